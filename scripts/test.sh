@@ -1,0 +1,48 @@
+#!/bin/bash
+# SPDX-License-Identifier: AGPL-3.0-or-later
+# The whole proof: types, style, TypeScript tests, Perl tests. Ends with "N passed, N failed".
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export REQUIRE_TOOLS=1
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
+passed=0
+failed=0
+
+step() { # name command...
+  local name=$1
+  shift
+  if "$@" > "$results/log" 2>&1; then
+    passed=$((passed + 1))
+    echo "ok      $name"
+  else
+    failed=$((failed + 1))
+    echo "FAILED  $name"
+    cat "$results/log"
+  fi
+}
+
+step "types" npx --no-install tsc --noEmit
+step "style" npx --no-install biome check .
+
+npx --no-install vitest run --reporter=default --reporter=json --outputFile.json="$results/vitest.json"
+vitest=$?
+if [ -s "$results/vitest.json" ]; then
+  read -r vp vf < <(node -e '
+    const r = JSON.parse(require("fs").readFileSync(process.argv[1], "utf8"));
+    // A file that cannot even load has no tests of its own, yet it failed.
+    const broken = r.testResults.filter((f) => f.status === "failed" && f.assertionResults.every((a) => a.status !== "failed")).length;
+    console.log(r.numPassedTests, r.numFailedTests + broken);' "$results/vitest.json")
+  passed=$((passed + vp))
+  failed=$((failed + vf))
+  [ "$vitest" -eq 0 ] || [ "$vf" -gt 0 ] || failed=$((failed + 1))
+else
+  failed=$((failed + 1))
+fi
+
+for t in perl-shim/t/*.t; do
+  step "$t" prove -T -I perl-shim -I fixtures/pve/lib "$t"
+done
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The system's own C libraries (libzstd, libxxhash), reached through koffi. Both are installed on
+// every Debian: dpkg and apt need them. Node 20 has no zstd, and its SHA-256 costs a core.
+import { createRequire } from "node:module";
+import type Koffi from "koffi";
+
+export type NativeLibrary = ReturnType<typeof Koffi.load>;
+
+let koffi: typeof Koffi | null | undefined;
+
+/** The koffi module, or undefined where its addon does not load. */
+export function loadKoffi(): typeof Koffi | undefined {
+  if (koffi === undefined) {
+    try {
+      koffi = createRequire(import.meta.url)("koffi") as typeof Koffi;
+    } catch {
+      koffi = null;
+    }
+  }
+  return koffi ?? undefined;
+}
+
+const libraries = new Map<string, NativeLibrary | undefined>();
+
+/** Loads `soname` ("libzstd.so.1") once; undefined where the library or koffi is missing. */
+export function loadNativeLibrary(soname: string): NativeLibrary | undefined {
+  if (!libraries.has(soname)) {
+    let library: NativeLibrary | undefined;
+    try {
+      library = loadKoffi()?.load(soname);
+    } catch {
+      library = undefined;
+    }
+    libraries.set(soname, library);
+  }
+  return libraries.get(soname);
+}

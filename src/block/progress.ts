@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The progress line that PVE's users know, at most one a second, every few seconds.
+import { formatBytes } from "../core/index.ts";
+
+/** What a copy has done so far, in bytes. */
+export interface CopyCounters {
+  /** What the copy will go through: the dirty ranges, or the whole disk. */
+  totalBytes: number;
+  /** Read, skipped as zero, or found to be zero. */
+  doneBytes: number;
+  readBytes: number;
+  /** Bytes added to the archive: after zero detection and compression. */
+  writtenBytes: number;
+  zeroBytes: number;
+}
+
+const FIRST_LINE_MS = 3_000;
+const LINE_EVERY_MS = 10_000;
+/** A new percent is news only if the last line is older than this. */
+const NEWS_MS = 3_000;
+
+/** Decides when a line is due and words it. The clock comes from outside: milliseconds, monotonic. */
+export class ProgressReporter {
+  readonly #label: string;
+  readonly #startMs: number;
+  #lastMs: number;
+  #lastPercent = -1;
+  #lastReadBytes = 0;
+  #lastWrittenBytes = 0;
+
+  constructor(label: string, nowMs: number) {
+    this.#label = label;
+    this.#startMs = nowMs;
+    this.#lastMs = nowMs;
+  }
+
+  /** A line if one is due now, else undefined. Never two within a second. */
+  update(counters: CopyCounters, nowMs: number): string | undefined {
+    const percent = percentOf(counters);
+    const sinceMs = nowMs - this.#lastMs;
+    const isFirst = this.#lastPercent < 0;
+    const isDue = isFirst
+      ? sinceMs >= FIRST_LINE_MS
+      : sinceMs >= LINE_EVERY_MS || (sinceMs >= NEWS_MS && percent !== this.#lastPercent);
+    if (!isDue) return undefined;
+    const line =
+      `${this.#label}: ${String(percent).padStart(3)}% ` +
+      `(${formatBytes(counters.doneBytes)} of ${formatBytes(counters.totalBytes)}) ` +
+      `in ${formatDuration(nowMs - this.#startMs)}, ` +
+      `zero: ${formatBytes(counters.zeroBytes)}, ` +
+      `read: ${rate(counters.readBytes - this.#lastReadBytes, sinceMs)}, ` +
+      `write: ${rate(counters.writtenBytes - this.#lastWrittenBytes, sinceMs)}`;
+    this.#lastMs = nowMs;
+    this.#lastPercent = percent;
+    this.#lastReadBytes = counters.readBytes;
+    this.#lastWrittenBytes = counters.writtenBytes;
+    return line;
+  }
+
+  /** The closing line: always said, with the averages of the whole copy. */
+  finish(counters: CopyCounters, nowMs: number): string {
+    const ms = Math.max(1, nowMs - this.#startMs);
+    return (
+      `${this.#label}: read ${formatBytes(counters.readBytes)} of ${formatBytes(counters.totalBytes)}, ` +
+      `zero ${formatBytes(counters.zeroBytes)}, wrote ${formatBytes(counters.writtenBytes)} ` +
+      `in ${formatDuration(ms)} (read ${rate(counters.readBytes, ms)}, write ${rate(counters.writtenBytes, ms)})`
+    );
+  }
+}
+
+/** 100 only when everything is done: a copy at 99.9 % is not finished. */
+function percentOf({ doneBytes, totalBytes }: CopyCounters): number {
+  return totalBytes === 0 ? 100 : Math.floor((doneBytes / totalBytes) * 100);
+}
+
+function rate(bytes: number, ms: number): string {
+  return `${formatBytes(Math.max(0, (bytes / Math.max(1, ms)) * 1000))}/s`;
+}
+
+/** "42s", "3m 7s", "2h 5m 9s". */
+function formatDuration(ms: number): string {
+  const seconds = Math.round(ms / 1000);
+  const parts: string[] = [];
+  if (seconds >= 3600) parts.push(`${Math.floor(seconds / 3600)}h`);
+  if (seconds >= 60) parts.push(`${Math.floor(seconds / 60) % 60}m`);
+  parts.push(`${seconds % 60}s`);
+  return parts.join(" ");
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Byte arithmetic shared by every format: alignment, u64 to number, sizes for people.
+
+export const KIB = 1024;
+export const MIB = 1024 * KIB;
+export const GIB = 1024 * MIB;
+export const TIB = 1024 * GIB;
+
+/** Largest multiple of `alignment` that is not above `value`. Plain numbers, exact to 2^53. */
+export function alignDown(value: number, alignment: number): number {
+  return value - (value % alignment);
+}
+
+/** Smallest multiple of `alignment` that is not below `value`. */
+export function alignUp(value: number, alignment: number): number {
+  return alignDown(value + alignment - 1, alignment);
+}
+
+/**
+ * Turns a u64 into a plain number.
+ *
+ * @param what names the field in the message, e.g. "L1 offset"
+ * @throws RangeError if the value is above 2^53 - 1
+ */
+export function toSafeNumber(value: bigint, what: string): number {
+  if (value < 0n || value > BigInt(Number.MAX_SAFE_INTEGER)) {
+    throw new RangeError(`Cannot use ${what} ${value}: it is not below 2^53`);
+  }
+  return Number(value);
+}
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"] as const;
+
+/** "1.5 GiB", in PVE's own manner: binary units, one decimal where it says something. */
+export function formatBytes(bytes: number): string {
+  let value = bytes;
+  let unit = 0;
+  while (value >= 1024 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit++;
+  }
+  const text = unit === 0 || value >= 100 ? value.toFixed(0) : value.toFixed(1);
+  return `${text} ${UNITS[unit]}`;
+}

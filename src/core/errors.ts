@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The errors this software raises on purpose. Everything else is a bug and surfaces as INTERNAL.
+
+/** Stable for programs: an RPC peer and the exit code table act on these. */
+export type ErrorCode =
+  | "CANCELLED"
+  | "ENVIRONMENT"
+  | "INVALID_PARAMS"
+  | "NOT_SUPPORTED"
+  | "PROTOCOL_VERSION"
+  | "NBD_PROTOCOL"
+  | "NBD_SERVER"
+  | "NBD_CONNECTION"
+  | "QCOW2_FORMAT"
+  | "STORE_UNAVAILABLE"
+  | "POINT_NOT_FOUND"
+  | "POINT_EXISTS"
+  | "POINT_DAMAGED"
+  | "BASE_UNUSABLE"
+  | "LOCKED"
+  | "CHILD_PROCESS";
+
+export interface HostErrorOptions {
+  cause?: unknown;
+  hint?: string;
+}
+
+/** Base of every error we raise on purpose. `message` is one line, fit for the PVE task log. */
+export abstract class HostError extends Error {
+  /** Stable for programs; `message` may change between releases. */
+  abstract readonly code: ErrorCode;
+  /** What the admin can do next, if we know it. */
+  readonly hint: string | undefined;
+
+  constructor(message: string, options: HostErrorOptions = {}) {
+    super(oneLine(message), "cause" in options ? { cause: options.cause } : undefined);
+    this.name = new.target.name;
+    this.hint = options.hint;
+  }
+}
+
+/** The caller asked for something that is wrong in itself: a bad name, an impossible value. */
+export class RequestError extends HostError {
+  override readonly code = "INVALID_PARAMS";
+}
+
+/** The request is sound, but this version does not do it. */
+export class UnsupportedError extends HostError {
+  override readonly code = "NOT_SUPPORTED";
+}
+
+/** The abort reason of every cancelled operation. */
+export class CancelledError extends HostError {
+  override readonly code = "CANCELLED";
+}
+
+/** A child process that could not be started, died, or did not answer. */
+export class ChildProcessError extends HostError {
+  override readonly code = "CHILD_PROCESS";
+}
+
+/** The operating system refused: a full disk, a missing path. Keeps `errno` ("ENOSPC"). */
+export class EnvironmentError extends HostError {
+  override readonly code = "ENVIRONMENT";
+  readonly errno: string | undefined;
+
+  constructor(message: string, options: HostErrorOptions & { errno?: string | undefined } = {}) {
+    super(message, options);
+    this.errno = options.errno ?? errnoOf(options.cause);
+  }
+}
+
+const ERRNO_SENTENCES: Readonly<Record<string, string>> = {
+  EACCES: "permission denied",
+  EDQUOT: "the disk quota is used up",
+  EEXIST: "it exists already",
+  EIO: "the disk reports an input/output error",
+  ENOENT: "no such file or directory",
+  ENOSPC: "no space left on the device",
+  ENOTDIR: "a part of the path is not a directory",
+  EPERM: "operation not permitted",
+  EROFS: "the file system is read-only",
+  ESTALE: "the network share lost this file (stale file handle)",
+  ETIMEDOUT: "it did not answer in time",
+};
+
+/** The errno name ("ENOSPC") of a Node system error, also through `cause`; undefined for others. */
+export function errnoOf(error: unknown): string | undefined {
+  for (let at = error, depth = 0; at instanceof Error && depth < 8; at = at.cause, depth++) {
+    if (at instanceof EnvironmentError && at.errno !== undefined) return at.errno;
+    const code: unknown = (at as NodeJS.ErrnoException).code;
+    if (typeof code === "string" && /^E[A-Z0-9]+$/.test(code) && "syscall" in at) return code;
+  }
+  return undefined;
+}
+
+/**
+ * Words a system error: `Cannot <act> "<path>": no space left on the device (ENOSPC)`.
+ * A `HostError` passes unchanged: the layer that raised it said it better.
+ */
+export function environmentError(act: string, path: string, cause: unknown): HostError {
+  if (cause instanceof HostError) return cause;
+  const errno = errnoOf(cause);
+  const state = errno === undefined ? messageOf(cause) : `${ERRNO_SENTENCES[errno] ?? "failed"} (${errno})`;
+  return new EnvironmentError(`Cannot ${act} ${JSON.stringify(path)}: ${state}`, { cause, errno });
+}
+
+/** Text of anything that was thrown. */
+export function messageOf(error: unknown): string {
+  return oneLine(error instanceof Error ? error.message : String(error));
+}
+
+/** Folds a text into one line, without control characters: task logs are line based. */
+export function oneLine(text: string): string {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is replaced
+  return text.trim().replace(/[\u0000-\u001f\u007f]+/g, " ");
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The contract between the bridge and a backup provider: the hooks of PVE's
+// PVE::BackupProvider::Plugin::Base in its order, with bytes as Buffers. The bridge knows only this.
+
+export type GuestType = "qemu" | "lxc";
+export type VmMechanism = "nbd" | "file-handle";
+export type BitmapMode = "none" | "new" | "reuse";
+export type LogLevel = "info" | "warn" | "err";
+/** Writes one line into the PVE task log. */
+export type LogFunction = (level: LogLevel, message: string) => void;
+
+/** What `initialize` told us about the storage and the node. */
+export interface ProviderContext {
+  /** Storage id of storage.cfg. */
+  readonly storeid: string;
+  /** The storage's section of storage.cfg; values as PVE parsed them. */
+  readonly scfg: Readonly<Record<string, unknown>>;
+  /** PVE node name. */
+  readonly nodename: string;
+  /** PVE::Storage::APIVER of the host. */
+  readonly apiver: number;
+  readonly log: LogFunction;
+}
+
+/** A volume as `backup_vm` gets it. */
+export interface VmVolume {
+  readonly size: number;
+  readonly bitmapMode: BitmapMode;
+  /** Unix socket of the NBD server; present with mechanism nbd. */
+  readonly nbdPath: string | undefined;
+  /** Present if a bitmap is used. */
+  readonly bitmapName: string | undefined;
+}
+
+export interface VmBackupInfo {
+  /** Bytes per second; 0 means no limit. */
+  readonly bandwidthLimit: number;
+  readonly firewallConfig: Buffer | undefined;
+}
+
+export interface ContainerBackupInfo {
+  readonly directory: string;
+  readonly sources: readonly string[];
+  readonly backupUserId: number;
+  readonly bandwidthLimit: number;
+  readonly firewallConfig: Buffer | undefined;
+}
+
+/** One row of a storage listing, as PVE wants it. */
+export interface VolumeEntry {
+  readonly volname: string;
+  readonly vmid: number;
+  readonly subtype: GuestType;
+  /** Unix time of the backup, from its name. */
+  readonly ctime: number;
+  /** What it occupies on the storage, in bytes; never 0, PVE takes 0 for "unknown". */
+  readonly size: number;
+  readonly format: "directory";
+  readonly notes?: string;
+  readonly protected: boolean;
+  /** Volume name of the base of an incremental backup. */
+  readonly parent?: string;
+}
+
+/** An attribute value as PVE passes it; undefined where the attribute is unknown. */
+export type AttributeValue = string | number | undefined;
+
+/** Every method may reject with a HostError; `signal` aborts with one as its reason. */
+export interface BackupProvider extends AsyncDisposable {
+  readonly name: string;
+
+  jobInit(startTime: number, jobSettings: Readonly<Record<string, unknown>>, signal: AbortSignal): Promise<void>;
+  jobCleanup(signal: AbortSignal): Promise<void>;
+  backupInit(vmid: number, vmtype: GuestType, startTime: number, signal: AbortSignal): Promise<{ archiveName: string }>;
+  backupCleanup(
+    vmid: number,
+    vmtype: GuestType | undefined,
+    success: boolean,
+    error: string | undefined,
+    signal: AbortSignal,
+  ): Promise<{ archiveSize: number }>;
+  backupGetMechanism(vmid: number, vmtype: GuestType): Promise<VmMechanism | "directory">;
+  /** Never rejects for reasons of its own: PVE ends the whole job if it does. */
+  backupHandleLogFile(vmid: number, filename: string): Promise<void>;
+  /** Devices that are missing from the result use no bitmap. */
+  backupVmQueryIncremental(
+    vmid: number,
+    volumes: ReadonlyMap<string, { readonly size: number }>,
+    signal: AbortSignal,
+  ): Promise<ReadonlyMap<string, "new" | "use">>;
+  backupVm(
+    vmid: number,
+    guestConfig: Buffer,
+    volumes: ReadonlyMap<string, VmVolume>,
+    info: VmBackupInfo,
+    signal: AbortSignal,
+  ): Promise<void>;
+  backupContainerPrepare(vmid: number, info: ContainerBackupInfo, signal: AbortSignal): Promise<void>;
+  backupContainer(
+    vmid: number,
+    guestConfig: Buffer,
+    excludePatterns: readonly string[],
+    info: ContainerBackupInfo,
+    signal: AbortSignal,
+  ): Promise<void>;
+
+  restoreGetMechanism(
+    volname: string,
+    signal: AbortSignal,
+  ): Promise<{ mechanism: "qemu-img" | "tar" | "directory"; vmtype: GuestType }>;
+  archiveGetGuestConfig(volname: string, signal: AbortSignal): Promise<Buffer>;
+  archiveGetFirewallConfig(volname: string, signal: AbortSignal): Promise<Buffer | undefined>;
+  restoreVmInit(volname: string, signal: AbortSignal): Promise<ReadonlyMap<string, { readonly size: number }>>;
+  restoreVmCleanup(volname: string, signal: AbortSignal): Promise<void>;
+  restoreVmVolumeInit(volname: string, deviceName: string, signal: AbortSignal): Promise<{ qemuImgPath: string }>;
+  restoreVmVolumeCleanup(volname: string, deviceName: string, signal: AbortSignal): Promise<void>;
+  restoreContainerInit(
+    volname: string,
+    signal: AbortSignal,
+  ): Promise<{ tarPath: string } | { archiveDirectory: string }>;
+  restoreContainerCleanup(volname: string, signal: AbortSignal): Promise<void>;
+
+  // The storage plugin's class methods that need to look into the store.
+  listVolumes(vmid: number | undefined, signal: AbortSignal): Promise<VolumeEntry[]>;
+  volumeInfo(
+    volname: string,
+    signal: AbortSignal,
+  ): Promise<{ size: number; used: number; format: "directory"; path: string; parent?: string }>;
+  getVolumeAttribute(volname: string, attribute: string, signal: AbortSignal): Promise<AttributeValue>;
+  /** @throws RequestError for an attribute it does not know */
+  updateVolumeAttribute(volname: string, attribute: string, value: AttributeValue, signal: AbortSignal): Promise<void>;
+  /** @throws UnsupportedError as long as points cannot be removed */
+  freeVolume(volname: string, signal: AbortSignal): Promise<void>;
+}
