@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// What a caller of the store acts on. Everything else is an EnvironmentError of core.
+import { HostError } from "../core/index.ts";
+
+/** The path is missing, is no folder, or does not answer. */
+export class StoreUnavailableError extends HostError {
+  override readonly code = "STORE_UNAVAILABLE";
+}
+
+/** No such point, or a folder that was never committed. */
+export class PointNotFoundError extends HostError {
+  override readonly code = "POINT_NOT_FOUND";
+}
+
+/** The name of the new point is taken: two backups of one guest in the same second. */
+export class PointExistsError extends HostError {
+  override readonly code = "POINT_EXISTS";
+}
+
+/** A point or a file of its chain is not what its manifest says. */
+export class PointDamagedError extends HostError {
+  override readonly code = "POINT_DAMAGED";
+}
+
+/** The base that was promised to a job may no longer be built on. */
+export class BaseUnusableError extends HostError {
+  override readonly code = "BASE_UNUSABLE";
+}
+
+/** Somebody else holds the lock, or took over ours. */
+export class LockedError extends HostError {
+  override readonly code = "LOCKED";
+}

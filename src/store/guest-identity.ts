@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Which incarnation of a guest a bitmap belongs to: its vmgenid, which PVE changes at every rollback,
+// and the QEMU process that holds the bitmap.
+import { join } from "node:path";
+import { type ProcessIdentity, readProcess } from "../host/index.ts";
+import { readSmallFile } from "./json.ts";
+import { checkVmid, UUID_PATTERN } from "./layout.ts";
+
+/** Absent parts are unknown, and unknown never matches. */
+export interface GuestIdentity {
+  /** Lower case. */
+  readonly vmgenid?: string;
+  readonly process?: ProcessIdentity;
+}
+
+const ZERO_UUID = "00000000-0000-0000-0000-000000000000";
+const MAX_GUEST_CONFIG_BYTES = 4 * 1024 * 1024;
+
+/**
+ * The guest's vmgenid. Only the top of the file counts: below the first `[section]` are snapshots
+ * and pending changes. "0" (switched off), "1" (to be made) and the zero UUID are none.
+ */
+export function parseVmgenid(config: Buffer): string | undefined {
+  let found: string | undefined;
+  for (const line of config.toString("latin1").split("\n")) {
+    if (line.startsWith("[")) break;
+    const match = /^vmgenid:\s*(\S+)\s*$/.exec(line);
+    if (match?.[1] !== undefined) found = match[1].toLowerCase();
+  }
+  return found !== undefined && UUID_PATTERN.test(found) && found !== ZERO_UUID ? found : undefined;
+}
+
+/** @param root prefix before /etc/pve and /run; empty on a real system */
+export async function readGuestIdentity(vmid: number, root: string): Promise<GuestIdentity> {
+  checkVmid(vmid);
+  const config = await readIfThere(join(root || "/", `etc/pve/qemu-server/${vmid}.conf`), MAX_GUEST_CONFIG_BYTES);
+  const vmgenid = config === undefined ? undefined : parseVmgenid(config);
+  const process = await readGuestProcess(vmid, root);
+  return { ...(vmgenid === undefined ? {} : { vmgenid }), ...(process === undefined ? {} : { process }) };
+}
+
+/** The QEMU process of a guest, by PVE's pid file; undefined where it does not run here. */
+export async function readGuestProcess(vmid: number, root: string): Promise<ProcessIdentity | undefined> {
+  const text = await readIfThere(join(root || "/", `run/qemu-server/${checkVmid(vmid)}.pid`), 64);
+  const pid = text === undefined ? Number.NaN : Number(text.toString("latin1").trim());
+  return Number.isSafeInteger(pid) && pid > 0 ? await readProcess(pid) : undefined;
+}
+
+/** Whatever the problem is: an identity that cannot be read is unknown, and the backup becomes a full one. */
+async function readIfThere(path: string, maxBytes: number): Promise<Buffer | undefined> {
+  return await readSmallFile(path, maxBytes).catch(() => undefined);
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The writer's lock of one guest. Whoever writes points, removes points or sweeps leftovers holds it.
+import { join } from "node:path";
+import { checkAvailable } from "./catalog.ts";
+import type { StoreContext } from "./context.ts";
+import { makeFolder } from "./durable.ts";
+import { GUEST_LOCK_FILE, guestFolder } from "./layout.ts";
+import { LockFile } from "./lock-file.ts";
+
+/** Held from the start of a backup to its commit. Disposing releases it. */
+export class GuestLock implements AsyncDisposable {
+  readonly vmid: number;
+  readonly #file: LockFile;
+
+  private constructor(vmid: number, file: LockFile) {
+    this.vmid = vmid;
+    this.#file = file;
+  }
+
+  /**
+   * Takes the lock or fails at once; only a lock that a dead host may have left is watched for a while.
+   *
+   * @throws LockedError naming the holder; StoreUnavailableError; EnvironmentError; the reason of `signal`
+   */
+  static async acquire(context: StoreContext, vmid: number, signal: AbortSignal): Promise<GuestLock> {
+    const folder = guestFolder(context.path, vmid);
+    await checkAvailable(context.path);
+    await makeFolder(folder);
+    const path = join(folder, GUEST_LOCK_FILE);
+    return new GuestLock(vmid, await LockFile.acquire(path, `guest ${vmid}`, context.timing, signal));
+  }
+
+  get path(): string {
+    return this.#file.path;
+  }
+
+  /** Aborts with a LockedError when somebody took the lock over or removed it. */
+  get lost(): AbortSignal {
+    return this.#file.lost;
+  }
+
+  /** @throws LockedError unless the share says that the lock is still ours */
+  async assertHeld(): Promise<void> {
+    await this.#file.assertHeld();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#file[Symbol.asyncDispose]();
+  }
+}

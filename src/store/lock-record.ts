@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// What stands in a lock file, and when its holder counts as dead.
+import { randomUUID } from "node:crypto";
+import { type FileHandle, open, rm } from "node:fs/promises";
+import { hostname } from "node:os";
+import { dirname, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { environmentError, errnoOf } from "../core/index.ts";
+import { isRunning, isSameProcess, type ProcessIdentity, readHostId, readProcess } from "../host/index.ts";
+import { FILE_MODE } from "./durable.ts";
+import { checkFormat, Fields, JsonProblem, openRegular, parseJson } from "./json.ts";
+import { TEMP_PREFIX, UUID_PATTERN } from "./layout.ts";
+
+export interface LockTiming {
+  /** How often a holder shows that it lives. */
+  readonly heartbeatMs: number;
+  /** A lock of another host may be broken when its file is older than this, by the server's clock... */
+  readonly staleMs: number;
+  /** ...and did not change while it was watched for this long. */
+  readonly observeMs: number;
+}
+
+export const LOCK_TIMING: LockTiming = { heartbeatMs: 10_000, staleMs: 120_000, observeMs: 25_000 };
+
+export interface LockRecord {
+  readonly uuid: string;
+  readonly hostId: string;
+  readonly hostname: string;
+  readonly process: ProcessIdentity;
+  /** The holder's wall clock, ISO 8601; for people only. */
+  readonly since: string;
+  readonly heartbeat: number;
+}
+
+/** A lock file as somebody else sees it. */
+export interface SeenLock {
+  /** Undefined where the content is unreadable: then only its age can tell. */
+  readonly record: LockRecord | undefined;
+  readonly mtimeMs: number;
+}
+
+const LOCK_FORMAT = "pve-backup-host-lock";
+const LOCK_VERSION = 1;
+/** Fixed, so that a heartbeat in place never leaves a mix of an old and a new length. */
+const LOCK_FILE_BYTES = 1024;
+const MAX_HOSTNAME_CHARS = 255;
+
+export async function createLockRecord(): Promise<LockRecord> {
+  const self = await readProcess(process.pid);
+  if (self === undefined) throw environmentError("read", `/proc/${process.pid}/stat`, new Error("it is not readable"));
+  return {
+    uuid: randomUUID(),
+    hostId: await readHostId(),
+    hostname: hostname().slice(0, MAX_HOSTNAME_CHARS),
+    process: self,
+    since: new Date().toISOString(),
+    heartbeat: 0,
+  };
+}
+
+/** JSON in one line, filled up with spaces. */
+export function encodeLockRecord(record: LockRecord): Buffer {
+  const text = JSON.stringify({ format: LOCK_FORMAT, version: LOCK_VERSION, ...record });
+  return Buffer.from(`${text.padEnd(LOCK_FILE_BYTES - 1)}\n`, "utf8");
+}
+
+/** Undefined for whatever is not a complete record. */
+export function decodeLockRecord(bytes: Buffer): LockRecord | undefined {
+  try {
+    const fields = new Fields(parseJson(bytes));
+    checkFormat(fields, LOCK_FORMAT, LOCK_VERSION);
+    const holder = fields.object("process");
+    return {
+      uuid: fields.text("uuid", UUID_PATTERN),
+      hostId: fields.text("hostId", /^[0-9a-f]{32}$/),
+      hostname: fields.text("hostname", /^[^\n]{0,255}$/),
+      process: {
+        bootId: holder.text("bootId", UUID_PATTERN),
+        pid: holder.count("pid"),
+        startTime: holder.text("startTime", /^[0-9]{1,20}$/),
+      },
+      since: fields.text("since", /^[0-9TZ:.-]{1,40}$/),
+      heartbeat: fields.count("heartbeat"),
+    };
+  } catch (error) {
+    if (error instanceof JsonProblem) return undefined;
+    throw error;
+  }
+}
+
+/** Reads a lock file; undefined if there is none (any more). */
+export async function readLock(path: string): Promise<SeenLock | undefined> {
+  try {
+    await using handle = await openRegular(path); // opening asks the server: no attribute cache in between
+    return await readLockFrom(handle);
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT" || errnoOf(error) === "ESTALE") return undefined;
+    if (error instanceof JsonProblem) return { record: undefined, mtimeMs: Number.POSITIVE_INFINITY };
+    throw environmentError("read", path, error);
+  }
+}
+
+/** The same for a lock file that is open already. */
+export async function readLockFrom(handle: FileHandle): Promise<SeenLock> {
+  const bytes = Buffer.alloc(LOCK_FILE_BYTES);
+  const { bytesRead } = await handle.read(bytes, 0, LOCK_FILE_BYTES, 0);
+  const { mtimeMs } = await handle.stat();
+  return { record: decodeLockRecord(bytes.subarray(0, bytesRead)), mtimeMs };
+}
+
+/** True if the holder was a process of this host that is gone: no clock is asked. */
+export async function isHolderDead({ record }: SeenLock): Promise<boolean> {
+  return record !== undefined && record.hostId === (await readHostId()) && !(await isRunning(record.process));
+}
+
+/**
+ * True if the lock may be broken. On this host only the process table decides; a lock of another host
+ * must be old by the server's clock and must not move while it is watched.
+ *
+ * @throws the abort reason of `signal`
+ */
+export async function isStale(path: string, seen: SeenLock, timing: LockTiming, signal: AbortSignal): Promise<boolean> {
+  if (seen.record !== undefined && seen.record.hostId === (await readHostId())) return await isHolderDead(seen);
+  if ((await readServerNowMs(dirname(path))) - seen.mtimeMs <= timing.staleMs) return false;
+  await sleep(timing.observeMs, undefined, { signal }).catch((error: unknown) => {
+    signal.throwIfAborted(); // the reason, not Node's own AbortError
+    throw error;
+  });
+  const again = await readLock(path);
+  return again !== undefined && isSameLock(seen, again) && again.mtimeMs === seen.mtimeMs;
+}
+
+/** The same holding, at the same heartbeat. */
+export function isSameLock(a: SeenLock, b: SeenLock): boolean {
+  if (a.record === undefined || b.record === undefined) return a.record === b.record && a.mtimeMs === b.mtimeMs;
+  return (
+    a.record.uuid === b.record.uuid &&
+    a.record.heartbeat === b.record.heartbeat &&
+    isSameProcess(a.record.process, b.record.process)
+  );
+}
+
+/** What the file server calls now: the mtime of a file it has just written. */
+export async function readServerNowMs(folder: string): Promise<number> {
+  const path = join(folder, `${TEMP_PREFIX}${randomUUID()}`);
+  try {
+    await using handle = await open(path, "wx", FILE_MODE);
+    await handle.write("now");
+    await handle.sync().catch(() => undefined);
+    return (await handle.stat()).mtimeMs;
+  } catch (error) {
+    throw environmentError("write", path, error);
+  } finally {
+    await rm(path, { force: true }).catch(() => undefined);
+  }
+}
+
+/** "process 4711 on pve1 since 2025-01-01T00:00:00.000Z". */
+export function describeHolder({ record }: SeenLock): string {
+  return record === undefined
+    ? "somebody unknown (its lock file is not readable)"
+    : `process ${record.process.pid} on ${record.hostname} since ${record.since}`;
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The store: a plain directory of points. This class joins the modules; each rule lives in one of them.
+import { isAbsolute, normalize } from "node:path";
+import { messageOf, orderedMap, RequestError } from "../core/index.ts";
+import { type Attributes, readAttributes, writeAttributes } from "./attributes.ts";
+import { type BaseDecision, type BaseQuestion, decideBase, recheckBase } from "./base.ts";
+import { type CatalogEntry, checkAvailable, listGuests, scanGuest } from "./catalog.ts";
+import { type ResolvedChain, resolveChain } from "./chain.ts";
+import { pointFolder, type StoreContext } from "./context.ts";
+import { type DurableIo, durableIo } from "./durable.ts";
+import { StoreUnavailableError } from "./errors.ts";
+import { GuestLock } from "./guest-lock.ts";
+import { checkVmid, type PointType, quote, STOREID_PATTERN, volnameOf } from "./layout.ts";
+import { LOCK_TIMING, type LockTiming } from "./lock-record.ts";
+import { keepFailedLog, storeLog } from "./logs.ts";
+import { openPoint, type Point } from "./point.ts";
+import { lockAttributes, lockChainShared, lockPointExclusive } from "./point-lock.ts";
+import { type BeginRequest, StagedPoint } from "./staged-point.ts";
+
+export interface StoreOptions {
+  /** Absolute path of the store's folder; it must exist. */
+  readonly path: string;
+  readonly storeid: string;
+  /** Prefix before /etc/pve, /run and /var/lib; empty on a real system. */
+  readonly root: string;
+  readonly nodename: string;
+  /** Takes one line about what is wrong and stops nobody: a damaged folder, a state file not written. */
+  readonly warn?: (message: string) => void;
+  readonly timing?: LockTiming;
+  /** For tests: how bytes become durable. */
+  readonly io?: DurableIo;
+}
+
+/** One row of a listing. */
+export interface PointEntry {
+  /** "<vmid>/<qemu|lxc>-<epoch>". */
+  readonly archive: string;
+  /** "backup/" and the archive name. */
+  readonly volname: string;
+  readonly vmid: number;
+  readonly type: PointType;
+  readonly epoch: number;
+  readonly kind: "complete" | "legacy";
+  /** What it takes on the disk, at least 1. */
+  readonly occupiedBytes: number;
+  /** Volume name of the base; undefined for full and for legacy points. */
+  readonly parent: string | undefined;
+  readonly uuid: string | undefined;
+  readonly sequence: number | undefined;
+  readonly storeid: string | undefined;
+  readonly notes: string | undefined;
+  readonly protected: boolean;
+}
+
+const OPEN_DEADLINE_MS = 10_000;
+const ROWS_IN_FLIGHT = 16;
+
+export class Store {
+  readonly #context: StoreContext;
+
+  private constructor(context: StoreContext) {
+    this.#context = context;
+  }
+
+  /** @throws StoreUnavailableError if the path is missing, no folder, or does not answer in time; RequestError */
+  static async open(options: StoreOptions): Promise<Store> {
+    const { path, storeid, root, nodename, warn = () => undefined, timing = LOCK_TIMING, io = durableIo } = options;
+    if (!isAbsolute(path)) throw new RequestError(`Cannot use storage path ${quote(path)}: an absolute path is wanted`);
+    if (!STOREID_PATTERN.test(storeid)) throw new RequestError(`Cannot use storage id ${quote(storeid)}`);
+    await withDeadline(path, checkAvailable(path));
+    return new Store({ path: normalize(path), storeid, root, nodename, io, timing, warn });
+  }
+
+  get path(): string {
+    return this.#context.path;
+  }
+
+  /**
+   * Complete and legacy points, of one guest or of all, by guest and name. Damaged folders are warned of.
+   *
+   * @throws StoreUnavailableError; the reason of `signal`
+   */
+  async listPoints(filter: { readonly vmid?: number | undefined }, signal: AbortSignal): Promise<PointEntry[]> {
+    const vmids = filter.vmid === undefined ? await listGuests(this.#context) : [checkVmid(filter.vmid)];
+    const rows: PointEntry[] = [];
+    for (const vmid of vmids) {
+      const entries = await this.#scanOrWarn(vmid, filter.vmid === undefined, signal);
+      for await (const row of orderedMap(entries, ROWS_IN_FLIGHT, (entry) => this.#row(entry))) {
+        signal.throwIfAborted();
+        if (row !== undefined) rows.push(row);
+      }
+    }
+    return rows;
+  }
+
+  /** @throws RequestError, PointNotFoundError, PointDamagedError, StoreUnavailableError */
+  async openPoint(archive: string, signal: AbortSignal): Promise<Point> {
+    signal.throwIfAborted();
+    return await openPoint(this.#context, archive);
+  }
+
+  /** @throws LockedError naming who holds it since when */
+  async lockGuest(vmid: number, signal: AbortSignal): Promise<GuestLock> {
+    return await GuestLock.acquire(this.#context, vmid, signal);
+  }
+
+  /** See StagedPoint.begin(). */
+  async beginPoint(request: BeginRequest): Promise<StagedPoint> {
+    return await StagedPoint.begin(this.#context, request);
+  }
+
+  /** See decideBase() in base.ts. */
+  async decideBase(question: BaseQuestion): Promise<BaseDecision> {
+    return await decideBase(this.#context, question);
+  }
+
+  /** @throws BaseUnusableError unless the base with `promisedUuid` is still the answer */
+  async recheckBase(question: BaseQuestion, promisedUuid: string | undefined): Promise<Point> {
+    return await recheckBase(this.#context, question, promisedUuid);
+  }
+
+  /** @throws PointDamagedError, PointNotFoundError */
+  async resolveChain(point: Point, device: string, signal: AbortSignal): Promise<ResolvedChain> {
+    return await resolveChain(this.#context, point, device, signal);
+  }
+
+  /** Readers' lock on every point in the chains of all devices. @throws LockedError, PointDamagedError */
+  async lockChainShared(point: Point, signal: AbortSignal): Promise<AsyncDisposable> {
+    return await lockChainShared(this.#context, point, signal);
+  }
+
+  /** Remover's lock on one point. @throws LockedError while anybody reads it */
+  async lockPointExclusive(point: Point, signal: AbortSignal): Promise<AsyncDisposable> {
+    return await lockPointExclusive(this.#context, point, signal);
+  }
+
+  async readAttributes(archive: string, signal: AbortSignal): Promise<Attributes> {
+    const point = await this.openPoint(archive, signal);
+    return await readAttributes(point.folder, this.#context.warn);
+  }
+
+  /** Changes the given attributes and keeps the others; notes of "" are removed. */
+  async updateAttributes(archive: string, change: Partial<Attributes>, signal: AbortSignal): Promise<void> {
+    const point = await this.openPoint(archive, signal);
+    await using _lock = await lockAttributes(this.#context, point, signal);
+    const { notes, ...rest } = { ...(await readAttributes(point.folder, this.#context.warn)), ...change };
+    const attributes = notes === undefined || notes === "" ? rest : { ...rest, notes };
+    await writeAttributes(point.folder, attributes, this.#context.io);
+  }
+
+  /** Copies a task log beside a point, bounded in size. */
+  async storeLog(point: Pick<Point, "folder">, path: string): Promise<void> {
+    await storeLog(this.#context, point, path);
+  }
+
+  /** Keeps the task log of a failed job, bounded in size, count and time. */
+  async keepFailedLog(
+    job: { readonly vmid: number; readonly type: PointType; readonly epoch: number },
+    path: string,
+  ): Promise<void> {
+    await keepFailedLog(this.#context, job, path);
+  }
+
+  async #scanOrWarn(vmid: number, isOneOfMany: boolean, signal: AbortSignal): Promise<CatalogEntry[]> {
+    try {
+      return await scanGuest(this.#context, vmid, signal);
+    } catch (error) {
+      signal.throwIfAborted();
+      if (!isOneOfMany || error instanceof StoreUnavailableError) throw error;
+      this.#context.warn(messageOf(error));
+      return [];
+    }
+  }
+
+  async #row(entry: CatalogEntry): Promise<PointEntry | undefined> {
+    const { archive, vmid, type, epoch, folderName } = entry.name;
+    if (entry.kind === "damaged") {
+      this.#context.warn(`Cannot list "${volnameOf(archive)}": ${entry.reason}`);
+      return undefined;
+    }
+    const attributes = await readAttributes(pointFolder(this.#context, vmid, folderName), this.#context.warn);
+    const manifest = entry.kind === "complete" ? entry.manifest : undefined;
+    const base = manifest?.devices.find((device) => device.base !== undefined)?.base;
+    return {
+      archive,
+      volname: volnameOf(archive),
+      vmid,
+      type,
+      epoch,
+      kind: entry.kind,
+      occupiedBytes: entry.occupiedBytes,
+      parent: base === undefined ? undefined : volnameOf(`${vmid}/${base.folder}`),
+      uuid: manifest?.uuid,
+      sequence: manifest?.sequence,
+      storeid: manifest?.storeid,
+      notes: attributes.notes,
+      protected: attributes.protected,
+    };
+  }
+}
+
+/** A hung network share blocks a thread for ever; the caller hears of it after a while. */
+async function withDeadline(path: string, work: Promise<void>): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  const deadline = new Promise<never>((_resolve, reject) => {
+    timer = setTimeout(() => {
+      const seconds = OPEN_DEADLINE_MS / 1000;
+      reject(new StoreUnavailableError(`Cannot use storage path "${path}": it did not answer within ${seconds} s`));
+    }, OPEN_DEADLINE_MS);
+  });
+  try {
+    await Promise.race([work, deadline]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

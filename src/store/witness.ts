@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The witness: a record outside the store that names the last point committed for a guest through
+// one storage id. The bitmap knows what changed since *that* point, whatever the disk at the path says.
+import { mkdir, rm, stat } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { environmentError, errnoOf, messageOf } from "../core/index.ts";
+import { type DurableIo, FOLDER_MODE } from "./durable.ts";
+import type { GuestIdentity } from "./guest-identity.ts";
+import { checkFormat, Fields, formatJson, JsonProblem, parseJson, readSmallFile } from "./json.ts";
+import { checkVmid, STOREID_PATTERN, UUID_PATTERN } from "./layout.ts";
+import { parseGuestIdentity } from "./manifest.ts";
+
+export interface WitnessRecord {
+  readonly storeid: string;
+  readonly vmid: number;
+  /** UUID of the last point whose commit is known to have ended. */
+  readonly settled?: string;
+  /** UUID of a point whose commit began; nobody knows how it ended. */
+  readonly inFlight?: string;
+  readonly guest: GuestIdentity;
+  /** Folders beside the points that were no complete points of ours at that commit. */
+  readonly foreign: readonly string[];
+}
+
+/** What was found: nothing, a record, or a file that cannot be understood. */
+export type WitnessState =
+  | { readonly kind: "none" }
+  | { readonly kind: "damaged"; readonly reason: string }
+  | { readonly kind: "record"; readonly record: WitnessRecord };
+
+const WITNESS_FORMAT = "pve-backup-host-witness";
+const WITNESS_VERSION = 1;
+const MAX_WITNESS_BYTES = 256 * 1024;
+const MAX_FOREIGN = 5000;
+const CLUSTER_FOLDER = "etc/pve/priv";
+const LOCAL_FOLDER = "var/lib/pve-backup-host";
+const CLUSTER_SUBFOLDER = "pve-backup-host";
+
+/** One guest's record, opened where this host keeps it. */
+export class Witness {
+  readonly path: string;
+  readonly #io: DurableIo;
+  readonly #storeid: string;
+  readonly #vmid: number;
+
+  private constructor(path: string, storeid: string, vmid: number, io: DurableIo) {
+    this.path = path;
+    this.#storeid = storeid;
+    this.#vmid = vmid;
+    this.#io = io;
+  }
+
+  /**
+   * Cluster-wide where /etc/pve/priv exists. Only whether it exists counts, not whether it can be
+   * written now: a cluster without quorum must not make us fall back to an older, local record.
+   */
+  static async locate(root: string, storeid: string, vmid: number, io: DurableIo): Promise<Witness> {
+    const cluster = join(root || "/", CLUSTER_FOLDER);
+    const isCluster = await stat(cluster).then(
+      (found) => found.isDirectory(),
+      () => false,
+    );
+    const base = isCluster ? join(cluster, CLUSTER_SUBFOLDER) : join(root || "/", LOCAL_FOLDER);
+    return new Witness(join(base, storeid, `${checkVmid(vmid)}.json`), storeid, vmid, io);
+  }
+
+  /** @throws EnvironmentError if the file is there and cannot be read */
+  async read(): Promise<WitnessState> {
+    const bytes = await this.readBytes();
+    return bytes === undefined ? { kind: "none" } : this.#decode(bytes);
+  }
+
+  /** The file as it is, to put it back; undefined if there is none. */
+  async readBytes(): Promise<Buffer | undefined> {
+    try {
+      return await readSmallFile(this.path, MAX_WITNESS_BYTES);
+    } catch (error) {
+      if (errnoOf(error) === "ENOENT") return undefined;
+      if (error instanceof JsonProblem) return Buffer.alloc(0); // no file of ours: damaged, and replaced
+      throw environmentError("read", this.path, error);
+    }
+  }
+
+  async write(record: Omit<WitnessRecord, "storeid" | "vmid">): Promise<void> {
+    await this.#makeFolders();
+    const value = { storeid: this.#storeid, vmid: this.#vmid, ...record };
+    await this.#io.replaceFile(this.path, formatJson({ format: WITNESS_FORMAT, version: WITNESS_VERSION, ...value }));
+  }
+
+  /** Undoes write(): `bytes` is what readBytes() gave before. */
+  async restore(bytes: Buffer | undefined): Promise<void> {
+    if (bytes === undefined) await rm(this.path, { force: true });
+    else await this.#io.replaceFile(this.path, bytes);
+  }
+
+  #decode(bytes: Buffer): WitnessState {
+    try {
+      const record = parseWitness(bytes);
+      if (record.storeid !== this.#storeid || record.vmid !== this.#vmid) {
+        throw new JsonProblem("it belongs to another guest or storage");
+      }
+      return { kind: "record", record };
+    } catch (error) {
+      if (error instanceof JsonProblem) return { kind: "damaged", reason: messageOf(error) };
+      throw error;
+    }
+  }
+
+  async #makeFolders(): Promise<void> {
+    const folder = dirname(this.path);
+    try {
+      await mkdir(folder, { recursive: true, mode: FOLDER_MODE });
+    } catch (error) {
+      throw environmentError("create", folder, error);
+    }
+  }
+}
+
+/** @throws JsonProblem */
+export function parseWitness(bytes: Buffer): WitnessRecord {
+  const fields = new Fields(parseJson(bytes));
+  checkFormat(fields, WITNESS_FORMAT, WITNESS_VERSION);
+  const settled = fields.optionalText("settled", UUID_PATTERN);
+  const inFlight = fields.optionalText("inFlight", UUID_PATTERN);
+  const foreign = fields.list("foreign", MAX_FOREIGN).map((name) => {
+    if (typeof name !== "string") throw fields.problem("foreign", "holds something that is no name");
+    return name;
+  });
+  return {
+    storeid: fields.text("storeid", STOREID_PATTERN),
+    vmid: fields.count("vmid", 999_999_999),
+    ...(settled === undefined ? {} : { settled }),
+    ...(inFlight === undefined ? {} : { inFlight }),
+    guest: parseGuestIdentity(fields.object("guest")),
+    foreign,
+  };
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// A store in a temporary folder, and backups made without a guest: images are a header written by hand.
+import { createHash, randomUUID } from "node:crypto";
+import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { DurableIo } from "../../../src/store/durable.ts";
+import {
+  deviceFileName,
+  type GuestIdentity,
+  type LockTiming,
+  type Point,
+  type ProcessIdentity,
+  type StagedDevice,
+  type StagedPoint,
+  Store,
+} from "../../../src/store/index.ts";
+
+export const MIB = 1024 * 1024;
+export const NEVER = new AbortController().signal;
+export const VMGENID = "11111111-2222-3333-4444-555555555555";
+export const FAST_TIMING: LockTiming = { heartbeatMs: 20, staleMs: 400, observeMs: 120 };
+
+export interface Lab extends AsyncDisposable {
+  readonly path: string;
+  readonly root: string;
+  readonly warnings: string[];
+  open(options?: { storeid?: string; io?: DurableIo; path?: string; timing?: LockTiming }): Promise<Store>;
+  /** Path of the witness of a guest through "bk". */
+  witnessPath(vmid: number): string;
+}
+
+export async function createLab(isCluster = true): Promise<Lab> {
+  const base = await mkdtemp(join(tmpdir(), "pbh-store-"));
+  const path = join(base, "store");
+  const root = join(base, "root");
+  await mkdir(path);
+  await mkdir(join(root, isCluster ? "etc/pve/priv" : "etc"), { recursive: true });
+  const warnings: string[] = [];
+  return {
+    path,
+    root,
+    warnings,
+    open: async (options = {}) =>
+      await Store.open({
+        path,
+        storeid: "bk",
+        root,
+        nodename: "pve1",
+        warn: (line) => void warnings.push(line),
+        timing: FAST_TIMING,
+        ...options,
+      }),
+    witnessPath: (vmid) =>
+      join(root, isCluster ? "etc/pve/priv/pve-backup-host" : "var/lib/pve-backup-host", "bk", `${vmid}.json`),
+    [Symbol.asyncDispose]: async () => await rm(base, { recursive: true, force: true }),
+  };
+}
+
+/** A qcow2 image without data, field by field. Source: QEMU docs/interop/qcow2, "Header". */
+export function imageBytes(virtualBytes: number, backing?: string, format = "qcow2"): Buffer {
+  const bytes = Buffer.alloc(4 * 65536);
+  bytes.write("QFI\xfb", 0, "latin1"); // magic
+  bytes.writeUInt32BE(3, 4); // version
+  bytes.writeUInt32BE(16, 20); // cluster_bits: 64 KiB
+  bytes.writeBigUInt64BE(BigInt(virtualBytes), 24); // size
+  bytes.writeUInt32BE(Math.max(1, Math.ceil(virtualBytes / (512 * MIB))), 36); // l1_size
+  bytes.writeBigUInt64BE(65536n, 40); // l1_table_offset
+  bytes.writeBigUInt64BE(131072n, 48); // refcount_table_offset
+  bytes.writeUInt32BE(1, 56); // refcount_table_clusters
+  bytes.writeUInt32BE(4, 96); // refcount_order: 16 bits
+  bytes.writeUInt32BE(104, 100); // header_length
+  if (backing === undefined) return bytes;
+  bytes.writeUInt32BE(0xe2792aca, 104); // extension: backing file format name
+  bytes.writeUInt32BE(format.length, 108);
+  bytes.write(format, 112);
+  bytes.writeBigUInt64BE(136n, 8); // backing_file_offset, behind the end-of-extensions entry
+  bytes.writeUInt32BE(Buffer.byteLength(backing), 16); // backing_file_size
+  bytes.write(backing, 136);
+  return bytes;
+}
+
+export interface BackupPlan {
+  vmid?: number;
+  epoch: number;
+  /** Virtual size by device. */
+  devices?: Readonly<Record<string, number>>;
+  base?: Point;
+  /** null: a config without vmgenid. */
+  vmgenid?: string | null;
+  process?: ProcessIdentity;
+}
+
+/** Writes what a job writes into the staging folder, and returns what it reports. */
+export async function fillStaged(staged: StagedPoint, plan: BackupPlan): Promise<StagedDevice[]> {
+  const vmgenid = plan.vmgenid === null ? "" : `vmgenid: ${plan.vmgenid ?? VMGENID}\n`;
+  await staged.writeFile("guest.conf", Buffer.from(`memory: 512\n${vmgenid}\xff\n`, "latin1"));
+  const devices: StagedDevice[] = [];
+  for (const [name, virtualBytes] of Object.entries(plan.devices ?? { "drive-scsi0": 64 * MIB })) {
+    const base = plan.base?.devices.has(name) === true ? plan.base : undefined;
+    const bytes = imageBytes(
+      virtualBytes,
+      base === undefined ? undefined : `../${base.folderName}/${deviceFileName(name)}`,
+    );
+    bytes.write(randomUUID(), 3 * 65536); // no two images are alike
+    await writeFile(staged.pathOf(deviceFileName(name)), bytes);
+    devices.push({
+      name,
+      virtualBytes,
+      ...(base === undefined ? {} : { base }),
+      reason: base === undefined ? "first backup" : "",
+      compression: "none",
+      readBytes: 0,
+      writtenBytes: bytes.length,
+      zeroBytes: 0,
+      fileBytes: bytes.length,
+      digest: { algorithm: "sha256", value: createHash("sha256").update(bytes).digest("hex") },
+    });
+  }
+  return devices;
+}
+
+/** A whole backup: lock, stage, commit, unlock. */
+export async function backup(store: Store, plan: BackupPlan): Promise<Point> {
+  await using lock = await store.lockGuest(plan.vmid ?? 100, NEVER);
+  await using staged = await store.beginPoint({ lock, type: "qemu", epoch: plan.epoch, signal: NEVER });
+  const devices = await fillStaged(staged, plan);
+  return await staged.commit({ devices, process: plan.process }, NEVER);
+}
+
+/** decideBase() for the guest as backup() makes it. */
+export async function decide(
+  store: Store,
+  change: { device?: string; sizeBytes?: number; guest?: GuestIdentity; vmid?: number } = {},
+): Promise<string> {
+  const answer = await store.decideBase({
+    vmid: 100,
+    device: "drive-scsi0",
+    sizeBytes: 64 * MIB,
+    guest: { vmgenid: VMGENID },
+    signal: NEVER,
+    ...change,
+  });
+  return answer.usable ? `use ${answer.base.archive}` : answer.reason;
+}
+
+/** A folder as the upstream example leaves it. */
+export async function makeLegacy(
+  lab: Lab,
+  folder: string,
+  disks: Readonly<Record<string, Buffer>>,
+  mapped: readonly string[] = Object.keys(disks),
+): Promise<string> {
+  const path = join(lab.path, "100", folder);
+  await mkdir(path, { recursive: true });
+  const map = mapped.map((name) => `#qmdump#map:${name.replace("drive-", "")}:${name}:local-lvm:raw:\n`).join("");
+  await writeFile(join(path, "guest.conf"), `memory: 512\n${map}`);
+  await writeFile(join(path, "firewall.conf"), "[OPTIONS]\n");
+  for (const [name, bytes] of Object.entries(disks)) await writeFile(join(path, `${name}.qcow2`), bytes);
+  return path;
+}
+
+export async function readJson(path: string): Promise<Record<string, unknown>> {
+  return JSON.parse(await readFile(path, "utf8")) as Record<string, unknown>;
+}
+
+/** Reads a JSON file, changes it, writes it back: what an accident or an attacker does. */
+export async function editJson(path: string, edit: (value: Record<string, unknown>) => void): Promise<void> {
+  const value = await readJson(path);
+  edit(value);
+  await writeFile(path, JSON.stringify(value));
+}

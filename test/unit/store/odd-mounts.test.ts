@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Stores on file systems that are read-only or full. Needs root for the mounts.
+import { execFileSync } from "node:child_process";
+import { readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { describe, expect, it, type TestContext } from "vitest";
+import { errnoOf } from "../../../src/core/index.ts";
+import { requireTool } from "../../support/tools.ts";
+import { backup, createLab, decide, type Lab, NEVER } from "./lab.ts";
+
+/** Mounts over the store until disposed; skips the test where mounting is not allowed. */
+function mountStore(context: TestContext, lab: Lab, ...args: string[]): Disposable {
+  requireTool(context, "mount", "umount");
+  try {
+    execFileSync("mount", [...args, lab.path], { stdio: "pipe" });
+  } catch (error) {
+    if (process.env.REQUIRE_TOOLS === "1") throw error;
+    context.skip("needs to mount, which is not allowed here");
+  }
+  return { [Symbol.dispose]: () => void execFileSync("umount", ["--lazy", lab.path]) };
+}
+
+describe("a store mounted read-only", () => {
+  it("can be listed and read, and refuses backups in one clear sentence", async (context) => {
+    await using lab = await createLab();
+    const store = await lab.open();
+    const base = await backup(store, { epoch: 1000 });
+    await backup(store, { epoch: 2000, base });
+    using _mount = mountStore(context, lab, "--bind", lab.path);
+    execFileSync("mount", ["-o", "remount,ro,bind", lab.path]);
+    expect(await store.listPoints({}, NEVER)).toHaveLength(2);
+    const point = await store.openPoint("100/qemu-2000", NEVER);
+    await using _readers = await store.lockChainShared(point, NEVER);
+    expect((await point.guestConfig()).length).toBeGreaterThan(0);
+    await expect(store.lockGuest(100, NEVER)).rejects.toThrow(/the file system is read-only \(EROFS\)/);
+    await expect(store.updateAttributes("100/qemu-2000", { notes: "n" }, NEVER)).rejects.toThrow(/EROFS/);
+  });
+});
+
+describe("a store that is full", () => {
+  it("fails the backup in one clear sentence and leaves the last one as the base", async (context) => {
+    await using lab = await createLab();
+    using _mount = mountStore(context, lab, "-t", "tmpfs", "-o", "size=2m", "tmpfs");
+    const store = await lab.open();
+    await backup(store, { epoch: 1000 });
+    const witness = await readFile(lab.witnessPath(100));
+    await using lock = await store.lockGuest(100, NEVER);
+    {
+      await using staged = await store.beginPoint({ lock, type: "qemu", epoch: 2000, signal: NEVER });
+      await expect(writeFile(staged.pathOf("filler.bin"), Buffer.alloc(3 * 1024 * 1024, 1))).rejects.toThrow(/ENOSPC/);
+      const error = await staged.writeFile("guest.conf", Buffer.alloc(65536, 65)).catch((thrown: unknown) => thrown);
+      expect(String(error)).toMatch(/Cannot write ".*guest\.conf": no space left on the device \(ENOSPC\)$/);
+      expect(errnoOf(error)).toBe("ENOSPC");
+      await rm(staged.pathOf("guest.conf"), { force: true });
+      await expect(staged.commit({ devices: [] }, NEVER)).rejects.toThrow(/guest\.conf/);
+    }
+    expect(await readFile(lab.witnessPath(100))).toEqual(witness);
+    expect((await readdir(join(lab.path, "100"))).sort()).toEqual([".lock", "qemu-1000", "state.json"]);
+    expect(await decide(store)).toBe("use 100/qemu-1000");
+  });
+});
