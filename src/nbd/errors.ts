@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The three ways an NBD conversation fails: the server lies, the server refuses, the line is gone.
+
+import { HostError, type HostErrorOptions } from "../core/index.ts";
+
+const SERVER_BUG_HINT = "This is likely to be a bug in the NBD server";
+
+/** The server sent what the protocol does not allow. Never worth a retry. */
+export class NbdProtocolError extends HostError {
+  override readonly code = "NBD_PROTOCOL";
+
+  constructor(message: string, options: HostErrorOptions = {}) {
+    super(message, { hint: SERVER_BUG_HINT, ...options });
+  }
+}
+
+/** The server understood and refused. The connection stays usable, except while it is opened. */
+export class NbdServerError extends HostError {
+  override readonly code = "NBD_SERVER";
+  /**
+   * Name of the refusal: a POSIX name for commands ("EINVAL", "ENOSPC"; "ERRNO_<n>" for a number
+   * the protocol does not define), the spec's name for options ("NBD_REP_ERR_UNKNOWN").
+   */
+  readonly errno: string;
+
+  constructor(message: string, options: HostErrorOptions & { errno: string }) {
+    super(message, options);
+    this.errno = options.errno;
+  }
+}
+
+/** No connection, or it was lost, or the server hangs. Every pending command fails with the same one. */
+export class NbdConnectionError extends HostError {
+  override readonly code = "NBD_CONNECTION";
+  /** Name of the system error that caused it, e.g. "ECONNREFUSED". */
+  readonly errno: string | undefined;
+
+  constructor(message: string, options: HostErrorOptions & { errno?: string | undefined } = {}) {
+    super(message, options);
+    this.errno = options.errno;
+  }
+}
