@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// A backing chain as explicit QEMU nodes. QEMU then opens these files and no other: names in the headers are
+// not followed, and no file name is parsed as a protocol or an option.
+import { realpath } from "node:fs/promises";
+import path from "node:path";
+import { environmentError } from "../core/index.ts";
+
+/** Longer chains are refused: every image costs an open file and a share of the command line. */
+export const MAX_CHAIN_LENGTH = 2_000;
+
+/** A node of QEMU's block layer, in QMP's JSON form. */
+export interface BlockdevNode {
+  readonly driver: string;
+  readonly "node-name"?: string;
+  readonly "read-only": true;
+  readonly filename?: string;
+  readonly file?: string | BlockdevNode;
+  readonly backing?: string | null | BlockdevNode;
+}
+
+/** Name of the node that carries the content of the whole chain. */
+export const TOP_NODE = "image-0";
+
+/** A chain as names relative to a folder, which QEMU must have as its working directory. */
+export interface RelativeChain {
+  readonly cwd: string;
+  readonly names: readonly string[];
+}
+
+/**
+ * Names the images as seen from the folder of the first.
+ *
+ * That is how the headers of our images name their backing files ("../qemu-1700000000/drive-scsi0.qcow2"). Where
+ * node and header agree, QEMU takes the file's name for the node's; where not, it composes a JSON name of the
+ * whole rest of the chain at every step, and opening 300 images takes 15 s instead of 0.2 s.
+ *
+ * @throws EnvironmentError if a folder of the chain does not exist
+ */
+export async function relateChain(chain: readonly string[]): Promise<RelativeChain> {
+  let cwd: string | undefined;
+  const names: string[] = [];
+  for (const image of chain) {
+    let folder: string;
+    try {
+      folder = await realpath(path.dirname(image)); // ".." of a working directory is the real parent
+    } catch (cause) {
+      throw environmentError("open", image, cause);
+    }
+    cwd ??= folder;
+    names.push(path.relative(cwd, path.join(folder, path.basename(image))));
+  }
+  return { cwd: cwd ?? "/", names };
+}
+
+/**
+ * The chain as a list for --blockdev, in the order QEMU must open them: the base first.
+ *
+ * @param chain names of qcow2 files, top first, at least one
+ */
+export function planChainNodes(chain: readonly string[]): BlockdevNode[] {
+  const nodes: BlockdevNode[] = [];
+  for (let index = chain.length - 1; index >= 0; index--) {
+    const isBase = index === chain.length - 1;
+    nodes.push({ driver: "file", "node-name": `file-${index}`, filename: chain[index] as string, "read-only": true });
+    nodes.push({
+      driver: "qcow2",
+      "node-name": `image-${index}`,
+      file: `file-${index}`,
+      backing: isBase ? null : `image-${index + 1}`,
+      "read-only": true,
+    });
+  }
+  return nodes;
+}
+
+/** The same chain as one nested node, for tools that take a single "json:" file name. */
+export function planNestedChain(chain: readonly string[]): BlockdevNode {
+  let node: BlockdevNode | null = null;
+  for (let index = chain.length - 1; index >= 0; index--) {
+    const file: BlockdevNode = { driver: "file", filename: chain[index] as string, "read-only": true };
+    node = { driver: "qcow2", file, backing: node, "read-only": true };
+  }
+  if (node === null) throw new TypeError("planNestedChain() needs at least one image");
+  return node;
+}

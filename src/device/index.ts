@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+export { openRawView, type RawView, type RawViewMechanism, type RawViewOptions } from "./raw-view.ts";
+export { sweepRawViews } from "./sweep.ts";

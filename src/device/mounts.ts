@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// What is mounted below a folder, and how it goes away. Asks the kernel's table, never the mounted file:
+// a stat() of a FUSE file whose server hangs would block a thread of Node.
+import { execFile } from "node:child_process";
+import { readFile } from "node:fs/promises";
+import path from "node:path";
+import { promisify } from "node:util";
+import { ChildProcessError } from "../core/index.ts";
+
+const UNMOUNT_TIMEOUT_MS = 5_000;
+
+const run = promisify(execFile);
+
+/** Mount points that are `folder` or lie below it, deepest first. */
+export async function mountsBelow(folder: string): Promise<string[]> {
+  const mounts = parseMountPoints(await readFile("/proc/self/mountinfo", "utf8"));
+  return mounts.filter((point) => point === folder || point.startsWith(`${folder}/`)).reverse();
+}
+
+/** Mount points in the order of mounting. Source: proc(5), /proc/pid/mountinfo, field 5. */
+export function parseMountPoints(mountinfo: string): string[] {
+  const points: string[] = [];
+  for (const line of mountinfo.split("\n")) {
+    const point = line.split(" ")[4];
+    if (point !== undefined) points.push(unescapeOctal(point));
+  }
+  return points;
+}
+
+/**
+ * Unmounts everything below `folder`; lazily where a plain unmount is refused or does not come back.
+ *
+ * @throws ChildProcessError if a mount is still there afterwards
+ */
+export async function unmountBelow(folder: string): Promise<void> {
+  const absolute = path.resolve(folder);
+  let problem: unknown;
+  for (const point of await mountsBelow(absolute)) {
+    problem = await tryCommands([
+      ["fusermount3", "-u", point],
+      ["umount", "-l", point],
+    ]);
+  }
+  const left = await mountsBelow(absolute);
+  if (left.length > 0) {
+    throw new ChildProcessError(`Cannot unmount ${JSON.stringify(left[0])}: it is still mounted`, { cause: problem });
+  }
+}
+
+/** Runs the commands until one succeeds; the error of the last one if none does. */
+async function tryCommands(commands: ReadonlyArray<readonly [string, ...string[]]>): Promise<unknown> {
+  let problem: unknown;
+  for (const [command, ...args] of commands) {
+    try {
+      await run(command, args, { timeout: UNMOUNT_TIMEOUT_MS, killSignal: "SIGKILL" });
+      return undefined;
+    } catch (error) {
+      problem = error;
+    }
+  }
+  return problem;
+}
+
+/** The kernel writes space, tab, newline and backslash as three octal digits. */
+function unescapeOctal(text: string): string {
+  return text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)));
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The other way to a raw file, for a QEMU without FUSE: nbdfuse before a qemu-nbd.
+import { access } from "node:fs/promises";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { ChildProcessError } from "../core/index.ts";
+import { planNestedChain } from "./chain-node.ts";
+import type { ServeOptions } from "./fuse-export.ts";
+import { ToolProcess } from "./tool-process.ts";
+
+const SOCKET_TIMEOUT_MS = 30_000;
+const POLL_MS = 10;
+
+export async function startNbdfuse({ chain, file, folder, stack, signal }: ServeOptions): Promise<ToolProcess[]> {
+  const socket = path.join(folder.path, "nbd");
+  const image = `json:${JSON.stringify(planNestedChain(chain.names))}`;
+  const nbdArgs = ["--read-only", "--persistent", "--shared=0", "--socket", socket, image];
+  const server = stack.use(await ToolProcess.start("qemu-nbd", nbdArgs, chain.cwd));
+  await folder.addChild(server);
+  const deadline = performance.now() + SOCKET_TIMEOUT_MS;
+  while (!(await exists(socket))) {
+    signal.throwIfAborted();
+    if (server.hasExited)
+      throw new ChildProcessError(`Cannot serve ${JSON.stringify(chain.names[0])}: qemu-nbd ${server.describeExit()}`);
+    if (performance.now() > deadline) {
+      throw new ChildProcessError(`Cannot serve ${JSON.stringify(chain.names[0])}: qemu-nbd does not answer`);
+    }
+    await sleep(POLL_MS);
+  }
+  // Disposed in reverse: nbdfuse lets go of the mount first.
+  const mount = stack.use(await ToolProcess.start("nbdfuse", ["--readonly", file, "--unix", socket], chain.cwd));
+  await folder.addChild(mount);
+  return [server, mount];
+}
+
+async function exists(file: string): Promise<boolean> {
+  return access(file).then(
+    () => true,
+    () => false,
+  );
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// owner.json in the folder of a raw view: whose it is and which processes serve it, for whoever sweeps up later.
+import { readFile, rename, writeFile } from "node:fs/promises";
+import path from "node:path";
+import type { ProcessIdentity } from "../host/index.ts";
+
+const OWNER_FILE = "owner.json";
+const MAX_CHILDREN = 8;
+
+export interface OwnerRecord {
+  readonly owner: ProcessIdentity;
+  readonly children: readonly ProcessIdentity[];
+}
+
+export async function writeOwnerRecord(folder: string, record: OwnerRecord): Promise<void> {
+  const target = path.join(folder, OWNER_FILE);
+  await writeFile(`${target}.new`, `${JSON.stringify(record)}\n`, { mode: 0o600 });
+  await rename(`${target}.new`, target);
+}
+
+/** undefined where there is no record, or none that can be understood. */
+export async function readOwnerRecord(folder: string): Promise<OwnerRecord | undefined> {
+  let value: unknown;
+  try {
+    value = JSON.parse(await readFile(path.join(folder, OWNER_FILE), "utf8"));
+  } catch {
+    return undefined;
+  }
+  if (!isRecord(value) || !isIdentity(value.owner)) return undefined;
+  const children = Array.isArray(value.children) ? value.children.slice(0, MAX_CHILDREN).filter(isIdentity) : [];
+  return { owner: value.owner, children };
+}
+
+function isIdentity(value: unknown): value is ProcessIdentity {
+  return (
+    isRecord(value) &&
+    typeof value.bootId === "string" &&
+    typeof value.startTime === "string" &&
+    Number.isSafeInteger(value.pid) &&
+    Number(value.pid) > 1
+  );
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null;
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Clears away what raw views of dead processes left behind: servers, mounts, folders.
+import { readdir } from "node:fs/promises";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { environmentError, errnoOf } from "../core/index.ts";
+import { isRunning, type ProcessIdentity, readProcess } from "../host/index.ts";
+import { readOwnerRecord } from "./owner-record.ts";
+import { removeViewFolder, VIEW_FOLDER } from "./view-folder.ts";
+
+const TERM_TIMEOUT_MS = 2_000;
+const POLL_MS = 20;
+
+/**
+ * Removes every view below `runDir` whose owner is dead; views of living processes stay.
+ * Does all it can before it reports the first failure. A missing `runDir` is nothing to do.
+ *
+ * @throws ChildProcessError if a stale mount cannot be removed; EnvironmentError if the folder cannot be read
+ */
+export async function sweepRawViews(runDir: string): Promise<void> {
+  const absolute = path.resolve(runDir);
+  let names: string[];
+  try {
+    names = await readdir(absolute);
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return;
+    throw environmentError("read the folder", absolute, error);
+  }
+  let failed = false;
+  let first: unknown;
+  for (const name of names) {
+    try {
+      await sweepOne(absolute, name);
+    } catch (error) {
+      if (!failed) first = error;
+      failed = true;
+    }
+  }
+  if (failed) throw first;
+}
+
+async function sweepOne(runDir: string, name: string): Promise<void> {
+  const pid = VIEW_FOLDER.exec(name)?.[1];
+  if (pid === undefined) return; // not ours
+  const folder = path.join(runDir, name);
+  const record = await readOwnerRecord(folder);
+  // Without a record it is being made right now, or its maker died between two steps.
+  const isOwned = record === undefined ? (await readProcess(Number(pid))) !== undefined : await isRunning(record.owner);
+  if (isOwned) return;
+  for (const child of record?.children ?? []) await endProcess(child);
+  await removeViewFolder(folder);
+}
+
+async function endProcess(identity: ProcessIdentity): Promise<void> {
+  for (const signal of ["SIGTERM", "SIGKILL"] as const) {
+    if (!(await isRunning(identity))) return;
+    try {
+      process.kill(identity.pid, signal);
+    } catch (error) {
+      if (errnoOf(error) !== "ESRCH") throw error;
+    }
+    const endMs = performance.now() + TERM_TIMEOUT_MS;
+    while (performance.now() < endMs && (await isRunning(identity))) await sleep(POLL_MS);
+  }
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The private folder of one raw view: restore-<pid>-<n>, with its owner's record.
+import { mkdir, rm } from "node:fs/promises";
+import path from "node:path";
+import { EnvironmentError, environmentError, errnoOf } from "../core/index.ts";
+import { type ProcessIdentity, readProcess } from "../host/index.ts";
+import { unmountBelow } from "./mounts.ts";
+import { writeOwnerRecord } from "./owner-record.ts";
+import type { ToolProcess } from "./tool-process.ts";
+
+const MAX_FOLDERS = 10_000;
+
+export const VIEW_FOLDER = /^restore-([1-9][0-9]{0,9})-([0-9]{1,5})$/;
+
+export class ViewFolder implements AsyncDisposable {
+  readonly path: string;
+  readonly #owner: ProcessIdentity;
+  readonly #children: ProcessIdentity[] = [];
+
+  private constructor(folder: string, owner: ProcessIdentity) {
+    this.path = folder;
+    this.#owner = owner;
+  }
+
+  /** @throws EnvironmentError if `runDir` cannot be written */
+  static async create(runDir: string): Promise<ViewFolder> {
+    const absolute = path.resolve(runDir);
+    try {
+      await mkdir(absolute, { recursive: true, mode: 0o700 });
+      const owner = await readProcess(process.pid);
+      if (owner === undefined) throw new EnvironmentError(`Cannot read "/proc/${process.pid}/stat": is /proc mounted?`);
+      const folder = new ViewFolder(await makeFreeFolder(absolute), owner);
+      await writeOwnerRecord(folder.path, { owner, children: [] });
+      return folder;
+    } catch (error) {
+      throw environmentError("prepare a folder below", absolute, error);
+    }
+  }
+
+  /** Notes a process that serves this folder, so that a sweep can end it. */
+  async addChild(child: ToolProcess): Promise<void> {
+    const identity = await readProcess(child.pid);
+    if (identity === undefined) return; // gone already; whoever waits for it says so
+    this.#children.push(identity);
+    await writeOwnerRecord(this.path, { owner: this.#owner, children: this.#children });
+  }
+
+  /** Unmounts what is left in it and removes it. @throws ChildProcessError if a mount stays */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await removeViewFolder(this.path);
+  }
+}
+
+/** Never deletes through a mount: what cannot be unmounted keeps its folder. */
+export async function removeViewFolder(folder: string): Promise<void> {
+  await unmountBelow(folder);
+  await rm(folder, { recursive: true, force: true });
+}
+
+async function makeFreeFolder(runDir: string): Promise<string> {
+  for (let n = 0; n < MAX_FOLDERS; n++) {
+    const folder = path.join(runDir, `restore-${process.pid}-${n}`);
+    try {
+      await mkdir(folder, { mode: 0o700 });
+      return folder;
+    } catch (error) {
+      if (errnoOf(error) !== "EEXIST") throw error;
+    }
+  }
+  throw new EnvironmentError(`Cannot prepare a folder below ${JSON.stringify(runDir)}: ${MAX_FOLDERS} are in use`);
+}

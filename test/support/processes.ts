@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Finds processes by what only this test can have written into their command line.
+import { readdir, readFile } from "node:fs/promises";
+
+/** Pids of living processes, not this one, whose arguments contain `text`. */
+export async function processesNaming(text: string): Promise<number[]> {
+  const pids: number[] = [];
+  for (const entry of await readdir("/proc")) {
+    if (!/^[0-9]+$/.test(entry) || Number(entry) === process.pid) continue;
+    const command = await readFile(`/proc/${entry}/cmdline`, "utf8").catch(() => "");
+    if (command.includes(text)) pids.push(Number(entry));
+  }
+  return pids;
+}
