@@ -3,6 +3,7 @@ import { defineConfig } from "vitest/config";
 
 export default defineConfig({
   test: {
+    globalSetup: ["test/support/build-worker.ts"],
     include: ["test/**/*.test.ts"],
     exclude: ["test/bench/**"],
     testTimeout: 30_000,

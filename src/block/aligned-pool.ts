@@ -3,6 +3,7 @@
 //
 // A shared WebAssembly.Memory is the one page-aligned memory that Node hands out. It is never grown:
 // growing would empty every view of it.
+import { setMaxListeners } from "node:events";
 import { CancelledError } from "../core/index.ts";
 
 const WASM_PAGE_BYTES = 64 * 1024;
@@ -68,6 +69,7 @@ export class AlignedPool {
         signal.removeEventListener("abort", onAbort);
         resolve(index);
       };
+      setMaxListeners(0, signal); // many waiters are no leak: each one leaves
       signal.addEventListener("abort", onAbort, { once: true });
       this.#waiting.push(give);
     });

@@ -4,5 +4,6 @@ export * from "./digest.ts";
 export * from "./extents.ts";
 export * from "./native-library.ts";
 export * from "./progress.ts";
+export * from "./read-plan.ts";
 export * from "./throttle.ts";
 export * from "./zero.ts";

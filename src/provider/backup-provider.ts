@@ -9,6 +9,25 @@ export type LogLevel = "info" | "warn" | "err";
 /** Writes one line into the PVE task log. */
 export type LogFunction = (level: LogLevel, message: string) => void;
 
+/** Half-open range in bytes. */
+export interface Range {
+  readonly offset: number;
+  readonly length: number;
+}
+
+export interface DirtyRegions {
+  /** In ascending order. */
+  readonly regions: readonly Range[];
+  /** True when no region follows. */
+  readonly done: boolean;
+}
+
+/** What only the Perl side can do with the devices of `backup_vm` that are handed over as file handles. */
+export interface FileHandleCalls {
+  nextDirtyRegions(device: string, max: number, signal: AbortSignal): Promise<DirtyRegions>;
+  deallocate(device: string, ranges: readonly Range[], signal: AbortSignal): Promise<void>;
+}
+
 /** What `initialize` told us about the storage and the node. */
 export interface ProviderContext {
   /** Storage id of storage.cfg. */
@@ -20,6 +39,8 @@ export interface ProviderContext {
   /** PVE::Storage::APIVER of the host. */
   readonly apiver: number;
   readonly log: LogFunction;
+  /** Present where a Perl side listens; they only answer while a `backup_vm` runs. */
+  readonly fileHandles?: FileHandleCalls;
 }
 
 /** A volume as `backup_vm` gets it. */

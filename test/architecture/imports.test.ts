@@ -9,12 +9,13 @@ const root = path.resolve(import.meta.dirname, "../..");
 const ALLOWED: Readonly<Record<string, readonly string[]>> = {
   core: [],
   block: ["core"],
+  host: ["core"],
   nbd: ["core", "block"],
   qcow2: ["core", "block"],
   archive: ["core", "block"],
-  device: ["core", "block"],
-  store: ["core", "block", "qcow2"],
-  provider: ["core", "block", "nbd", "qcow2", "archive", "device", "store"],
+  device: ["core", "block", "host"],
+  store: ["core", "block", "host", "qcow2"],
+  provider: ["core", "block", "host", "nbd", "qcow2", "archive", "device", "store"],
   bridge: ["core", "provider"],
   cli: ["core", "store", "provider", "qcow2", "archive"],
 };
