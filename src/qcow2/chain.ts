@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// A disk as the guest saw it: an image over its backing images, each given by path. What a header
+// names is never opened.
+import { CleanupStack, RequestError } from "../core/index.ts";
+import { Qcow2FormatError } from "./errors.ts";
+import type { Qcow2Header } from "./header.ts";
+import { Qcow2Image } from "./image.ts";
+
+/** Longer chains are a mistake of somebody: every image costs a file handle and its L1 table. */
+export const MAX_CHAIN_IMAGES = 1024;
+
+export class Qcow2Chain implements AsyncDisposable {
+  readonly #images: readonly Qcow2Image[];
+  readonly #owned: CleanupStack;
+
+  private constructor(images: readonly Qcow2Image[], owned: CleanupStack) {
+    this.#images = images;
+    this.#owned = owned;
+  }
+
+  /**
+   * Opens a chain, the top image first, the base last.
+   *
+   * @throws Qcow2FormatError if an image is unsound or comes twice, if one that is not the last has no
+   *   backing file or a format other than qcow2 for it, or if the last one has a backing file;
+   *   EnvironmentError if one cannot be read
+   */
+  static async open(paths: readonly string[], signal: AbortSignal): Promise<Qcow2Chain> {
+    if (paths.length === 0 || paths.length > MAX_CHAIN_IMAGES) {
+      throw new RequestError(`Cannot open a chain of ${paths.length} images: 1 to ${MAX_CHAIN_IMAGES} are wanted`);
+    }
+    await using owned = new CleanupStack();
+    const images: Qcow2Image[] = [];
+    const seen = new Set<string>();
+    for (const [index, path] of paths.entries()) {
+      signal.throwIfAborted();
+      const image = owned.use(await Qcow2Image.open(path));
+      const { dev, ino } = await image.file.handle.stat({ bigint: true });
+      if (seen.has(`${dev}:${ino}`)) throw new Qcow2FormatError(`Cannot open chain: "${path}" comes twice in it`);
+      seen.add(`${dev}:${ino}`);
+      checkLink(path, image.header, index === paths.length - 1);
+      images.push(image);
+    }
+    return new Qcow2Chain(images, owned.move());
+  }
+
+  /** Size of the disk: that of the top image. */
+  get virtualBytes(): number {
+    return this.#images[0]?.header.virtualBytes ?? 0;
+  }
+
+  /** Headers, top first. */
+  get headers(): readonly Qcow2Header[] {
+    return this.#images.map((image) => image.header);
+  }
+
+  /**
+   * Fills `target` with the guest's bytes from `guestOffset` on. Beyond the end of the disk, and of a
+   * backing image that is smaller, there are zeroes.
+   *
+   * @throws Qcow2FormatError if a table or a compressed cluster is damaged, EnvironmentError if reading fails
+   */
+  async read(guestOffset: number, target: Buffer, signal: AbortSignal): Promise<void> {
+    await this.#read(0, guestOffset, target, signal);
+  }
+
+  async #read(depth: number, offset: number, target: Buffer, signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
+    const image = this.#images[depth];
+    const virtualBytes = image?.header.virtualBytes ?? 0;
+    const inside = Math.max(0, Math.min(target.length, virtualBytes - offset));
+    target.fill(0, inside);
+    if (image === undefined || inside === 0) return;
+    for await (const run of image.runs(offset, inside, signal)) {
+      const part = target.subarray(run.offset - offset, run.offset - offset + run.length);
+      if (run.entry.kind === "unallocated") await this.#read(depth + 1, run.offset, part, signal);
+      else if (run.entry.kind === "zero") part.fill(0);
+      else await image.readRun(run, part);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#owned[Symbol.asyncDispose]();
+  }
+}
+
+/** A missing image would read as zeroes: the header must agree on whether there is one below. */
+function checkLink(path: string, { backing }: Qcow2Header, isLast: boolean): void {
+  if (isLast && backing !== undefined) {
+    throw new Qcow2FormatError(
+      `Cannot open chain: "${path}" is its last image but has a backing file "${backing.file}"`,
+    );
+  }
+  if (!isLast && backing === undefined) {
+    throw new Qcow2FormatError(`Cannot open chain: "${path}" has no backing file, but is not its last image`);
+  }
+  if (backing?.format !== undefined && backing.format !== "qcow2") {
+    throw new Qcow2FormatError(`Cannot open chain: "${path}" has a backing file of format "${backing.format}"`);
+  }
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The refcounts that an image records, read block by block, a bounded number of them in memory.
+
+import type { ErrorList } from "./check-report.ts";
+import { TABLE_ENTRY_BYTES } from "./constants.ts";
+import { Qcow2FormatError } from "./errors.ts";
+import { type ImageFile, readExactly } from "./file-io.ts";
+import type { Qcow2Header } from "./header.ts";
+import { decodeRefcount, decodeRefcountTableEntry } from "./tables.ts";
+
+const CACHE_BYTES = 4 * 1024 * 1024;
+const MIN_CACHED_BLOCKS = 2;
+
+export class RecordedRefcounts {
+  /** Host offset of each block; 0 where there is none. */
+  readonly blockOffsets: readonly number[];
+  readonly clustersPerBlock: number;
+  readonly #file: ImageFile;
+  readonly #header: Qcow2Header;
+  readonly #blocks = new Map<number, Buffer>();
+
+  private constructor(file: ImageFile, header: Qcow2Header, blockOffsets: readonly number[]) {
+    this.#file = file;
+    this.#header = header;
+    this.blockOffsets = blockOffsets;
+    this.clustersPerBlock = (header.clusterBytes * 8) / 2 ** header.refcountOrder;
+  }
+
+  /** Reads the refcount table (at most 8 MiB); unusable entries go to `errors` and count as absent. */
+  static async open(file: ImageFile, header: Qcow2Header, errors: ErrorList): Promise<RecordedRefcounts> {
+    const { clusterBytes } = header;
+    const table = Buffer.alloc(header.refcountTableClusters * clusterBytes);
+    await readExactly(file, table, header.refcountTableOffset);
+    const offsets: number[] = [];
+    for (let at = 0; at < table.length; at += TABLE_ENTRY_BYTES) {
+      offsets.push(blockOffset(table.readBigUInt64BE(at), at / TABLE_ENTRY_BYTES, file, clusterBytes, errors));
+    }
+    return new RecordedRefcounts(file, header, offsets);
+  }
+
+  /** The block that counts `cluster`, or undefined where nothing is counted. */
+  async block(cluster: number): Promise<Buffer | undefined> {
+    const index = Math.floor(cluster / this.clustersPerBlock);
+    const cached = this.#blocks.get(index);
+    if (cached !== undefined) return cached;
+    const offset = this.blockOffsets[index] ?? 0;
+    if (offset === 0) return undefined;
+    const { clusterBytes } = this.#header;
+    const block = Buffer.alloc(clusterBytes);
+    await readExactly(this.#file, block, offset);
+    this.#blocks.set(index, block);
+    const limit = Math.max(MIN_CACHED_BLOCKS, Math.floor(CACHE_BYTES / clusterBytes));
+    for (const oldest of this.#blocks.keys()) {
+      if (this.#blocks.size <= limit) break;
+      this.#blocks.delete(oldest);
+    }
+    return block;
+  }
+
+  /** The refcount of `cluster` in its block. */
+  count(block: Buffer | undefined, cluster: number): number {
+    return block === undefined ? 0 : decodeRefcount(block, cluster % this.clustersPerBlock, this.#header.refcountOrder);
+  }
+}
+
+function blockOffset(entry: bigint, index: number, file: ImageFile, clusterBytes: number, errors: ErrorList): number {
+  try {
+    const offset = decodeRefcountTableEntry(entry, clusterBytes);
+    if (offset + clusterBytes <= file.fileBytes) return offset;
+    errors.add(`refcount block ${index} at ${offset} is outside the file of ${file.fileBytes} bytes`);
+  } catch (error) {
+    if (!(error instanceof Qcow2FormatError)) throw error;
+    errors.add(`refcount block ${index}: ${error.message}`);
+  }
+  return 0;
+}

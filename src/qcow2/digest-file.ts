@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The digest of an image on disk, in the writer's order: from byte 65536 to the end, then the head.
+import { type Digest, type DigestAlgorithm, tryCreateDigester } from "../block/index.ts";
+import { MIB, UnsupportedError } from "../core/index.ts";
+import { HEAD_BYTES } from "./constants.ts";
+import { openImageFile, readUpTo } from "./file-io.ts";
+
+/**
+ * Digests a file of any kind: `(tail -c +65537 F; head -c 65536 F) | xxhsum -H2` prints the same.
+ *
+ * @param onProgress called with the bytes read so far
+ * @throws UnsupportedError if this system lacks the algorithm, EnvironmentError if reading fails
+ */
+export async function digestQcow2File(
+  path: string,
+  algorithm: DigestAlgorithm,
+  signal: AbortSignal,
+  onProgress?: (doneBytes: number) => void,
+): Promise<Digest> {
+  const digester = tryCreateDigester(algorithm);
+  if (digester === undefined) {
+    throw new UnsupportedError(`Cannot verify "${path}": this system has no ${algorithm}`, {
+      hint: "install the package libxxhash0",
+    });
+  }
+  await using file = await openImageFile(path);
+  const buffer = Buffer.alloc(MIB);
+  for (let at = HEAD_BYTES; ; ) {
+    signal.throwIfAborted();
+    const got = await readUpTo(file, buffer, at);
+    if (got === 0) break;
+    digester.update(buffer.subarray(0, got));
+    at += got;
+    onProgress?.(at - HEAD_BYTES);
+  }
+  const head = buffer.subarray(0, HEAD_BYTES);
+  digester.update(head.subarray(0, await readUpTo(file, head, 0)));
+  return digester.finish();
+}
+
+/** True if the file's digest is `expected`; throws as digestQcow2File() does. */
+export async function verifyDigest(path: string, expected: Digest, signal: AbortSignal): Promise<boolean> {
+  const actual = await digestQcow2File(path, expected.algorithm, signal);
+  return actual.value === expected.value;
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Reads and writes that finish what the kernel left short, and the one way images are opened.
+import { constants } from "node:fs";
+import { type FileHandle, open } from "node:fs/promises";
+import { environmentError } from "../core/index.ts";
+import { Qcow2FormatError } from "./errors.ts";
+
+/** An image open for reading; `path` is for messages. */
+export interface ImageFile extends AsyncDisposable {
+  readonly path: string;
+  readonly handle: FileHandle;
+  readonly fileBytes: number;
+}
+
+/**
+ * Opens a regular file for reading. Nothing that blocks (a FIFO) or is no file is waited for.
+ *
+ * @throws EnvironmentError if it cannot be opened, Qcow2FormatError if it is no regular file
+ */
+export async function openImageFile(path: string): Promise<ImageFile> {
+  let handle: FileHandle;
+  try {
+    handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+  } catch (error) {
+    throw environmentError("open", path, error);
+  }
+  try {
+    const stat = await handle.stat();
+    if (!stat.isFile()) throw new Qcow2FormatError(`Cannot open "${path}": it is no regular file`);
+    return { path, handle, fileBytes: stat.size, [Symbol.asyncDispose]: () => handle.close() };
+  } catch (error) {
+    await handle.close();
+    throw environmentError("open", path, error);
+  }
+}
+
+/**
+ * Fills `target` from `offset` on.
+ *
+ * @throws Qcow2FormatError if the file ends before, EnvironmentError if reading fails
+ */
+export async function readExactly(file: ImageFile, target: Buffer, offset: number): Promise<void> {
+  const got = await readUpTo(file, target, offset);
+  if (got < target.length) {
+    throw new Qcow2FormatError(
+      `Cannot read "${file.path}": it ends at byte ${offset + got}, ${target.length} bytes from ${offset} on are wanted`,
+    );
+  }
+}
+
+/** As readExactly(), but ends at the end of the file. Returns the number of bytes read. */
+export async function readUpTo(file: ImageFile, target: Buffer, offset: number): Promise<number> {
+  let done = 0;
+  try {
+    while (done < target.length) {
+      const { bytesRead } = await file.handle.read(target, done, target.length - done, offset + done);
+      if (bytesRead === 0) break;
+      done += bytesRead;
+    }
+  } catch (error) {
+    throw environmentError("read", file.path, error);
+  }
+  return done;
+}
+
+/** Writes all of `bytes` at `offset`; throws Node's own error. */
+export async function writeFully(handle: FileHandle, bytes: Buffer, offset: number): Promise<void> {
+  for (let done = 0; done < bytes.length; ) {
+    const { bytesWritten } = await handle.write(bytes, done, bytes.length - done, offset + done);
+    done += bytesWritten;
+  }
+}

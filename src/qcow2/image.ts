@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// One image, open for reading: its header, its L1 table, and where each guest cluster lives.
+import { alignDown } from "../core/index.ts";
+import { TABLE_ENTRY_BYTES } from "./constants.ts";
+import { decompressCluster } from "./decompress.ts";
+import { Qcow2FormatError } from "./errors.ts";
+import { type ImageFile, openImageFile, readExactly, readUpTo } from "./file-io.ts";
+import type { Qcow2Header } from "./header.ts";
+import { readHeaderOf } from "./read-header.ts";
+import { decodeL1Entry, decodeL2Entry, type L2Entry, l2CoverageBytes } from "./tables.ts";
+
+/** L2 tables of one image that stay in memory, in bytes. */
+const L2_CACHE_BYTES = 1024 * 1024;
+const MIN_CACHED_TABLES = 2;
+
+/** A guest range of one kind: for data, contiguous in the file; for a compressed one, within its cluster. */
+export interface ImageRun {
+  readonly offset: number;
+  readonly length: number;
+  readonly entry: L2Entry;
+}
+
+export class Qcow2Image implements AsyncDisposable {
+  readonly header: Qcow2Header;
+  readonly file: ImageFile;
+  readonly #l1: Buffer;
+  readonly #l2Bytes: number;
+  /** In order of use: the first is the oldest. */
+  readonly #tables = new Map<number, Buffer>();
+  readonly #maxTables: number;
+  #lastCluster: { readonly hostOffset: number; readonly bytes: Buffer } | undefined;
+
+  private constructor(file: ImageFile, header: Qcow2Header, l1: Buffer) {
+    this.file = file;
+    this.header = header;
+    this.#l1 = l1;
+    this.#l2Bytes = l2CoverageBytes(header.clusterBytes);
+    this.#maxTables = Math.max(MIN_CACHED_TABLES, Math.floor(L2_CACHE_BYTES / header.clusterBytes));
+  }
+
+  /** @throws EnvironmentError if the file cannot be read, Qcow2FormatError if it is not a sound plain image */
+  static async open(path: string): Promise<Qcow2Image> {
+    const file = await openImageFile(path);
+    try {
+      const header = await readHeaderOf(file);
+      const entries = Math.ceil(header.virtualBytes / l2CoverageBytes(header.clusterBytes));
+      const l1 = Buffer.alloc(entries * TABLE_ENTRY_BYTES);
+      await readExactly(file, l1, header.l1Offset);
+      return new Qcow2Image(file, header, l1);
+    } catch (error) {
+      await file[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  /** Cuts [offset, offset + length), which must be within the disk, into runs of one kind. */
+  async *runs(offset: number, length: number, signal: AbortSignal): AsyncGenerator<ImageRun, void, undefined> {
+    const end = offset + length;
+    const { clusterBytes } = this.header;
+    let held: ImageRun | undefined;
+    for (let at = offset; at < end; ) {
+      const entry = await this.#entry(at, signal);
+      const next = Math.min(end, alignDown(at, clusterBytes) + clusterBytes);
+      if (held !== undefined && continues(held, entry, clusterBytes)) {
+        held = { offset: held.offset, length: next - held.offset, entry: held.entry };
+      } else {
+        if (held !== undefined) yield held;
+        held = { offset: at, length: next - at, entry };
+      }
+      at = next;
+    }
+    if (held !== undefined) yield held;
+  }
+
+  /** Fills `target` with the data of a run: kind "data" or "compressed". */
+  async readRun(run: ImageRun, target: Buffer): Promise<void> {
+    const within = run.offset % this.header.clusterBytes;
+    if (run.entry.kind === "data") {
+      await readExactly(this.file, target, run.entry.hostOffset + within);
+    } else if (run.entry.kind === "compressed") {
+      const cluster = await this.#decompress(run.entry.hostOffset, run.entry.length);
+      cluster.copy(target, 0, within, within + target.length);
+    }
+  }
+
+  async #decompress(hostOffset: number, length: number): Promise<Buffer> {
+    const last = this.#lastCluster;
+    if (last?.hostOffset === hostOffset) return last.bytes;
+    const stream = Buffer.alloc(length);
+    // QEMU may end the file with the stream, before the end of its last sector.
+    const got = await readUpTo(this.file, stream, hostOffset);
+    const bytes = Buffer.alloc(this.header.clusterBytes);
+    try {
+      decompressCluster(this.header.compression, stream.subarray(0, got), bytes);
+    } catch (error) {
+      if (!(error instanceof Qcow2FormatError)) throw error;
+      throw new Qcow2FormatError(`Cannot read "${this.file.path}" at byte ${hostOffset}: ${error.message}`, {
+        cause: error,
+      });
+    }
+    this.#lastCluster = { hostOffset, bytes };
+    return bytes;
+  }
+
+  async #entry(guestOffset: number, signal: AbortSignal): Promise<L2Entry> {
+    const index = Math.floor(guestOffset / this.#l2Bytes);
+    const table = this.#tables.get(index) ?? (await this.#loadTable(index, signal));
+    if (table === undefined) return { kind: "unallocated" };
+    const { clusterBytes } = this.header;
+    const at = Math.floor((guestOffset % this.#l2Bytes) / clusterBytes) * TABLE_ENTRY_BYTES;
+    return decodeL2Entry(table.readBigUInt64BE(at), clusterBytes);
+  }
+
+  async #loadTable(index: number, signal: AbortSignal): Promise<Buffer | undefined> {
+    signal.throwIfAborted();
+    const { clusterBytes } = this.header;
+    const { l2Offset } = decodeL1Entry(this.#l1.readBigUInt64BE(index * TABLE_ENTRY_BYTES), clusterBytes);
+    if (l2Offset === 0) return undefined;
+    const table = Buffer.alloc(clusterBytes);
+    await readExactly(this.file, table, l2Offset);
+    this.#tables.set(index, table);
+    for (const oldest of this.#tables.keys()) {
+      if (this.#tables.size <= this.#maxTables) break;
+      this.#tables.delete(oldest);
+    }
+    return table;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.file[Symbol.asyncDispose]();
+  }
+}
+
+/** True if `entry`, of the cluster right behind `run`, makes it longer. */
+function continues(run: ImageRun, entry: L2Entry, clusterBytes: number): boolean {
+  if (run.entry.kind !== entry.kind || entry.kind === "compressed") return false;
+  if (entry.kind !== "data" || run.entry.kind !== "data") return true;
+  const start = alignDown(run.offset, clusterBytes);
+  return run.entry.hostOffset + (run.offset + run.length - start) === entry.hostOffset;
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+import { alignUp, RequestError } from "../core/index.ts";
+import { DEFAULT_CLUSTER_BITS, MAX_L1_BYTES, MIN_CLUSTER_BITS, SECTOR_BYTES, TABLE_ENTRY_BYTES } from "./constants.ts";
+import { encodeQcow2Header } from "./header.ts";
+import type { ImageShape } from "./table-builder.ts";
+import { l2CoverageBytes } from "./tables.ts";
+import type { Qcow2WriterOptions } from "./writer.ts";
+
+/**
+ * What the header of a new image will say.
+ *
+ * @throws RequestError if the cluster size is not ours, or the disk is too large for it;
+ *   Qcow2FormatError if the backing name does not fit
+ */
+export function planShape(
+  options: Pick<Qcow2WriterOptions, "virtualBytes" | "clusterBits" | "backing" | "compression">,
+): ImageShape {
+  const clusterBits = options.clusterBits ?? DEFAULT_CLUSTER_BITS;
+  if (!Number.isInteger(clusterBits) || clusterBits < MIN_CLUSTER_BITS || clusterBits > DEFAULT_CLUSTER_BITS) {
+    throw new RequestError(`Cannot write clusters of ${clusterBits} bits: 9 to ${DEFAULT_CLUSTER_BITS} are wanted`);
+  }
+  const maxBytes = (MAX_L1_BYTES / TABLE_ENTRY_BYTES) * l2CoverageBytes(2 ** clusterBits);
+  if (!Number.isSafeInteger(options.virtualBytes) || options.virtualBytes < 0 || options.virtualBytes > maxBytes) {
+    throw new RequestError(`Cannot write a disk of ${options.virtualBytes} bytes: 0 to ${maxBytes} are wanted`);
+  }
+  const shape: ImageShape = {
+    virtualBytes: alignUp(options.virtualBytes, SECTOR_BYTES),
+    clusterBits,
+    compression: options.compression === "none" ? "zlib" : options.compression,
+    ...(options.backing === undefined ? {} : { backing: options.backing }),
+  };
+  // Names are checked now, not after hours of copying.
+  encodeQcow2Header({ ...shape, l1Entries: 0, l1Offset: 0, refcountTableOffset: 0, refcountTableClusters: 0 });
+  return shape;
+}

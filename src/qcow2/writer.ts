@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The appending qcow2 writer: checks and keeps the order of its calls, and poisons itself at the
+// first error. The layout is ImageLayout's, the bytes are AppendFile's.
+import { type Digest, type Extent, splitAt } from "../block/index.ts";
+import { CleanupStack, RequestError } from "../core/index.ts";
+import { AppendFile } from "./append-file.ts";
+import type { CompressionKind } from "./compress-protocol.ts";
+import { type ClusterCompressor, type CompressedRun, createCompressor, MAX_COMPRESS_BYTES } from "./compressor.ts";
+import { SECTOR_BYTES } from "./constants.ts";
+import { type ClusterCounts, ImageLayout } from "./image-layout.ts";
+import { planShape } from "./plan-shape.ts";
+import type { ImageShape } from "./table-builder.ts";
+
+export type Compression = "none" | CompressionKind;
+
+export interface Qcow2WriterOptions {
+  /** Created with mode 0600; must not exist. */
+  readonly path: string;
+  /** Size of the disk in bytes; rounded up to a sector of 512, QEMU's unit. */
+  readonly virtualBytes: number;
+  /** As it will stand in the header; a relative name counts from the image's own folder. */
+  readonly backing?: { readonly file: string; readonly format: "qcow2" } | undefined;
+  readonly compression: Compression;
+  /** Workers to share with other writers; without it the writer starts its own. */
+  readonly compressor?: ClusterCompressor | undefined;
+  /** 9 to 16; default 16, which is 64 KiB. */
+  readonly clusterBits?: number;
+  readonly signal: AbortSignal;
+}
+
+export interface Qcow2Summary extends Readonly<ClusterCounts> {
+  readonly fileBytes: number;
+  /** Of the bytes from 65536 to the end, then the first 65536. */
+  readonly digest: Digest;
+  /** As the header says it. */
+  readonly virtualBytes: number;
+}
+
+/** A piece whose compression has begun. */
+interface Started {
+  readonly extent: Extent;
+  readonly bytes: Buffer;
+  readonly run: Promise<CompressedRun>;
+}
+
+/**
+ * Writes one image, in guest order. `await using`: without finish() the file is deleted.
+ * After a failure every call, finish() too, rejects with that first error.
+ */
+export class Qcow2Writer implements AsyncDisposable {
+  readonly path: string;
+  readonly virtualBytes: number;
+  readonly clusterBytes: number;
+  readonly #file: AppendFile;
+  readonly #layout: ImageLayout;
+  readonly #compressor: ClusterCompressor | undefined;
+  readonly #owned: CleanupStack;
+  readonly #signal: AbortSignal;
+  /** Settles when every call so far has been laid out; never rejects. */
+  #order: Promise<unknown> = Promise.resolve();
+  #acceptedEnd = 0;
+  #failure: { readonly error: unknown } | undefined;
+
+  private constructor(
+    file: AppendFile,
+    shape: ImageShape,
+    compressor: ClusterCompressor | undefined,
+    owned: CleanupStack,
+    signal: AbortSignal,
+  ) {
+    this.path = file.path;
+    this.virtualBytes = shape.virtualBytes;
+    this.clusterBytes = 2 ** shape.clusterBits;
+    this.#file = file;
+    this.#layout = new ImageLayout(file, shape, signal);
+    this.#compressor = compressor;
+    this.#owned = owned;
+    this.#signal = signal;
+  }
+
+  /**
+   * Creates the file and, for compression without a shared compressor, the workers.
+   *
+   * @throws RequestError if a size or a name cannot stand in a qcow2 header, EnvironmentError if the
+   *   file exists or cannot be created
+   */
+  static async create(options: Qcow2WriterOptions): Promise<Qcow2Writer> {
+    options.signal.throwIfAborted();
+    const shape = planShape(options);
+    await using owned = new CleanupStack();
+    let compressor: ClusterCompressor | undefined;
+    if (options.compression !== "none") {
+      compressor = options.compressor ?? owned.use(await createCompressor(options.compression));
+      if (compressor.kind !== options.compression) {
+        throw new RequestError(`Cannot compress with ${options.compression}: the compressor makes ${compressor.kind}`);
+      }
+    }
+    const file = owned.use(await AppendFile.create(options.path, shape.clusterBits >= 12, options.signal));
+    return new Qcow2Writer(file, shape, compressor, owned.move(), options.signal);
+  }
+
+  /**
+   * Everything handed in below this guest offset is completely in the file. It moves in steps of up to
+   * some MiB in the file, and reaches the end with finish().
+   */
+  get writtenWatermark(): number {
+    return this.#layout.writtenWatermark;
+  }
+
+  /** Bytes of the file so far. */
+  get fileBytes(): number {
+    return this.#file.position;
+  }
+
+  /**
+   * Takes data. Calls come in ascending guest order and may overlap in time; offsets and lengths are
+   * whole clusters, except for the end of the disk. `bytes` is borrowed until the promise settles;
+   * page-aligned shared memory (AlignedPool) goes to the disk without a copy.
+   *
+   * @throws RequestError if order or alignment is wrong: that call has no effect
+   * @throws EnvironmentError if this or an earlier write failed, or the abort reason
+   */
+  async writeData(guestOffset: number, bytes: Buffer): Promise<void> {
+    const extent = { offset: guestOffset, length: bytes.length };
+    this.#accept(extent);
+    if (this.#compressor === undefined) await this.#writePlain(extent, bytes);
+    else await this.#writeCompressed(extent, bytes, this.#compressor);
+  }
+
+  /** Takes zeroes, of any length, in the same order. They hide the backing file, if there is one. */
+  async writeZero(guestOffset: number, length: number): Promise<void> {
+    const extent = { offset: guestOffset, length };
+    this.#accept(extent);
+    await this.#inOrder(() => this.#layout.placeZero(extent));
+  }
+
+  /** Writes the tables and, after an fsync, the header; then the image is valid and durable. */
+  async finish(): Promise<Qcow2Summary> {
+    const digest = await this.#inOrder(() => this.#layout.finish());
+    this.#failure = { error: new Error(`"${this.path}" is finished`) };
+    await this.#owned[Symbol.asyncDispose]();
+    return { fileBytes: this.#file.position, digest, virtualBytes: this.virtualBytes, ...this.#layout.counts };
+  }
+
+  /** Waits for what is in flight; without finish() deletes the file. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#failure ??= { error: new Error(`"${this.path}" is closed`) };
+    await this.#order;
+    await this.#owned[Symbol.asyncDispose]();
+  }
+
+  /** Runs `act` when every call before is laid out; its failure is the failure of all that follow. */
+  #inOrder<T>(act: () => Promise<T>): Promise<T> {
+    const turn = this.#order.then(async () => {
+      if (this.#failure !== undefined) throw this.#failure.error;
+      try {
+        this.#signal.throwIfAborted();
+        return await act();
+      } catch (error) {
+        this.#failure ??= { error };
+        throw error;
+      }
+    });
+    this.#order = turn.catch(() => undefined);
+    return turn;
+  }
+
+  #accept({ offset, length }: Extent): void {
+    const end = offset + length;
+    // A disk that ends within a sector may be handed in up to its own end.
+    const isTail = end <= this.virtualBytes && this.virtualBytes - end < SECTOR_BYTES;
+    const isWhole = offset % this.clusterBytes === 0 && (length % this.clusterBytes === 0 || isTail);
+    if (!isWhole || length <= 0 || offset < this.#acceptedEnd || end > this.virtualBytes) {
+      throw new RequestError(
+        `Cannot write ${length} bytes at ${offset} of ${this.virtualBytes} to "${this.path}": ` +
+          `whole clusters of ${this.clusterBytes} bytes from ${this.#acceptedEnd} on are wanted`,
+      );
+    }
+    this.#acceptedEnd = end;
+  }
+
+  async #writePlain(extent: Extent, bytes: Buffer): Promise<void> {
+    const released: Array<Promise<void>> = [];
+    try {
+      await this.#inOrder(() => this.#layout.placePlain(extent, bytes, released));
+    } finally {
+      await Promise.allSettled(released); // `bytes` is borrowed, also after a failure
+    }
+    await Promise.all(released);
+  }
+
+  /** The workers begin at once; only the layout waits for its turn. */
+  async #writeCompressed(extent: Extent, bytes: Buffer, compressor: ClusterCompressor): Promise<void> {
+    const started: Started[] = [];
+    for (const piece of splitAt(extent, MAX_COMPRESS_BYTES)) {
+      const part = bytes.subarray(piece.offset - extent.offset, piece.offset - extent.offset + piece.length);
+      const run = compressor.compress(part, this.clusterBytes, this.#signal);
+      run.catch(() => undefined); // reported when its turn comes
+      started.push({ extent: piece, bytes: part, run });
+    }
+    const released: Array<Promise<void>> = [];
+    try {
+      await this.#inOrder(async () => {
+        for (const { extent: piece, bytes: part, run } of started) {
+          const result = await run;
+          await this.#layout.placeCompressed(piece, part, result, released);
+          result.release();
+        }
+      });
+    } finally {
+      for (const { run } of started) {
+        await run.then((result) => result.release()).catch(() => undefined);
+      }
+      await Promise.allSettled(released);
+    }
+    await Promise.all(released);
+  }
+}
