@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Entry of the bundle dist/bridge.mjs. It checks Node's version before anything else is evaluated:
+// that is why the rest comes by dynamic import, which stays inside the one file.
+
+const OLDEST_NODE = [20, 19] as const;
+
+function isNodeTooOld(version: string): boolean {
+  const [major = 0, minor = 0] = version.split(".").map(Number);
+  return major < OLDEST_NODE[0] || (major === OLDEST_NODE[0] && minor < OLDEST_NODE[1]);
+}
+
+if (isNodeTooOld(process.versions.node)) {
+  const wanted = OLDEST_NODE.join(".");
+  process.stderr.write(
+    `Cannot start the backup bridge: Node.js is ${process.versions.node}, ${wanted} or newer is needed\n`,
+  );
+  process.exitCode = 3;
+} else {
+  const { runBridge } = await import("./run-bridge.ts");
+  runBridge(async (context) => (await import("../src/provider/index.ts")).createProvider(context));
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// What this process asks of the Perl side, and its `log` notifications.
+import { CancellationTokenSource, type MessageConnection, ParameterStructures } from "vscode-jsonrpc/node.js";
+import { EnvironmentError, messageOf, oneLine } from "../src/core/index.ts";
+import type { DirtyRegions, FileHandleCalls, LogLevel, Range } from "../src/provider/index.ts";
+import { assertReverseResult } from "./validate.ts";
+
+type WireRange = [offset: number, length: number];
+
+/** Talks back to the shim on the connection that called us. */
+export class ReverseCalls implements FileHandleCalls {
+  readonly #connection: MessageConnection;
+
+  constructor(connection: MessageConnection) {
+    this.#connection = connection;
+  }
+
+  async nextDirtyRegions(device: string, max: number, signal: AbortSignal): Promise<DirtyRegions> {
+    const method = "next_dirty_regions";
+    const answer = await this.#request(method, { device, max }, signal);
+    assertReverseResult(method, answer);
+    const { regions, done } = answer as { regions: WireRange[]; done: boolean };
+    return { regions: regions.map(([offset, length]) => ({ offset, length })), done };
+  }
+
+  async deallocate(device: string, ranges: readonly Range[], signal: AbortSignal): Promise<void> {
+    const pairs = ranges.map(({ offset, length }): WireRange => [offset, length]);
+    await this.#request("deallocate", { device, ranges: pairs }, signal);
+  }
+
+  /** Never fails: a line that nobody can receive is lost. */
+  log(level: LogLevel, message: string): void {
+    this.#connection
+      .sendNotification("log", ParameterStructures.byName, { level, message: oneLine(message) })
+      .catch(() => undefined);
+  }
+
+  async #request(method: string, params: object, signal: AbortSignal): Promise<unknown> {
+    signal.throwIfAborted();
+    const source = new CancellationTokenSource();
+    const cancel = () => source.cancel();
+    signal.addEventListener("abort", cancel, { once: true });
+    try {
+      return await this.#connection.sendRequest(method, ParameterStructures.byName, params, source.token);
+    } catch (error) {
+      signal.throwIfAborted();
+      throw new EnvironmentError(`Cannot run "${method}" on the Perl side: ${messageOf(error)}`, { cause: error });
+    } finally {
+      signal.removeEventListener("abort", cancel);
+      source.dispose();
+    }
+  }
+}

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+# Calls methods of the Node side over JSON-RPC: starts Node when it is first needed, answers its
+# reverse requests, cancels when a signal handler of the caller dies, ends Node when it goes itself.
+package PVE::BackupProvider::Bridge;
+
+use strict;
+use warnings;
+
+use JSON;
+use Scalar::Util qw(weaken);
+use Time::HiRes qw(time);
+
+use PVE::BackupProvider::Bridge::NodeProgram;
+use PVE::BackupProvider::Bridge::Process;
+use PVE::BackupProvider::Bridge::Values;
+
+use constant PROTOCOL_VERSION => 1;
+
+# Node bounds its own cleanup with 10 seconds; then it leaves the hard way.
+our $STOP_SECONDS = 15;
+# A cancelled backup still has to end its children and remove what it wrote.
+our $CANCEL_SECONDS = 30;
+
+use constant RPC_METHOD_NOT_FOUND => -32601;
+use constant RPC_HANDLER_FAILED => -32000;
+
+my %live;
+
+# Keys: scfg, storeid, apiver, nodename, log (a function of level and message). Does not start Node.
+sub new {
+    my ($class, %param) = @_;
+
+    my $self = bless({ %param, created_in => $$ }, $class);
+    $live{$self} = $self;
+    weaken($live{$self});
+    return $self;
+}
+
+# Calls $method and returns its result. $reverse: handlers by name for what Node may ask meanwhile.
+# $seconds: how long it may take; without it, as long as Node works. Dies with Node's message, one line; or with what a signal handler of the caller died with.
+sub call {
+    my ($self, $method, $params, $reverse, $seconds) = @_;
+
+    local $SIG{__DIE__};
+    $self->_start() if !$self->_is_running();
+    my $answer = $self->_request($method, $params, $reverse, $seconds);
+    return $answer->{result} if !$answer->{error};
+    if ($answer->{is_lost}) {
+        $self->{process}->stop(0);
+        delete($self->{process});
+    }
+    die PVE::BackupProvider::Bridge::Values::error_sentence($answer->{error});
+}
+
+# Ends Node in order. Also called by DESTROY and at the end of the program.
+sub close {
+    my ($self) = @_;
+
+    my $process = $self->{process} or return;
+    if ($process->{owner} == $$) {
+        local ($@, $!, $?);
+        my $answer = eval {
+            local $SIG{__DIE__};
+            $process->is_gone() ? undef : $self->_request('shutdown', {}, undef, $STOP_SECONDS);
+        };
+        $process->stop($answer && !$answer->{error} ? $STOP_SECONDS : 0);
+    }
+    delete($self->{process});
+    return;
+}
+
+sub DESTROY {
+    my ($self) = @_;
+
+    delete($live{$self});
+    return if ${^GLOBAL_PHASE} eq 'DESTRUCT';
+    local ($@, $!, $?);
+    eval { $self->close() };
+    return;
+}
+
+END {
+    local ($@, $!, $?);
+    for my $self (grep { defined } values(%live)) {
+        eval { $self->close() };
+    }
+}
+
+# True in a forked child that has a Node of its own.
+sub is_foreign {
+    my ($self) = @_;
+
+    return $self->{created_in} != $$;
+}
+
+# A fork took a copy of the object, but Node stays its parent's: the child gets a Node of its own.
+sub _is_running {
+    my ($self) = @_;
+
+    my $process = $self->{process} or return 0;
+    return 1 if $process->{owner} == $$ && !$process->is_gone();
+    $process->stop(0);
+    delete($self->{process});
+    return 0;
+}
+
+sub _start {
+    my ($self) = @_;
+
+    my ($node, $bridge) = PVE::BackupProvider::Bridge::NodeProgram::find();
+    my $log = $self->{log};
+    my $warn = sub { $log->('warn', PVE::BackupProvider::Bridge::Values::one_line($_[0])) };
+    $self->{process} = PVE::BackupProvider::Bridge::Process->spawn($node, $bridge, $warn);
+    my $answer = eval {
+        $self->_request(
+            'initialize',
+            {
+                'protocol-version' => int(PROTOCOL_VERSION), # int: a comparison as text leaves text behind
+                storeid => "$self->{storeid}",
+                scfg => PVE::BackupProvider::Bridge::Values::plain_data($self->{scfg}),
+                apiver => int($self->{apiver}),
+                nodename => "$self->{nodename}",
+            },
+        );
+    };
+    my $interruption = $@;
+    my $problem = $answer ? $self->_initialize_problem($answer, $node) : $interruption;
+    return if !defined($problem);
+    $self->{process}->stop(1) if $self->{process};
+    delete($self->{process});
+    die $problem;
+}
+
+sub _initialize_problem {
+    my ($self, $answer, $node) = @_;
+
+    if ($answer->{error}) {
+        my $sentence = PVE::BackupProvider::Bridge::Values::error_sentence($answer->{error});
+        my $too_old = $answer->{is_lost} ? PVE::BackupProvider::Bridge::NodeProgram::age_problem($node) : undef;
+        return $too_old // $sentence;
+    }
+    my $theirs = $answer->{result}->{'protocol-version'} // 'unknown';
+    return undef if $theirs eq PROTOCOL_VERSION;
+    return "Cannot use the backup bridge: it speaks protocol version $theirs, this process "
+        . "@{[PROTOCOL_VERSION]}; install both sides from one package version, then restart the"
+        . " Proxmox VE daemons\n";
+}
+
+# Sends one request and waits for its answer: { result } or { error }. With $seconds, waits no longer.
+sub _request {
+    my ($self, $method, $params, $reverse, $seconds) = @_;
+
+    my $id = ++$self->{last_id};
+    my $process = $self->{process};
+    my $wait = { id => $id, method => $method, reverse => $reverse // {} };
+    my $answer = eval {
+        $process->send_message({ id => int($id), method => $method, params => $params });
+        $self->_await($wait, $seconds);
+    };
+    my $interruption = $@;
+    if (!defined($answer)) {
+        $self->_cancel($wait);
+        die $interruption;
+    }
+    # What a reverse handler died with says more than what Node makes of it.
+    die $wait->{handler_error} if $answer->{error} && defined($wait->{handler_error});
+    return $answer;
+}
+
+# The caller was interrupted: a signal, an alarm. Node must have stopped working when we return.
+sub _cancel {
+    my ($self, $wait) = @_;
+
+    my $process = $self->{process};
+    my $answer = eval {
+        $process->send_message({ method => '$/cancelRequest', params => { id => int($wait->{id}) } });
+        $self->_await({ %$wait, is_cancelled => 1 }, $CANCEL_SECONDS);
+    };
+    return if $answer && !$answer->{is_lost};
+    eval { $process->stop(0) };
+    delete($self->{process});
+    return;
+}
+
+sub _await {
+    my ($self, $wait, $seconds) = @_;
+
+    my $process = $self->{process};
+    my $deadline = defined($seconds) ? time() + $seconds : undef;
+    while (1) {
+        while (defined(my $message = _next_message($process))) {
+            my $answer = $self->_handle($message, $wait);
+            return $answer if $answer;
+        }
+        if ($process->is_gone()) {
+            my $end = $process->describe_end();
+            my $message = _next_message($process);
+            my $answer = $message ? $self->_handle($message, $wait) : undef;
+            return $answer if $answer;
+            next if $message;
+            return _lost("Cannot finish \"$wait->{method}\": the backup bridge is gone, $end");
+        }
+        my $left = defined($deadline) ? $deadline - time() : 60;
+        return _lost("Cannot finish \"$wait->{method}\": the backup bridge does not answer") if $left <= 0;
+        $process->step($left);
+    }
+}
+
+# A peer that sends no messages cannot be talked to any more.
+sub _next_message {
+    my ($process) = @_;
+
+    my $message = eval { $process->next_message() };
+    return $message if !$@;
+    chomp(my $problem = $@);
+    $process->stop(0);
+    return { id => 'any', error => { message => "Cannot talk to the backup bridge: $problem" } };
+}
+
+sub _lost {
+    my ($sentence) = @_;
+
+    return { is_lost => 1, error => { message => $sentence } };
+}
+
+# Deals with one message; returns it if it is the answer that $wait waits for.
+sub _handle {
+    my ($self, $message, $wait) = @_;
+
+    my ($id, $method) = @$message{qw(id method)};
+    if (defined($method)) {
+        return $self->_notified($message) if !defined($id);
+        return $self->_reverse($message, $wait);
+    }
+    return undef if !defined($id) || ($id ne $wait->{id} && $id ne 'any'); # late answer to a cancelled one
+    return { error => $message->{error} } if defined($message->{error});
+    return { result => $message->{result} };
+}
+
+sub _notified {
+    my ($self, $message) = @_;
+
+    my ($method, $params) = @$message{qw(method params)};
+    return undef if $method ne 'log' || ref($params) ne 'HASH';
+    my ($level) = ($params->{level} // '') =~ m/^(info|warn|err)$/;
+    my $text = PVE::BackupProvider::Bridge::Values::one_line($params->{message} // '');
+    $self->{log}->($level // 'info', $text);
+    return undef;
+}
+
+sub _reverse {
+    my ($self, $message, $wait) = @_;
+
+    my ($id, $method, $params) = @$message{qw(id method params)};
+    my $reply = sub { $self->{process}->send_message({ id => $id, @_ }) };
+    my $handler = $wait->{is_cancelled} ? undef : $wait->{reverse}->{$method};
+    if (!$handler) {
+        $reply->(error => { code => RPC_METHOD_NOT_FOUND, message => "there is no \"$method\" now" });
+        return undef;
+    }
+    my $result = eval { $handler->($params) };
+    if (my $err = $@) {
+        $wait->{handler_error} //= $err;
+        my $text = PVE::BackupProvider::Bridge::Values::one_line($err);
+        $reply->(error => { code => RPC_HANDLER_FAILED, message => $text });
+        return undef;
+    }
+    $reply->(result => $result);
+    return undef;
+}
+
+1;

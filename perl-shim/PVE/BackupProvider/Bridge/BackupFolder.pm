@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+# The folder that a storage section names: is it there, is it mounted, how full is it. Whatever
+# touches it runs in a child that is killed after a few seconds: a share whose server hangs must not
+# stop pvestatd.
+package PVE::BackupProvider::Bridge::BackupFolder;
+
+use strict;
+use warnings;
+
+use Cwd ();
+use Errno qw(EEXIST ENOENT EROFS);
+
+use PVE::JSONSchema;
+use PVE::ProcFSTools;
+use PVE::Tools;
+
+use constant TIMEOUT_SECONDS => 2;
+# Backups hold secrets.
+use constant FOLDER_MODE => 0700;
+
+# Makes sure that the folder can be used; creates it, but never what is above it. Dies with one sentence.
+sub activate {
+    my ($storeid, $scfg) = @_;
+
+    my $path = $scfg->{path};
+    my $failed = "Cannot activate the storage \"$storeid\"";
+    my $state = inspect($scfg);
+    die "$failed: \"$path\" did not answer within @{[TIMEOUT_SECONDS]} seconds, is its server reachable?\n"
+        if !$state;
+    die "$failed: \"$state->{'mount-point'}\" must be a mount point, but nothing is mounted there\n"
+        if !$state->{'is-mounted'};
+    return if $state->{'is-folder'};
+    die "$failed: \"$path\" is no folder\n" if $state->{exists};
+    die "$failed: \"$path\" does not exist, and create-base-path is off\n"
+        if !($scfg->{'create-base-path'} // 1);
+
+    my ($result) = PVE::Tools::run_fork_with_timeout(TIMEOUT_SECONDS, sub { return create($path) });
+    $result //= 'it did not answer';
+    die "$failed: cannot create \"$path\": $result\n" if $result ne 'ok';
+    return;
+}
+
+# (total, available, used, active) in bytes; undef while the folder cannot be used. Never dies.
+sub status {
+    my ($storeid, $scfg) = @_;
+
+    my $state = eval { inspect($scfg) };
+    return undef if !$state || !$state->{'is-mounted'} || !$state->{'is-folder'};
+    my $space = eval { PVE::Tools::df($scfg->{path}, TIMEOUT_SECONDS) };
+    return undef if !$space || !$space->{total};
+    return ($space->{total}, $space->{avail}, $space->{used}, 1);
+}
+
+# What is at the path; undef if it did not answer in time.
+sub inspect {
+    my ($scfg) = @_;
+
+    my $path = $scfg->{path};
+    my $mount_point = mount_point($scfg);
+    # List context: a timeout is a result then, not a warning.
+    my ($state) = PVE::Tools::run_fork_with_timeout(
+        TIMEOUT_SECONDS,
+        sub {
+            my $is_mounted = !defined($mount_point) || is_mounted($mount_point);
+            return {
+                'is-mounted' => $is_mounted ? 1 : 0,
+                'is-folder' => -d $path ? 1 : 0,
+                exists => -e $path ? 1 : 0,
+            };
+        },
+    );
+    return undef if !$state;
+    $state->{'mount-point'} = $mount_point;
+    return $state;
+}
+
+# The path that must be a mount point, if any: is_mountpoint is a boolean or such a path.
+sub mount_point {
+    my ($scfg) = @_;
+
+    my $value = $scfg->{is_mountpoint};
+    return undef if !defined($value);
+    my $is_yes = PVE::JSONSchema::parse_boolean($value);
+    return $value if !defined($is_yes);
+    return $is_yes ? $scfg->{path} : undef;
+}
+
+sub is_mounted {
+    my ($mount_point) = @_;
+
+    my $real = Cwd::realpath($mount_point);
+    return 0 if !defined($real);
+    return scalar(grep { $_->[1] eq $real } @{ PVE::ProcFSTools::parse_proc_mounts() });
+}
+
+# 'ok', or why the last part of the path could not be created.
+sub create {
+    my ($path) = @_;
+
+    return 'ok' if mkdir($path, FOLDER_MODE) || ($! == EEXIST && -d $path);
+    return 'the folder above it does not exist, and only the last part of the path is ever created'
+        if $! == ENOENT;
+    return 'the file system is read-only' if $! == EROFS;
+    return "$!";
+}
+
+1;

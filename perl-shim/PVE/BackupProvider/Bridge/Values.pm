@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+# Values on their way between Perl and JSON: numbers that are numbers, bytes as base64, text for the
+# task log, and results that have lost their taint to a pattern.
+package PVE::BackupProvider::Bridge::Values;
+
+use strict;
+use warnings;
+
+use JSON;
+use MIME::Base64 ();
+
+use base qw(Exporter);
+
+our @EXPORT_OK = qw(
+    encode_bytes decode_bytes number numbers_in plain_data one_line error_sentence untaint
+    untainted_size
+);
+
+# One pattern per kind of result that PVE builds paths, commands or names from.
+use constant PATTERNS => {
+    'archive name' => qr!^([0-9]{3,9}/(?:qemu|lxc)-[0-9]{1,20})$!,
+    'volume name' => qr!^(backup/[0-9]{3,9}/(?:qemu|lxc)-[0-9]{1,20})$!,
+    'device name' => qr!^([A-Za-z0-9][A-Za-z0-9._-]{0,63})$!,
+    mechanism => qr!^([a-z-]{1,20})$!,
+    'guest type' => qr!^(qemu|lxc)$!,
+    mode => qr!^(new|use|none)$!,
+    'bitmap name' => qr!^([A-Za-z0-9._:-]{1,1023})$!,
+    path => qr!^(/[^\x00-\x1f\x7f]{0,4095})$!,
+    format => qr!^(directory)$!,
+    number => qr!^([0-9]{1,16})$!,
+    text => qr!^(.*)$!s,
+};
+
+sub encode_bytes {
+    my ($bytes) = @_;
+
+    my $copy = $bytes;
+    utf8::encode($copy) if !utf8::downgrade($copy, 1);
+    return MIME::Base64::encode_base64($copy, '');
+}
+
+sub decode_bytes {
+    my ($base64) = @_;
+
+    return MIME::Base64::decode_base64($base64);
+}
+
+# JSON knows numbers from strings; Perl does not say which one it has.
+sub number {
+    my ($value, $what) = @_;
+
+    die "Cannot use $what: it is missing\n" if !defined($value);
+    my ($digits) = $value =~ m/\A([0-9]{1,16})\z/; # the capture has no taint
+    die "Cannot use $what: \"" . one_line($value) . "\" is no number\n" if !defined($digits);
+    return int($digits);
+}
+
+# A copy of \%hash in which the keys named, where present and defined, are numbers.
+sub numbers_in {
+    my ($hash, @keys) = @_;
+
+    my $copy = { %{ $hash // {} } };
+    for my $key (@keys) {
+        if (defined($copy->{$key})) {
+            $copy->{$key} = number($copy->{$key}, $key);
+        } else {
+            delete($copy->{$key});
+        }
+    }
+    return $copy;
+}
+
+# A deep copy without code, handles and objects, which cannot travel.
+sub plain_data {
+    my ($value) = @_;
+
+    my $ref = ref($value);
+    return $value if !$ref;
+    return [map { plain_data($_) } @$value] if $ref eq 'ARRAY';
+    return undef if $ref ne 'HASH';
+    my $copy = {};
+    for my $key (keys %$value) {
+        my $kind = ref($value->{$key});
+        next if $kind && $kind ne 'HASH' && $kind ne 'ARRAY';
+        $copy->{$key} = plain_data($value->{$key});
+    }
+    return $copy;
+}
+
+# Text for the task log: one line, no control characters, UTF-8 bytes.
+sub one_line {
+    my ($text) = @_;
+
+    my $line = "$text";
+    utf8::encode($line) if utf8::is_utf8($line);
+    $line =~ s/^\s+//;
+    $line =~ s/\s+$//;
+    $line =~ s/[\x00-\x1f\x7f]+/ /g;
+    return $line;
+}
+
+# What to die with for an error answer: message and hint, one line.
+sub error_sentence {
+    my ($error) = @_;
+
+    my $is_hash = ref($error) eq 'HASH';
+    my $message = $is_hash ? $error->{message} : undef;
+    $message = 'the backup bridge gave an error without a message' if !defined($message) || $message eq '';
+    my $data = $is_hash && ref($error->{data}) eq 'HASH' ? $error->{data} : {};
+    my $hint = $data->{hint};
+    my $sentence = defined($hint) && $hint ne '' ? "$message; $hint" : $message;
+    return one_line($sentence) . "\n";
+}
+
+# $value without taint; dies if it is not of the kind named.
+sub untaint {
+    my ($value, $kind) = @_;
+
+    my $pattern = PATTERNS->{$kind} or die "there is no pattern for $kind\n";
+    my ($clean) = ($value // '') =~ $pattern;
+    die "Cannot use the answer of the backup bridge: \"" . one_line($value // '') . "\" is no $kind\n"
+        if !defined($clean);
+    return $clean;
+}
+
+sub untainted_size {
+    my ($value) = @_;
+
+    return int(untaint($value, 'number'));
+}
+
+1;

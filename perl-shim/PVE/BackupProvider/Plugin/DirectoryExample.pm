@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+# The methods of PVE::BackupProvider::Plugin::Base, in its order. Each one forwards to Node, maps
+# arguments, results and errors, and decides nothing. See docs/rpc-protocol.md.
+package PVE::BackupProvider::Plugin::DirectoryExample;
+
+use strict;
+use warnings;
+
+use PVE::BackupProvider::Bridge;
+use PVE::BackupProvider::Bridge::FileHandles;
+use PVE::BackupProvider::Bridge::Values
+    qw(encode_bytes decode_bytes number numbers_in one_line untaint untainted_size);
+use PVE::INotify;
+
+use base qw(PVE::BackupProvider::Plugin::Base);
+
+use constant PROVIDER_NAME => 'Directory backup provider';
+
+sub new {
+    my ($class, $storage_plugin, $scfg, $storeid, $log_function) = @_;
+
+    my $self = bless(
+        {
+            storage_plugin => $storage_plugin,
+            scfg => $scfg,
+            storeid => $storeid,
+            log => $log_function,
+        },
+        $class,
+    );
+    $self->{bridge} = PVE::BackupProvider::Bridge->new(
+        scfg => $scfg,
+        storeid => $storeid,
+        log => $log_function,
+        apiver => PVE::Storage::APIVER(),
+        nodename => PVE::INotify::nodename(),
+    );
+    return $self;
+}
+
+sub provider_name {
+    my ($self) = @_;
+
+    return PROVIDER_NAME;
+}
+
+# Hooks for the job.
+
+sub job_init {
+    my ($self, $start_time) = @_;
+
+    $self->{bridge}->call('job_init', { 'start-time' => number($start_time, 'the start time') });
+    return;
+}
+
+sub job_cleanup {
+    my ($self) = @_;
+
+    $self->{bridge}->call('job_cleanup', {});
+    return;
+}
+
+sub backup_init {
+    my ($self, $vmid, $vmtype, $start_time) = @_;
+
+    my $result = $self->{bridge}->call(
+        'backup_init',
+        {
+            vmid => number($vmid, 'the guest id'),
+            vmtype => "$vmtype",
+            'start-time' => number($start_time, 'the start time'),
+        },
+    );
+    return { 'archive-name' => untaint($result->{'archive-name'}, 'archive name') };
+}
+
+sub backup_cleanup {
+    my ($self, $vmid, $vmtype, $success, $info) = @_;
+
+    my $error = $info->{error};
+    my $result = $self->{bridge}->call(
+        'backup_cleanup',
+        {
+            vmid => number($vmid, 'the guest id'),
+            defined($vmtype) ? (vmtype => "$vmtype") : (),
+            success => $success ? JSON::true : JSON::false,
+            defined($error) ? (error => one_line($error)) : (),
+        },
+    );
+    return { stats => { 'archive-size' => untainted_size($result->{stats}->{'archive-size'}) } };
+}
+
+sub backup_get_mechanism {
+    my ($self, $vmid, $vmtype) = @_;
+
+    my $result = $self->{bridge}->call(
+        'backup_get_mechanism', { vmid => number($vmid, 'the guest id'), vmtype => "$vmtype" },
+    );
+    return untaint($result->{mechanism}, 'mechanism');
+}
+
+# PVE does not protect this call: if it dies, the whole job ends, all other guests included.
+sub backup_handle_log_file {
+    my ($self, $vmid, $filename) = @_;
+
+    eval {
+        $self->{bridge}->call(
+            'backup_handle_log_file',
+            { vmid => number($vmid, 'the guest id'), filename => "$filename" },
+        );
+    };
+    if (my $err = $@) {
+        eval { $self->{log}->('warn', 'cannot keep the log file: ' . one_line($err)) };
+    }
+    return;
+}
+
+# Hooks for the backup of a VM.
+
+sub backup_vm_query_incremental {
+    my ($self, $vmid, $volumes) = @_;
+
+    my $devices = $self->query_devices('backup_vm_query_incremental', $vmid, $volumes);
+    return { map { $_ => untaint($devices->{$_}, 'mode') } keys %$devices };
+}
+
+# The same question as version 7 of the API proposal asked it, for hosts that still do: the answer is
+# set as $volumes->{$device}->{'bitmap-name'}.
+sub backup_vm_available_bitmaps {
+    my ($self, $vmid, $volumes) = @_;
+
+    my $devices = $self->query_devices('backup_vm_available_bitmaps', $vmid, $volumes);
+    for my $device (grep { $volumes->{$_} } keys %$devices) {
+        $volumes->{$device}->{'bitmap-name'} = untaint($devices->{$device}, 'bitmap name');
+    }
+    return;
+}
+
+sub query_devices {
+    my ($self, $method, $vmid, $volumes) = @_;
+
+    my $sizes = { map { $_ => { size => number($volumes->{$_}->{size}, "the size of $_") } } keys %$volumes };
+    my $result = $self->{bridge}->call($method, { vmid => number($vmid, 'the guest id'), volumes => $sizes });
+    return $result->{devices};
+}
+
+sub backup_vm {
+    my ($self, $vmid, $guest_config, $volumes, $info) = @_;
+
+    my $plain = {};
+    for my $device (keys %$volumes) {
+        my $volume = { %{ $volumes->{$device} } };
+        # Handles and closures stay here; Node asks for what they give, by reverse requests.
+        delete(@$volume{qw(file-handle next-dirty-region)});
+        delete(@$volume{ grep { !defined($volume->{$_}) } keys %$volume });
+        $plain->{$device} = numbers_in($volume, 'size');
+    }
+    $self->{bridge}->call(
+        'backup_vm',
+        {
+            vmid => number($vmid, 'the guest id'),
+            'guest-config' => encode_bytes($guest_config),
+            volumes => $plain,
+            info => info_for_rpc($info),
+        },
+        PVE::BackupProvider::Bridge::FileHandles::handlers($volumes),
+    );
+    return;
+}
+
+# Hooks for the backup of a container.
+
+sub backup_container_prepare {
+    my ($self, $vmid, $info) = @_;
+
+    $self->{bridge}->call(
+        'backup_container_prepare',
+        { vmid => number($vmid, 'the guest id'), info => info_for_rpc($info) },
+    );
+    return;
+}
+
+# Runs in a forked child, where the bridge starts a Node of its own. PVE encodes what this returns as
+# JSON, and the child leaves by _exit: so nothing is returned, and Node is ended here.
+sub backup_container {
+    my ($self, $vmid, $guest_config, $exclude_patterns, $info) = @_;
+
+    eval {
+        $self->{bridge}->call(
+            'backup_container',
+            {
+                vmid => number($vmid, 'the guest id'),
+                'guest-config' => encode_bytes($guest_config),
+                'exclude-patterns' => [map { "$_" } @{ $exclude_patterns // [] }],
+                info => info_for_rpc($info),
+            },
+        );
+    };
+    my $err = $@;
+    $self->{bridge}->close() if $self->{bridge}->is_foreign();
+    die "$err" if $err;
+    return;
+}
+
+sub info_for_rpc {
+    my ($info) = @_;
+
+    my $plain = numbers_in($info, 'bandwidth-limit', 'backup-user-id');
+    if (defined(my $config = delete($plain->{'firewall-config'}))) {
+        $plain->{'firewall-config'} = encode_bytes($config);
+    }
+    return $plain;
+}
+
+# Hooks for the restore. Containers pass an extra $storeid to some of them, before $info.
+
+sub restore_get_mechanism {
+    my ($self, $volname, $storeid) = @_;
+
+    my $result = $self->{bridge}->call('restore_get_mechanism', { volname => "$volname" });
+    return (untaint($result->{mechanism}, 'mechanism'), untaint($result->{vmtype}, 'guest type'));
+}
+
+sub archive_get_guest_config {
+    my ($self, $volname, $storeid) = @_;
+
+    my $result = $self->{bridge}->call('archive_get_guest_config', { volname => "$volname" });
+    return decode_bytes($result->{data});
+}
+
+sub archive_get_firewall_config {
+    my ($self, $volname, $storeid) = @_;
+
+    my $result = $self->{bridge}->call('archive_get_firewall_config', { volname => "$volname" });
+    return defined($result->{data}) ? decode_bytes($result->{data}) : undef;
+}
+
+sub restore_vm_init {
+    my ($self, $volname, $storeid) = @_;
+
+    my $devices = $self->{bridge}->call('restore_vm_init', { volname => "$volname" })->{devices};
+    return {
+        map { untaint($_, 'device name') => { size => untainted_size($devices->{$_}->{size}) } }
+            keys %$devices
+    };
+}
+
+sub restore_vm_cleanup {
+    my ($self, $volname, $storeid) = @_;
+
+    $self->{bridge}->call('restore_vm_cleanup', { volname => "$volname" });
+    return;
+}
+
+sub restore_vm_volume_init {
+    my ($self, $volname, $device_name, $info) = @_;
+
+    my $result = $self->{bridge}->call(
+        'restore_vm_volume_init', { volname => "$volname", 'device-name' => "$device_name" },
+    );
+    return { 'qemu-img-path' => untaint($result->{'qemu-img-path'}, 'path') };
+}
+
+sub restore_vm_volume_cleanup {
+    my ($self, $volname, $device_name, $info) = @_;
+
+    $self->{bridge}->call(
+        'restore_vm_volume_cleanup', { volname => "$volname", 'device-name' => "$device_name" },
+    );
+    return;
+}
+
+sub restore_container_init {
+    my ($self, $volname, $storeid, $info) = @_;
+
+    my $result = $self->{bridge}->call('restore_container_init', { volname => "$volname" });
+    return { map { $_ => untaint($result->{$_}, 'path') } grep { defined($result->{$_}) }
+            qw(tar-path archive-directory) };
+}
+
+sub restore_container_cleanup {
+    my ($self, $volname, $storeid, $info) = @_;
+
+    $self->{bridge}->call('restore_container_cleanup', { volname => "$volname" });
+    return;
+}
+
+1;
