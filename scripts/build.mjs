@@ -27,7 +27,9 @@ await build({
 const programs = [
   ["bridge/main.ts", "dist/bridge.mjs"],
   ["src/cli/main.ts", "dist/cli.mjs"],
-  ...process.argv.slice(2).map((entry) => [entry, `dist/${path.basename(entry, ".ts")}.mjs`]),
+  ["fixtures/demo/demo.ts", "dist/demo.mjs"],
+  ["test/bench/main.ts", "dist/bench.mjs"],
+  ["test/bench/job.ts", "dist/bench-job.mjs"],
 ];
 for (const [entry, outfile] of programs) {
   await build({
@@ -48,7 +50,7 @@ async function copyKoffi() {
     const to = path.join("dist/node_modules", name);
     await cp(from, to, {
       recursive: true,
-      filter: (file) => !/\/(vendor|doc|src\/koffi\/src|musl_[^/]*)(\/|$)|\.md$/.test(file.slice(from.length)),
+      filter: (file) => !/\/(vendor|doc|musl_[^/]*)(\/|$)|\.(md|cc|hh|inc|S|asm)$/.test(file.slice(from.length)),
     });
   }
 }

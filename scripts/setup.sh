@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 # command:package
 needs=(
   qemu-img:qemu-utils qemu-nbd:qemu-utils qemu-storage-daemon:qemu-system-common
-  nbdkit:nbdkit nbdcopy:libnbd-bin nbdfuse:libnbd-bin fusermount3:fuse3 mke2fs:e2fsprogs setpriv:util-linux
+  nbdkit:nbdkit nbdcopy:libnbd-bin nbdfuse:libnbd-bin fusermount3:fuse3 mke2fs:e2fsprogs debugfs:e2fsprogs setpriv:util-linux
   xxhsum:xxhash zstd:zstd perl:perl
 )
 missing=()

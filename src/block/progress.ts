@@ -45,11 +45,10 @@ export class ProgressReporter {
     if (!isDue) return undefined;
     const line =
       `${this.#label}: ${String(percent).padStart(3)}% ` +
-      `(${formatBytes(counters.doneBytes)} of ${formatBytes(counters.totalBytes)}) ` +
-      `in ${formatDuration(nowMs - this.#startMs)}, ` +
-      `zero: ${formatBytes(counters.zeroBytes)}, ` +
-      `read: ${rate(counters.readBytes - this.#lastReadBytes, sinceMs)}, ` +
-      `write: ${rate(counters.writtenBytes - this.#lastWrittenBytes, sinceMs)}`;
+      `(${formatBytes(counters.doneBytes)} of ${formatBytes(counters.totalBytes)} dirty) ` +
+      `in ${formatDuration(nowMs - this.#startMs)}, ${amounts(counters)} ` +
+      `(read ${rate(counters.readBytes - this.#lastReadBytes, sinceMs)}, ` +
+      `write ${rate(counters.writtenBytes - this.#lastWrittenBytes, sinceMs)})`;
     this.#lastMs = nowMs;
     this.#lastPercent = percent;
     this.#lastReadBytes = counters.readBytes;
@@ -59,13 +58,17 @@ export class ProgressReporter {
 
   /** The closing line: always said, with the averages of the whole copy. */
   finish(counters: CopyCounters, nowMs: number): string {
+    if (counters.totalBytes === 0) return `${this.#label}: nothing changed`;
     const ms = Math.max(1, nowMs - this.#startMs);
     return (
-      `${this.#label}: read ${formatBytes(counters.readBytes)} of ${formatBytes(counters.totalBytes)}, ` +
-      `zero ${formatBytes(counters.zeroBytes)}, wrote ${formatBytes(counters.writtenBytes)} ` +
-      `in ${formatDuration(ms)} (read ${rate(counters.readBytes, ms)}, write ${rate(counters.writtenBytes, ms)})`
+      `${this.#label}: 100% of ${formatBytes(counters.totalBytes)} dirty in ${formatDuration(ms)}, ${amounts(counters)} ` +
+      `(read ${rate(counters.readBytes, ms)}, write ${rate(counters.writtenBytes, ms)})`
     );
   }
+}
+
+function amounts({ readBytes, zeroBytes, writtenBytes }: CopyCounters): string {
+  return `read: ${formatBytes(readBytes)}, zero: ${formatBytes(zeroBytes)}, written: ${formatBytes(writtenBytes)}`;
 }
 
 /** 100 only when everything is done: a copy at 99.9 % is not finished. */
@@ -77,8 +80,9 @@ function rate(bytes: number, ms: number): string {
   return `${formatBytes(Math.max(0, (bytes / Math.max(1, ms)) * 1000))}/s`;
 }
 
-/** "42s", "3m 7s", "2h 5m 9s". */
+/** "0.4s", "42s", "3m 7s", "2h 5m 9s". */
 function formatDuration(ms: number): string {
+  if (ms < 9950) return `${(ms / 1000).toFixed(1)}s`;
   const seconds = Math.round(ms / 1000);
   const parts: string[] = [];
   if (seconds >= 3600) parts.push(`${Math.floor(seconds / 3600)}h`);

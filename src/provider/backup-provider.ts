@@ -90,7 +90,7 @@ export type AttributeValue = string | number | undefined;
 export interface BackupProvider extends AsyncDisposable {
   readonly name: string;
 
-  jobInit(startTime: number, jobSettings: Readonly<Record<string, unknown>>, signal: AbortSignal): Promise<void>;
+  jobInit(startTime: number, signal: AbortSignal): Promise<void>;
   jobCleanup(signal: AbortSignal): Promise<void>;
   backupInit(vmid: number, vmtype: GuestType, startTime: number, signal: AbortSignal): Promise<{ archiveName: string }>;
   backupCleanup(

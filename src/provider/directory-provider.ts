@@ -59,7 +59,7 @@ export class DirectoryProvider implements BackupProvider {
     this.#timeouts = options.timeouts ?? DEFAULT_TIMEOUTS;
   }
 
-  async jobInit(_startTime: number, _settings: Readonly<Record<string, unknown>>, _signal: AbortSignal): Promise<void> {
+  async jobInit(): Promise<void> {
     await this.#openStore(); // a missing share is the job's error, not each guest's
     await this.#startCompressor();
     const { compression } = this.#config;

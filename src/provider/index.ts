@@ -11,5 +11,5 @@ export { DirectoryProvider, type DirectoryProviderOptions } from "./directory-pr
  * @throws RequestError if the storage's section has an unknown option or value
  */
 export async function createProvider(context: ProviderContext): Promise<BackupProvider> {
-  return new DirectoryProvider(context, { root: process.env["PVE_BACKUP_HOST_ROOT"] ?? "" });
+  return new DirectoryProvider(context, { root: process.env.PVE_BACKUP_HOST_ROOT ?? "" });
 }

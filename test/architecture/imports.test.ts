@@ -49,7 +49,7 @@ function importsOf(file: string): Import[] {
 const files = [...sourceFiles("src"), ...sourceFiles("bridge")];
 const imports = files.flatMap(importsOf);
 const relative = imports
-  .filter(({ specifier }) => specifier.startsWith("."))
+  .filter(({ specifier }) => specifier.startsWith(".") && specifier.endsWith(".ts"))
   .map((entry) => ({ ...entry, target: path.normalize(path.join(path.dirname(entry.file), entry.specifier)) }));
 
 describe("import rules", () => {

@@ -97,7 +97,7 @@ export async function backUp(node: TestNode, guest: LabGuest, options: JobOption
     if (options.failAt === at) throw new InjectedFailure(`injected at ${at}`);
   };
   try {
-    await provider.jobInit(options.epoch, {}, never);
+    await provider.jobInit();
     const { archiveName } = await provider.backupInit(vmid, "qemu", options.epoch, never);
     mayFail("backup_init");
     modes = await provider.backupVmQueryIncremental(vmid, guest.devices, never);

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// One backup job in a process of its own: PVE's hooks in PVE's order, then a line of JSON about it.
+// Usage: node dist/bench-job.mjs '{"storePath": ...}'
+import { NbdConnection } from "../../src/nbd/index.ts";
+import { DirectoryProvider } from "../../src/provider/index.ts";
+import type { JobOptions, JobReport } from "./job-options.ts";
+
+const never = new AbortController().signal;
+
+/** Notes when the first read of any connection has ended: the product itself has no such hook. */
+function watchFirstRead(): { readonly atMs: () => number | undefined } {
+  let atMs: number | undefined;
+  const read = NbdConnection.prototype.read;
+  NbdConnection.prototype.read = async function (this: NbdConnection, ...args) {
+    await read.apply(this, args);
+    if (atMs === undefined) {
+      atMs = performance.now();
+      NbdConnection.prototype.read = read;
+    }
+  };
+  return { atMs: () => atMs };
+}
+
+async function runJob(options: JobOptions): Promise<JobReport> {
+  const log: string[] = [];
+  const { device, epoch, sizeBytes, vmid } = options;
+  const scfg = {
+    path: options.storePath,
+    "vm-backup-mode": options.mode,
+    "dir-compression": options.compression,
+  };
+  await using provider = new DirectoryProvider(
+    { storeid: "bench", scfg, nodename: "bench", apiver: 15, log: (_level, message) => void log.push(message) },
+    { root: options.root },
+  );
+  await provider.jobInit();
+  const { archiveName } = await provider.backupInit(vmid, "qemu", epoch, never);
+  const answers = await provider.backupVmQueryIncremental(vmid, new Map([[device, { size: sizeBytes }]]), never);
+  if (options.bitmapMode === "reuse" && answers.get(device) !== "use") {
+    throw new Error(`The provider does not want to reuse the bitmap of ${device}: ${log.join("\n")}`);
+  }
+  const { bitmapMode, bitmapName, nbdPath } = options;
+  const volumes = new Map([[device, { size: sizeBytes, bitmapMode, bitmapName, nbdPath }]]);
+  const firstRead = watchFirstRead();
+  const startMs = performance.now();
+  const info = { bandwidthLimit: 0, firewallConfig: undefined };
+  await provider.backupVm(vmid, Buffer.from(options.guestConfig), volumes, info, never);
+  await provider.backupCleanup(vmid, "qemu", true, undefined, never);
+  await provider.jobCleanup(never);
+  const firstMs = firstRead.atMs();
+  return {
+    archive: archiveName,
+    peakBytes: process.resourceUsage().maxRSS * 1024,
+    firstByteMs: firstMs === undefined ? undefined : firstMs - startMs,
+    log,
+  };
+}
+
+const report = await runJob(JSON.parse(process.argv[2] ?? "") as JobOptions);
+process.stdout.write(`${JSON.stringify(report)}\n`);
