@@ -42,14 +42,14 @@ bench: setup build
 	@node dist/bench.mjs
 
 install: build
-	install -d $(PERL5DIR)/PVE/Storage/Custom $(PERL5DIR)/PVE/BackupProvider/Plugin $(SHAREDIR) $(BINDIR) $(MANDIR)/man1 $(MANDIR)/man8
+	install -d $(PERL5DIR)/PVE/Storage/Custom $(PERL5DIR)/PVE/BackupProvider/Plugin $(SHAREDIR) $(BINDIR) $(MANDIR)/man1
 	cd perl-shim && find PVE -name '*.pm' -exec install -D -m 0644 {} $(abspath $(PERL5DIR))/{} \;
+	sed -i 's#/usr/share/pve-backup-host/#$(PREFIX)/share/pve-backup-host/#' $(PERL5DIR)/PVE/BackupProvider/Bridge/NodeProgram.pm
 	install -m 0644 dist/bridge.mjs dist/cli.mjs dist/compress-worker.cjs $(SHAREDIR)/
 	cp -r dist/node_modules $(SHAREDIR)/
 	printf '#!/bin/sh\nexec /usr/bin/node %s/share/pve-backup-host/cli.mjs "$$@"\n' '$(PREFIX)' > $(BINDIR)/pve-backup-host
 	chmod 0755 $(BINDIR)/pve-backup-host
 	install -m 0644 packaging/man/*.1 $(MANDIR)/man1/
-	install -m 0644 packaging/man/*.8 $(MANDIR)/man8/
 
 clean:
 	rm -rf dist node_modules coverage bench-results.json

@@ -58,18 +58,15 @@ export class NbdChannel {
     return this.#closing !== undefined;
   }
 
-  /**
-   * Queues `bytes`, and `payload` behind them; both are borrowed until they are sent. What is queued in
-   * one turn of the event loop goes out in one call: each wakes the server, which costs more than the bytes.
-   */
+  /** Queues `bytes`, and `payload` behind them; both are borrowed until they are sent. */
   send(bytes: Buffer, payload?: Uint8Array): void {
     if (this.#failure !== undefined || this.#closing !== undefined) return;
-    if (this.#socket.writableCorked === 0) {
-      this.#socket.cork();
-      setImmediate(() => this.#socket.uncork());
-    }
+    if (payload !== undefined) this.#socket.cork();
     this.#socket.write(bytes);
-    if (payload !== undefined) this.#socket.write(payload);
+    if (payload !== undefined) {
+      this.#socket.write(payload);
+      this.#socket.uncork();
+    }
   }
 
   /** Ends the connection at once: after this call no byte goes into any buffer. First call wins. */

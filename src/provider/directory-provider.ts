@@ -105,7 +105,8 @@ export class DirectoryProvider implements BackupProvider {
     error: string | undefined,
     _signal: AbortSignal,
   ): Promise<{ archiveSize: number }> {
-    const point = this.#lastJob?.vmid === vmid ? this.#backup?.point : undefined;
+    // A failure may follow a cleanup that was told of success: the point is known from there.
+    const point = this.#lastJob?.vmid === vmid ? (this.#backup?.point ?? this.#lastJob.point) : undefined;
     await this.#endBackup();
     if (point === undefined) return { archiveSize: 0 };
     this.#lastJob = { vmid, type: point.type, epoch: point.epoch, point };

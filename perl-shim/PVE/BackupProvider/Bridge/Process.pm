@@ -104,7 +104,8 @@ sub _exec_child {
     my $none = POSIX::SigSet->new();
     sigprocmask(SIG_SETMASK, $none);
     no warnings 'exec';
-    exec { $node } $node, $bridge
+    # Node's own advice to programmers is no warning for the task log.
+    exec { $node } $node, '--no-warnings', $bridge
         or die "Cannot start Node.js: $node: $!\n";
 }
 
