@@ -43,7 +43,7 @@ const PVE_OPTIONS = new Set([
  */
 export function parseConfig(scfg: Readonly<Record<string, unknown>>): DirectoryConfig {
   for (const name of Object.keys(scfg)) {
-    if (!PVE_OPTIONS.has(name) && !(name in CHOICES)) {
+    if (!PVE_OPTIONS.has(name) && !Object.hasOwn(CHOICES, name)) {
       throw new RequestError(
         `Cannot use option "${name}" of the storage: it is unknown, wanted one of ${Object.keys(CHOICES).join(", ")}`,
       );

@@ -95,8 +95,8 @@ class DeviceCopy {
   readonly #writes = new Set<Promise<void>>();
   readonly #discards: DiscardQueue;
   readonly #slots = new Set<Slot>();
+  /** The first failure ends all: reads still in flight must not wait for a server that may be gone. */
   readonly #abort: (error: unknown) => void;
-  #failure: { readonly error: unknown } | undefined;
 
   constructor(options: CopyOptions, signal: AbortSignal, abort: (error: unknown) => void) {
     this.#options = options;
@@ -109,9 +109,9 @@ class DeviceCopy {
     try {
       return await this.#copy();
     } catch (error) {
-      this.#fail(error);
+      this.#abort(error);
+      throw this.#signal.reason; // the first failure, not what it led to
     }
-    throw this.#failure?.error;
   }
 
   async #copy(): Promise<CopyResult> {
@@ -138,13 +138,6 @@ class DeviceCopy {
     for (const slot of this.#slots) slot.release(); // read, but never written
   }
 
-  /** The first failure ends all: reads still in flight must not wait for a server that may be gone. */
-  #fail(error: unknown): void {
-    if (this.#failure !== undefined) return;
-    this.#failure = { error };
-    this.#abort(error);
-  }
-
   async *#plan(): AsyncGenerator<CopyStep, void, undefined> {
     const { source } = this.#options;
     try {
@@ -154,7 +147,7 @@ class DeviceCopy {
         maxReadBytes: READ_BYTES,
       });
     } catch (error) {
-      this.#fail(error);
+      this.#abort(error);
       throw error;
     }
   }
@@ -168,7 +161,7 @@ class DeviceCopy {
       else await this.#readPiece(step, slot.bytes, 0);
       return { step, slot };
     } catch (error) {
-      this.#fail(error);
+      this.#abort(error);
       throw error;
     }
   }
@@ -220,7 +213,7 @@ class DeviceCopy {
       slot?.release();
       if (slot !== undefined) this.#slots.delete(slot);
       const failed = results.find((result) => result.status === "rejected");
-      if (failed !== undefined) this.#fail(failed.reason);
+      if (failed !== undefined) this.#abort(failed.reason);
       this.#writes.delete(settled);
     });
     this.#writes.add(settled);

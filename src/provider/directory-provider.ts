@@ -307,6 +307,10 @@ export class DirectoryProvider implements BackupProvider {
   }
 
   async #startCompressor(): Promise<ClusterCompressor | undefined> {
+    if (this.#compressor?.hasFailed === true) {
+      await this.#compressor[Symbol.asyncDispose](); // one guest's trouble must not be the next one's
+      this.#compressor = undefined;
+    }
     if (this.#config.compression !== "none") this.#compressor ??= await createCompressor(this.#config.compression);
     return this.#compressor;
   }

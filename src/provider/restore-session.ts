@@ -3,6 +3,7 @@
 import { CleanupStack, RequestError } from "../core/index.ts";
 import { openRawView, type RawView, sweepRawViews } from "../device/index.ts";
 import type { Point, Store } from "../store/index.ts";
+import { assertSound } from "./sound-image.ts";
 
 /** One VM restore: holds the chain's lock and the views until it is disposed. */
 export class RestoreSession implements AsyncDisposable {
@@ -28,8 +29,13 @@ export class RestoreSession implements AsyncDisposable {
     }
     await using stack = new CleanupStack();
     stack.use(await store.lockChainShared(point, signal));
-    // All chains now: a restore that would fail at its last disk must not begin.
-    for (const device of point.devices.keys()) await store.resolveChain(point, device, signal);
+    // All of all chains now: a restore that would fail at its last disk must not begin. The store has looked
+    // into legacy images itself: others wrote them, and leaks are no damage there.
+    for (const device of point.devices.keys()) {
+      const { paths } = await store.resolveChain(point, device, signal);
+      if (point.kind === "legacy") continue;
+      for (const image of paths) await assertSound(`restore "${point.volname}"`, image, signal);
+    }
     return new RestoreSession(store, point, runDir, stack.move());
   }
 

@@ -29,6 +29,8 @@ export interface CompressedRun {
 /** Shared by every writer of a job. */
 export interface ClusterCompressor extends AsyncDisposable {
   readonly kind: CompressionKind;
+  /** A worker failed: every later compress() fails too. Dispose it and make another. */
+  readonly hasFailed: boolean;
   /**
    * Compresses up to 1 MiB of clusters; a short last one counts as filled up with zeroes.
    * `bytes` is borrowed until the promise settles; shared memory is not copied.
@@ -86,6 +88,10 @@ class WorkerPool implements ClusterCompressor {
     for (let index = 0; index < workers; index++) {
       this.#add(new Worker(text, { eval: true, workerData, resourceLimits: WORKER_LIMITS, name: `compress-${kind}` }));
     }
+  }
+
+  get hasFailed(): boolean {
+    return this.#failure !== undefined;
   }
 
   async whenReady(): Promise<void> {

@@ -247,6 +247,7 @@ describe("Qcow2Writer after an error", () => {
     const broken = new Error("the worker is gone");
     const compressor = {
       kind: "zlib" as const,
+      hasFailed: true,
       compress: () => Promise.reject(broken),
       [Symbol.asyncDispose]: () => Promise.resolve(),
     };
