@@ -220,7 +220,7 @@ describe("a copy that fails", () => {
     const cancel = new AbortController();
     const source = new FakeSource(64 * READ_BYTES);
     source.answer = async (offset, target, signal) => {
-      if (offset === 20 * READ_BYTES) cancel.abort(new Error("cancelled by the user"));
+      if (offset === 6 * READ_BYTES) cancel.abort(new Error("cancelled by the user"));
       if (offset > 4 * READ_BYTES) await waitForAbort(signal);
       target.fill(1);
     };
