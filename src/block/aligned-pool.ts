@@ -2,7 +2,8 @@
 // Page-aligned buffers for O_DIRECT, visible to workers without a copy.
 //
 // A shared WebAssembly.Memory is the one page-aligned memory that Node hands out. It is never grown:
-// growing would empty every view of it.
+// growing would empty every view of it. V8 does not count it, so nothing hurries to free it: memories of
+// disposed pools are kept and used again.
 import { setMaxListeners } from "node:events";
 import { CancelledError } from "../core/index.ts";
 
@@ -20,30 +21,42 @@ export interface Slot {
   release(): void;
 }
 
-/** A fixed number of equal buffers; acquire() waits while all are taken. */
-export class AlignedPool {
+interface Waiter {
+  give(index: number): void;
+  refuse(error: Error): void;
+}
+
+/** Memories of this process that belong to no pool now, by their size in bytes. */
+const spareMemories = new Map<number, SharedArrayBuffer[]>();
+
+/**
+ * A fixed number of equal buffers; acquire() waits while all are taken. Dispose hands the memory on to a
+ * later pool, but not before every buffer is released.
+ */
+export class AlignedPool implements Disposable {
   readonly slotBytes: number;
   readonly memory: SharedArrayBuffer;
   readonly #free: number[] = [];
-  readonly #waiting: Array<(index: number) => void> = [];
+  readonly #waiting: Waiter[] = [];
+  #held = 0;
+  #isDisposed = false;
 
   /** @param slotBytes size of one buffer, rounded up to 64 KiB */
   constructor(slotBytes: number, slots: number) {
     this.slotBytes = Math.ceil(slotBytes / WASM_PAGE_BYTES) * WASM_PAGE_BYTES;
-    const pages = (this.slotBytes / WASM_PAGE_BYTES) * slots;
-    const wasm = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
-    this.memory = wasm.buffer;
+    this.memory = takeMemory(this.slotBytes * slots);
     for (let index = slots - 1; index >= 0; index--) this.#free.push(index);
   }
 
   /**
    * Takes a buffer; its content is whatever the last holder left.
    *
-   * @throws the abort reason of `signal` while it waits
+   * @throws the abort reason of `signal` while it waits; an error once the pool is disposed
    */
   async acquire(signal: AbortSignal): Promise<Slot> {
     signal.throwIfAborted();
-    const index = this.#free.pop() ?? (await this.#wait(signal));
+    if (this.#isDisposed) throw disposedError();
+    const index = this.#takeFree() ?? (await this.#wait(signal));
     let isHeld = true;
     return {
       index,
@@ -51,27 +64,76 @@ export class AlignedPool {
       release: () => {
         if (!isHeld) return;
         isHeld = false;
-        const next = this.#waiting.shift();
-        if (next === undefined) this.#free.push(index);
-        else next(index);
+        this.#takeBack(index);
       },
     };
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#isDisposed) return;
+    this.#isDisposed = true;
+    for (const waiter of this.#waiting.splice(0)) waiter.refuse(disposedError());
+    this.#handOn();
+  }
+
+  #takeFree(): number | undefined {
+    const index = this.#free.pop();
+    if (index !== undefined) this.#held++;
+    return index;
+  }
+
+  #takeBack(index: number): void {
+    const next = this.#waiting.shift();
+    if (next !== undefined) {
+      next.give(index); // held on
+      return;
+    }
+    this.#held--;
+    this.#free.push(index);
+    this.#handOn();
+  }
+
+  /** Whoever still holds a buffer, a write in flight perhaps, must stay its only user. */
+  #handOn(): void {
+    if (this.#isDisposed && this.#held === 0) keepMemory(this.memory);
   }
 
   #wait(signal: AbortSignal): Promise<number> {
     return new Promise((resolve, reject) => {
       const onAbort = (): void => {
-        const at = this.#waiting.indexOf(give);
+        const at = this.#waiting.indexOf(waiter);
         if (at >= 0) this.#waiting.splice(at, 1);
         reject(signal.reason ?? new CancelledError("Cancelled while waiting for a buffer"));
       };
-      const give = (index: number): void => {
-        signal.removeEventListener("abort", onAbort);
-        resolve(index);
+      const leave = (): void => signal.removeEventListener("abort", onAbort);
+      const waiter: Waiter = {
+        give: (index) => {
+          leave();
+          resolve(index);
+        },
+        refuse: (error) => {
+          leave();
+          reject(error);
+        },
       };
       setMaxListeners(0, signal); // many waiters are no leak: each one leaves
       signal.addEventListener("abort", onAbort, { once: true });
-      this.#waiting.push(give);
+      this.#waiting.push(waiter);
     });
   }
 }
+
+function takeMemory(bytes: number): SharedArrayBuffer {
+  const spare = spareMemories.get(bytes)?.pop();
+  if (spare !== undefined) return spare;
+  const pages = bytes / WASM_PAGE_BYTES;
+  return new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true }).buffer;
+}
+
+function keepMemory(memory: SharedArrayBuffer): void {
+  const spares = spareMemories.get(memory.byteLength);
+  if (spares === undefined) spareMemories.set(memory.byteLength, [memory]);
+  else spares.push(memory);
+}
+
+const disposedError = (): Error => new Error("the buffer pool is disposed");

@@ -14,27 +14,6 @@ export interface SourceExtent extends Extent {
 
 export const endOf = (extent: Extent): number => extent.offset + extent.length;
 
-/** The common part of two ranges, or undefined where they only touch or are apart. */
-export function intersect(a: Extent, b: Extent): Extent | undefined {
-  const offset = Math.max(a.offset, b.offset);
-  const length = Math.min(endOf(a), endOf(b)) - offset;
-  return length > 0 ? { offset, length } : undefined;
-}
-
-/** Joins neighbours that touch and are alike; `source` must be ascending. Holds one extent. */
-export async function* coalesce(source: AsyncIterable<SourceExtent>): AsyncGenerator<SourceExtent, void, undefined> {
-  let held: SourceExtent | undefined;
-  for await (const next of source) {
-    if (held !== undefined && held.zero === next.zero && endOf(held) === next.offset) {
-      held = { offset: held.offset, length: held.length + next.length, zero: held.zero };
-    } else {
-      if (held !== undefined) yield held;
-      held = next;
-    }
-  }
-  if (held !== undefined) yield held;
-}
-
 /**
  * Cuts `extent` at every multiple of `unit`, so that no piece crosses one. The pieces of an
  * aligned extent are whole units; only the first and the last of an unaligned one are shorter.

@@ -4,7 +4,6 @@
 export const KIB = 1024;
 export const MIB = 1024 * KIB;
 export const GIB = 1024 * MIB;
-export const TIB = 1024 * GIB;
 
 /** Largest multiple of `alignment` that is not above `value`. Plain numbers, exact to 2^53. */
 export function alignDown(value: number, alignment: number): number {

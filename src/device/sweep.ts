@@ -3,7 +3,7 @@
 import { readdir } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { environmentError, errnoOf } from "../core/index.ts";
+import { environmentError, errnoOf, messageOf } from "../core/index.ts";
 import { isRunning, type ProcessIdentity, readProcess } from "../host/index.ts";
 import { readOwnerRecord } from "./owner-record.ts";
 import { removeViewFolder, VIEW_FOLDER } from "./view-folder.ts";
@@ -12,12 +12,12 @@ const TERM_TIMEOUT_MS = 2_000;
 const POLL_MS = 20;
 
 /**
- * Removes every view below `runDir` whose owner is dead; views of living processes stay.
- * Does all it can before it reports the first failure. A missing `runDir` is nothing to do.
+ * Removes every view below `runDir` whose owner is dead; views of living processes stay. What cannot be removed
+ * is warned of and left for the next sweep. A missing `runDir` is nothing to do.
  *
- * @throws ChildProcessError if a stale mount cannot be removed; EnvironmentError if the folder cannot be read
+ * @throws EnvironmentError if the folder cannot be read
  */
-export async function sweepRawViews(runDir: string): Promise<void> {
+export async function sweepRawViews(runDir: string, warn: (message: string) => void = () => undefined): Promise<void> {
   const absolute = path.resolve(runDir);
   let names: string[];
   try {
@@ -26,17 +26,13 @@ export async function sweepRawViews(runDir: string): Promise<void> {
     if (errnoOf(error) === "ENOENT") return;
     throw environmentError("read the folder", absolute, error);
   }
-  let failed = false;
-  let first: unknown;
   for (const name of names) {
     try {
       await sweepOne(absolute, name);
     } catch (error) {
-      if (!failed) first = error;
-      failed = true;
+      warn(messageOf(error)); // it is in nobody's way
     }
   }
-  if (failed) throw first;
 }
 
 async function sweepOne(runDir: string, name: string): Promise<void> {

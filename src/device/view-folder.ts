@@ -45,16 +45,24 @@ export class ViewFolder implements AsyncDisposable {
     await writeOwnerRecord(this.path, { owner: this.#owner, children: this.#children });
   }
 
-  /** Unmounts what is left in it and removes it. @throws ChildProcessError if a mount stays */
+  /** Unmounts what is left in it and removes it. @throws as removeViewFolder() */
   async [Symbol.asyncDispose](): Promise<void> {
     await removeViewFolder(this.path);
   }
 }
 
-/** Never deletes through a mount: what cannot be unmounted keeps its folder. */
+/**
+ * Never deletes through a mount: what cannot be unmounted keeps its folder.
+ *
+ * @throws ChildProcessError if a mount stays, EnvironmentError
+ */
 export async function removeViewFolder(folder: string): Promise<void> {
   await unmountBelow(folder);
-  await rm(folder, { recursive: true, force: true });
+  try {
+    await rm(folder, { recursive: true, force: true });
+  } catch (error) {
+    throw environmentError("remove", folder, error);
+  }
 }
 
 async function makeFreeFolder(runDir: string): Promise<string> {

@@ -40,19 +40,6 @@ export function encodeRequest(request: NbdRequest): Buffer {
   return bytes;
 }
 
-/** Inverse of encodeRequest(). `bytes` is borrowed; it must hold at least 28 bytes. */
-export function decodeRequest(bytes: Buffer): NbdRequest {
-  const magic = bytes.readUInt32BE(0);
-  if (magic !== REQUEST_MAGIC) throw new NbdProtocolError(`Cannot read NBD request: magic is ${hex(magic)}`);
-  return {
-    flags: bytes.readUInt16BE(4),
-    type: bytes.readUInt16BE(6) as CommandType,
-    cookie: bytes.readBigUInt64BE(8),
-    offset: decodeOffset(bytes, 16),
-    length: bytes.readUInt32BE(24),
-  };
-}
-
 export interface SimpleReply {
   /** 0 or an error value. */
   readonly error: number;
@@ -132,22 +119,6 @@ export interface BlockStatusExtent {
   readonly offset: number;
   readonly length: number;
   readonly flags: number;
-}
-
-export interface StatusEntry {
-  readonly length: number;
-  readonly flags: number;
-}
-
-/** context id u32, then per extent: length u32 | flags u32. */
-export function encodeStatusPayload(contextId: number, entries: readonly StatusEntry[]): Buffer {
-  const bytes = Buffer.alloc(4 + entries.length * STATUS_ENTRY_BYTES);
-  bytes.writeUInt32BE(contextId, 0);
-  entries.forEach((entry, index) => {
-    bytes.writeUInt32BE(entry.length, 4 + index * STATUS_ENTRY_BYTES);
-    bytes.writeUInt32BE(entry.flags, 8 + index * STATUS_ENTRY_BYTES);
-  });
-  return bytes;
 }
 
 /** @throws NbdProtocolError unless the length is that of a context id and 1 to 2^20 entries */

@@ -197,7 +197,7 @@ export class DirectoryProvider implements BackupProvider {
   async restoreVmInit(volname: string, signal: AbortSignal): Promise<ReadonlyMap<string, { readonly size: number }>> {
     await this.restoreVmCleanup(volname); // a second init of the same backup starts afresh
     const runDir = path.join(this.#root || "/", "run/pve-backup-host");
-    const session = await RestoreSession.open(await this.#openStore(), volname, runDir, signal);
+    const session = await RestoreSession.open(await this.#openStore(), volname, runDir, this.#warn, signal);
     this.#restores.set(volname, session);
     return session.sizes;
   }
@@ -279,6 +279,8 @@ export class DirectoryProvider implements BackupProvider {
     this.#compressor = undefined;
   }
 
+  readonly #warn = (message: string): void => this.#context.log("warn", message);
+
   #backupOf(vmid: number): VmBackup {
     if (this.#backup?.vmid !== vmid) {
       throw new RequestError(`Cannot back up VM ${vmid}: backup_init was not called for it`);
@@ -298,7 +300,7 @@ export class DirectoryProvider implements BackupProvider {
       storeid: this.#context.storeid,
       root: this.#root,
       nodename: this.#context.nodename,
-      warn: (message) => this.#context.log("warn", message),
+      warn: this.#warn,
     }).catch((error: unknown) => {
       this.#store = undefined; // the share may be back at the next call
       throw error;

@@ -21,8 +21,14 @@ export class RestoreSession implements AsyncDisposable {
   }
 
   /** @param runDir folder for mounts; what killed processes left in it is swept first */
-  static async open(store: Store, volname: string, runDir: string, signal: AbortSignal): Promise<RestoreSession> {
-    await sweepRawViews(runDir);
+  static async open(
+    store: Store,
+    volname: string,
+    runDir: string,
+    warn: (message: string) => void,
+    signal: AbortSignal,
+  ): Promise<RestoreSession> {
+    await sweepRawViews(runDir, warn);
     const point = await store.openPoint(volname, signal);
     if (point.type !== "qemu") {
       throw new RequestError(`Cannot restore "${point.volname}" as a VM: it is the backup of a container`);

@@ -116,7 +116,7 @@ export class VmBackup implements AsyncDisposable {
    */
   async #promise(base: Point, device: string, signal: AbortSignal): Promise<Promised> {
     try {
-      if (!this.#isBaseHeld) this.#owned.use(await this.#environment.store.lockChainShared(base, signal));
+      if (!this.#isBaseHeld) this.#owned.use(await this.#environment.store.lockChainShared(base, signal, "required"));
       this.#isBaseHeld = true;
       const image = base.devices.get(device);
       if (image !== undefined) await assertSound(`build on "${base.volname}"`, image.path, signal);
@@ -145,7 +145,7 @@ export class VmBackup implements AsyncDisposable {
     for (const device of volumes.keys()) checkDeviceName(device);
     await this.#staged.writeFile(GUEST_CONFIG_FILE, guestConfig);
     if (info.firewallConfig !== undefined) await this.#staged.writeFile(FIREWALL_CONFIG_FILE, info.firewallConfig);
-    const pool = new AlignedPool(READ_BYTES, POOL_SLOTS);
+    using pool = new AlignedPool(READ_BYTES, POOL_SLOTS);
     const throttle = new Throttle(info.bandwidthLimit);
     const devices: StagedDevice[] = [];
     for (const [device, volume] of [...volumes].sort(([a], [b]) => (a < b ? -1 : 1))) {

@@ -224,6 +224,7 @@ export class AppendFile implements AsyncDisposable {
   }
 
   async #close(): Promise<void> {
+    this.#pool[Symbol.dispose]();
     const direct = this.#direct;
     this.#direct = undefined;
     await direct?.close();

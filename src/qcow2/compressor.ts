@@ -170,6 +170,7 @@ class WorkerPool implements ClusterCompressor {
     if (this.#isDisposed) return;
     this.#isDisposed = true;
     await Promise.all(this.#members.map(({ worker }) => worker.terminate()));
+    this.#slots[Symbol.dispose](); // not before: a worker may have written there until now
   }
 }
 

@@ -50,6 +50,7 @@ export const Extension = {
   backingFormat: 0xe2792aca,
   externalDataFile: 0x44415441,
   bitmaps: 0x23852875,
+  featureNames: 0x6803f857,
 } as const;
 
 /** Bits of L1 and L2 table entries. Source: "L1 table entry", "L2 table entry". */

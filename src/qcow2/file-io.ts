@@ -63,10 +63,11 @@ export async function readUpTo(file: ImageFile, target: Buffer, offset: number):
   return done;
 }
 
-/** Writes all of `bytes` at `offset`; throws Node's own error. */
+/** Writes all of `bytes` at `offset`; throws Node's own error, or one if the file takes nothing more. */
 export async function writeFully(handle: FileHandle, bytes: Buffer, offset: number): Promise<void> {
   for (let done = 0; done < bytes.length; ) {
     const { bytesWritten } = await handle.write(bytes, done, bytes.length - done, offset + done);
+    if (bytesWritten === 0) throw new Error("the file system takes nothing more, and does not say why");
     done += bytesWritten;
   }
 }

@@ -29,6 +29,7 @@ export function encodeExtension(type: number, data: Buffer): Buffer {
 export interface Extensions {
   readonly backingFormat: string | undefined;
   readonly hasBitmaps: boolean;
+  readonly hasFeatureNames: boolean;
 }
 
 /** Walks the extensions from `start` to the backing file name or the end of the cluster. */
@@ -37,6 +38,7 @@ export function decodeExtensions(bytes: Buffer, start: number, clusterBytes: num
   const limit = Math.min(bytes.length, clusterBytes, nameOffset === 0n ? clusterBytes : Number(nameOffset));
   let backingFormat: string | undefined;
   let hasBitmaps = false;
+  let hasFeatureNames = false;
   for (let at = start; at + 8 <= limit; ) {
     const type = bytes.readUInt32BE(at);
     const length = bytes.readUInt32BE(at + 4);
@@ -44,13 +46,14 @@ export function decodeExtensions(bytes: Buffer, start: number, clusterBytes: num
     if (length > limit - at - 8) throw fail(`its header extension 0x${type.toString(16)} overruns the header`);
     if (type === Extension.externalDataFile) throw fail("it names an external data file");
     if (type === Extension.bitmaps) hasBitmaps = true;
+    if (type === Extension.featureNames) hasFeatureNames = true;
     if (type === Extension.backingFormat) {
       if (length > MAX_BACKING_FORMAT_BYTES) throw fail(`its backing format has ${length} bytes`);
       backingFormat = decodeName(bytes.subarray(at + 8, at + 8 + length), "backing format", fail);
     }
     at += 8 + Math.ceil(length / 8) * 8;
   }
-  return { backingFormat, hasBitmaps };
+  return { backingFormat, hasBitmaps, hasFeatureNames };
 }
 
 /** The backing file, if the header names one. Source: "backing_file_offset". */

@@ -50,6 +50,8 @@ export interface Qcow2Header {
   /** Refcounts may be stale ("lazy refcounts", not closed cleanly); the data is good. */
   readonly isDirty: boolean;
   readonly hasBitmaps: boolean;
+  /** It holds the feature name table, which QEMU writes into every version 3 image. */
+  readonly hasFeatureNames: boolean;
 }
 
 /** The fields that our writer decides; everything else is fixed. */
@@ -165,7 +167,16 @@ export function decodeQcow2Header(bytes: Buffer, path: string): Qcow2Header {
     snapshots: bytes.readUInt32BE(HeaderField.snapshots),
     isDirty: v3.isDirty,
     hasBitmaps: extensions.hasBitmaps,
+    hasFeatureNames: extensions.hasFeatureNames,
   };
+}
+
+/**
+ * True for images as Qcow2Writer leaves them, false for those that QEMU made: it names the features in the
+ * header and puts the refcount table in front. Ours comes last, because the file was only ever appended to.
+ */
+export function isAppendedImage(header: Qcow2Header): boolean {
+  return header.version === 3 && !header.hasFeatureNames && header.refcountTableOffset > header.l1Offset;
 }
 
 interface V3Fields {

@@ -19,7 +19,7 @@ export interface ClusterCounts {
 /** Settles when the bytes that were handed in are the caller's again. */
 type Released = Promise<void>;
 
-export class ImageLayout {
+export class ImageLayout implements Disposable {
   readonly counts: ClusterCounts = { dataClusters: 0, compressedClusters: 0, zeroClusters: 0 };
   readonly #file: AppendFile;
   readonly #tables: TableBuilder;
@@ -92,6 +92,10 @@ export class ImageLayout {
   async finish(): Promise<Digest> {
     await this.#flushPack();
     return await this.#tables.finish();
+  }
+
+  [Symbol.dispose](): void {
+    this.#pack[Symbol.dispose]();
   }
 
   /** A pack goes into the file before anything of the next L2 table does. */

@@ -6,7 +6,7 @@ export type { CompressionKind } from "./compress-protocol.ts";
 export { type ClusterCompressor, type CompressedRun, createCompressor } from "./compressor.ts";
 export { digestQcow2File, verifyDigest } from "./digest-file.ts";
 export { Qcow2FormatError } from "./errors.ts";
-export { decodeQcow2Header, type Qcow2Header } from "./header.ts";
+export { decodeQcow2Header, isAppendedImage, type Qcow2Header } from "./header.ts";
 export type { BackingReference } from "./header-extensions.ts";
 export { readQcow2Header } from "./read-header.ts";
 export { type Compression, type Qcow2Summary, Qcow2Writer, type Qcow2WriterOptions } from "./writer.ts";

@@ -9,8 +9,8 @@ const PACK_BYTES = 4 * MIB;
 /** One fills while the other is on its way into the file. */
 const PACK_SLOTS = 2;
 
-/** The pack being filled. All its clusters belong to one L2 table. */
-export class Pack {
+/** The pack being filled. All its clusters belong to one L2 table. Dispose drops what was not flushed. */
+export class Pack implements Disposable {
   readonly #tables: TableBuilder;
   readonly #clusterBytes: number;
   readonly #signal: AbortSignal;
@@ -60,5 +60,12 @@ export class Pack {
     this.#used = 0;
     const { released } = await this.#tables.appendPack(bytes, clusters);
     released.then(slot.release, slot.release);
+  }
+
+  [Symbol.dispose](): void {
+    this.#slot?.release();
+    this.#slot = undefined;
+    this.#clusters = [];
+    this.#pool[Symbol.dispose]();
   }
 }

@@ -73,6 +73,7 @@ export class Qcow2Writer implements AsyncDisposable {
     this.clusterBytes = 2 ** shape.clusterBits;
     this.#file = file;
     this.#layout = new ImageLayout(file, shape, signal);
+    owned.defer(() => this.#layout[Symbol.dispose]());
     this.#compressor = compressor;
     this.#owned = owned;
     this.#signal = signal;

@@ -37,9 +37,8 @@ export async function decideBase(context: StoreContext, question: BaseQuestion):
   checkVmid(question.vmid);
   checkDeviceName(question.device);
   try {
-    const witness = await Witness.locate(context.root, context.storeid, question.vmid, context.io);
     const entries = await scanGuest(context, question.vmid, question.signal);
-    const record = checkWitness(await readWitness(witness), entries, context.storeid);
+    const record = checkWitness(await readWitness(context, question.vmid), entries, context.storeid);
     const newest = checkNewest(entries, record, context.storeid);
     checkGuest(newest.manifest.guest, question.guest);
     checkGuest(record.guest, question.guest);
@@ -77,11 +76,14 @@ function ownPoints(entries: readonly CatalogEntry[], storeid: string): CompleteE
   return entries.filter((entry) => entry.kind === "complete").filter((entry) => entry.manifest.storeid === storeid);
 }
 
-async function readWitness(witness: Witness): Promise<WitnessState> {
-  return await witness.read().catch((error: unknown) => {
+async function readWitness(context: StoreContext, vmid: number): Promise<WitnessState> {
+  try {
+    const witness = await Witness.locate(context.root, context.storeid, vmid, context.io);
+    return await witness.read();
+  } catch (error) {
     if (error instanceof HostError) return { kind: "damaged", reason: error.message };
     throw error;
-  });
+  }
 }
 
 function checkWitness(state: WitnessState, entries: readonly CatalogEntry[], storeid: string): WitnessRecord {

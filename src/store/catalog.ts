@@ -5,18 +5,21 @@ import type { Stats } from "node:fs";
 import { lstat, readdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { environmentError, errnoOf, messageOf, orderedMap } from "../core/index.ts";
-import type { StoreContext } from "./context.ts";
+import type { StoreContext, StoreIdentity } from "./context.ts";
 import { PointDamagedError, StoreUnavailableError } from "./errors.ts";
+import { MAX_GUEST_CONFIG_BYTES } from "./guest-identity.ts";
+import { readImageFile } from "./image-file.ts";
 import { JsonProblem, readSmallFile } from "./json.ts";
 import {
   type ArchiveName,
+  deviceFileName,
   GUEST_CONFIG_FILE,
   guestFolder,
   isVmidName,
   MANIFEST_FILE,
   parseFolderName,
 } from "./layout.ts";
-import { judgeLegacy } from "./legacy.ts";
+import { isOwnImage, judgeLegacy } from "./legacy.ts";
 import { type Manifest, parseManifest } from "./manifest.ts";
 
 export type CatalogEntry =
@@ -37,18 +40,34 @@ export type CatalogEntry =
 
 export type CompleteEntry = Extract<CatalogEntry, { kind: "complete" }>;
 
-export const MAX_GUEST_CONFIG_BYTES = 4 * 1024 * 1024;
 const FOLDERS_IN_FLIGHT = 16;
 const MAX_FILES_PER_POINT = 5000;
 const BLOCK_BYTES = 512; // the unit of st_blocks, whatever the file system's own
 
+const MOUNT_HINT = "check that the share is mounted";
+
 /** @throws StoreUnavailableError with one clear sentence */
-export async function checkAvailable(path: string): Promise<void> {
-  const found = await stat(path).catch((error: unknown) => {
+export async function checkAvailable(path: string): Promise<StoreIdentity> {
+  const found = await stat(path, { bigint: true }).catch((error: unknown) => {
     const { message } = environmentError("use storage path", path, error);
-    throw new StoreUnavailableError(message, { cause: error, hint: "check that the share is mounted" });
+    throw new StoreUnavailableError(message, { cause: error, hint: MOUNT_HINT });
   });
   if (!found.isDirectory()) throw new StoreUnavailableError(`Cannot use storage path "${path}": it is not a folder`);
+  return { dev: found.dev, ino: found.ino };
+}
+
+/**
+ * For whoever is about to write: the path still leads to the folder that was opened.
+ *
+ * @throws StoreUnavailableError
+ */
+export async function checkSameStore({ path, identity }: StoreContext): Promise<void> {
+  const { dev, ino } = await checkAvailable(path);
+  if (dev === identity.dev && ino === identity.ino) return;
+  throw new StoreUnavailableError(
+    `Cannot use storage path "${path}": another file system is mounted there, or the share is gone`,
+    { hint: MOUNT_HINT },
+  );
 }
 
 /** Ids of the guests that have a folder, ascending. */
@@ -94,7 +113,7 @@ export async function classifyFolder(context: StoreContext, name: ArchiveName): 
   try {
     const isFolder = (await lstat(parent)).isDirectory() && (await lstat(folder)).isDirectory();
     if (!isFolder) throw new JsonProblem("it is not a folder");
-    return await classifyFiles(name, folder, await statFiles(folder));
+    return await classifyFiles(name, folder, await statFiles(folder, "may vanish"));
   } catch (error) {
     if (error instanceof JsonProblem) return { kind: "damaged", name, reason: messageOf(error) };
     const isThere = await lstat(folder).then(
@@ -120,7 +139,16 @@ async function classifyFiles(name: ArchiveName, folder: string, files: Map<strin
   const regular = new Set([...files].filter(([, found]) => found.isFile()).map(([file]) => file));
   const verdict = judgeLegacy(name.type, config, regular);
   if ("problem" in verdict) throw new JsonProblem(verdict.problem);
+  for (const device of verdict.devices) await refuseOwnImage(folder, device);
   return { kind: "legacy", name, ...verdict, occupiedBytes };
+}
+
+/** A point of ours that lost its manifest, in a copy cut short perhaps: nobody knows what else is missing. */
+async function refuseOwnImage(folder: string, device: string): Promise<void> {
+  const { header } = await readImageFile(join(folder, deviceFileName(device)));
+  if (isOwnImage(header)) {
+    throw new JsonProblem(`it has no manifest, but its disk ${device} was written by this software: it is not whole`);
+  }
 }
 
 function checkManifestAgainst(name: ArchiveName, manifest: Manifest, files: Map<string, Stats>): void {
@@ -137,13 +165,22 @@ function checkManifestAgainst(name: ArchiveName, manifest: Manifest, files: Map<
   }
 }
 
-/** What the files of a folder are, without following links. */
-export async function statFiles(folder: string): Promise<Map<string, Stats>> {
+/**
+ * What the files of a folder are, without following links.
+ *
+ * @param listed whether a file that the folder names may be gone when it is looked at
+ * @throws JsonProblem if there are too many; the system's error
+ */
+export async function statFiles(folder: string, listed: "may vanish" | "must stay"): Promise<Map<string, Stats>> {
   const names = await readdir(folder);
   if (names.length > MAX_FILES_PER_POINT) throw new JsonProblem(`it holds ${names.length} files, too many`);
   const files = new Map<string, Stats>();
   for await (const [name, found] of orderedMap(names, FOLDERS_IN_FLIGHT, async (one) => {
-    return [one, await lstat(join(folder, one)).catch(() => undefined)] as const;
+    const found = await lstat(join(folder, one)).catch((error: unknown) => {
+      if (listed === "may vanish" && errnoOf(error) === "ENOENT") return undefined;
+      throw error;
+    });
+    return [one, found] as const;
   })) {
     if (found !== undefined) files.set(name, found);
   }

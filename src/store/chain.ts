@@ -3,13 +3,15 @@
 // names is compared, never followed.
 import { lstat } from "node:fs/promises";
 import { join } from "node:path";
+import { environmentError, errnoOf } from "../core/index.ts";
+import { checkQcow2, Qcow2FormatError } from "../qcow2/index.ts";
 import { pointFolder, type StoreContext } from "./context.ts";
 import { PointDamagedError, PointNotFoundError } from "./errors.ts";
 import { damagedFile, type ImageFile, readImageFile } from "./image-file.ts";
 import { backingFileName, deviceFileName, quote } from "./layout.ts";
-import { parseLegacyBacking } from "./legacy.ts";
+import { isOwnImage, parseLegacyBacking } from "./legacy.ts";
 import type { ManifestDevice } from "./manifest.ts";
-import { openPoint, type Point } from "./point.ts";
+import { openPoint, type Point, type PointDevice } from "./point.ts";
 
 /** A longer chain is neither made nor read: QEMU opens every file of it, and recurses through it. */
 export const MAX_CHAIN_LENGTH = 256;
@@ -31,9 +33,11 @@ interface Link {
 
 /**
  * Checks every file behind a device: a regular file in this guest's folders, with recorded size and
- * header, backed by exactly the recorded base.
+ * header, backed by exactly the recorded base. Legacy images, of which nothing is recorded, must pass a check of
+ * their tables.
  *
- * @throws PointDamagedError saying which file is wrong and how; PointNotFoundError for an unknown device
+ * @throws PointDamagedError saying which file is wrong and how; PointNotFoundError for an unknown device;
+ *   UnsupportedError for a legacy image with internal snapshots or bitmaps
  */
 export async function resolveChain(
   context: StoreContext,
@@ -41,27 +45,39 @@ export async function resolveChain(
   device: string,
   signal: AbortSignal,
 ): Promise<ResolvedChain> {
-  const known = point.devices.get(device);
-  if (known === undefined) {
-    throw new PointNotFoundError(`Cannot open device ${quote(device)} of "${point.volname}": it has no such device`);
-  }
-  const links =
-    point.kind === "complete"
-      ? await resolveComplete(context, point, device, signal)
-      : await resolveLegacy(context, point, device, signal);
+  const links = await findLinks(context, point, device, signal);
+  // Of legacy images nothing is recorded that a file cut short would contradict.
+  if (point.kind === "legacy") for (const { path } of links) await checkLegacyImage(path, signal);
   return {
     paths: links.map((link) => link.path),
     folders: links.map((link) => link.folder),
-    sizeBytes: known.virtualBytes,
+    sizeBytes: known(point, device).virtualBytes,
   };
 }
 
-async function resolveComplete(
+/** Names of the points' folders behind a device; as resolveChain(), without a look into the tables. */
+export async function resolveFolders(
   context: StoreContext,
-  top: Point,
+  point: Point,
   device: string,
   signal: AbortSignal,
-): Promise<Link[]> {
+): Promise<string[]> {
+  return (await findLinks(context, point, device, signal)).map((link) => link.folder);
+}
+
+async function findLinks(context: StoreContext, point: Point, device: string, signal: AbortSignal): Promise<Link[]> {
+  known(point, device);
+  const find = point.kind === "complete" ? findComplete : findLegacy;
+  return await find(context, point, device, signal);
+}
+
+function known(point: Point, device: string): PointDevice {
+  const found = point.devices.get(device);
+  if (found !== undefined) return found;
+  throw new PointNotFoundError(`Cannot open device ${quote(device)} of "${point.volname}": it has no such device`);
+}
+
+async function findComplete(context: StoreContext, top: Point, device: string, signal: AbortSignal): Promise<Link[]> {
   const links: Link[] = [];
   for (let point = top; ; ) {
     signal.throwIfAborted();
@@ -132,7 +148,7 @@ async function openBase(
   return base;
 }
 
-async function resolveLegacy(context: StoreContext, top: Point, device: string, signal: AbortSignal): Promise<Link[]> {
+async function findLegacy(context: StoreContext, top: Point, device: string, signal: AbortSignal): Promise<Link[]> {
   const links: Link[] = [];
   const seen = new Set<string>();
   let folder = top.folderName;
@@ -146,6 +162,7 @@ async function resolveLegacy(context: StoreContext, top: Point, device: string, 
     seen.add(path);
     if (!(await isFolder(parent))) throw damagedFile(path, "it is missing");
     const image = await readImageFile(path);
+    if (isOwnImage(image.header)) throw damagedFile(path, "this software wrote it, for another backup");
     links.push({ path, folder, image });
     const backing = image.header.backing;
     if (backing === undefined) return links;
@@ -157,10 +174,22 @@ async function resolveLegacy(context: StoreContext, top: Point, device: string, 
   }
 }
 
+/** @throws PointDamagedError, UnsupportedError if nobody can tell, EnvironmentError, the reason of `signal` */
+async function checkLegacyImage(path: string, signal: AbortSignal): Promise<void> {
+  const { errors } = await checkQcow2(path, { signal }).catch((error: unknown) => {
+    if (error instanceof Qcow2FormatError) throw new PointDamagedError(error.message, { cause: error });
+    throw error;
+  });
+  if (errors[0] !== undefined) throw damagedFile(path, `its tables are damaged: ${errors[0]}`);
+}
+
 async function isFolder(path: string): Promise<boolean> {
   return await lstat(path).then(
     (found) => found.isDirectory(),
-    () => false,
+    (error: unknown) => {
+      if (errnoOf(error) === "ENOENT") return false;
+      throw environmentError("look at", path, error);
+    },
   );
 }
 

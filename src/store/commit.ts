@@ -1,22 +1,30 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The commit of a point: files synced, manifest last, witness in flight, rename, then the rest.
+import type { Stats } from "node:fs";
 import { chmod } from "node:fs/promises";
 import { join } from "node:path";
-import { type Digest, preferredDigest, tryCreateDigester } from "../block/index.ts";
-import { HostError, messageOf, RequestError } from "../core/index.ts";
+import { type Digest, tryCreateDigester } from "../block/index.ts";
+import { environmentError, errnoOf, HostError, messageOf, RequestError } from "../core/index.ts";
 import type { ProcessIdentity } from "../host/index.ts";
 import { foreignFolders } from "./base.ts";
-import { MAX_GUEST_CONFIG_BYTES, occupiedBytesOf, scanGuest, statFiles } from "./catalog.ts";
+import { occupiedBytesOf, scanGuest, statFiles } from "./catalog.ts";
 import { checkImage, resolveChain } from "./chain.ts";
 import type { StoreContext } from "./context.ts";
 import { FILE_MODE } from "./durable.ts";
 import { BaseUnusableError, PointDamagedError } from "./errors.ts";
-import { type GuestIdentity, parseVmgenid } from "./guest-identity.ts";
+import { type GuestIdentity, MAX_GUEST_CONFIG_BYTES, parseVmgenid } from "./guest-identity.ts";
 import type { GuestLock } from "./guest-lock.ts";
-import { readImageFile } from "./image-file.ts";
-import { readSmallFile } from "./json.ts";
+import { readImageFile, unreadableFile } from "./image-file.ts";
+import { JsonProblem, readSmallFile } from "./json.ts";
 import { deviceFileName, GUEST_CONFIG_FILE, isPlainFileName, MANIFEST_FILE } from "./layout.ts";
-import { formatManifest, type Manifest, type ManifestDevice, type ManifestFile, parseManifest } from "./manifest.ts";
+import {
+  cutLine,
+  formatManifest,
+  type Manifest,
+  type ManifestDevice,
+  type ManifestFile,
+  parseManifest,
+} from "./manifest.ts";
 import { completePoint, openPoint, type Point } from "./point.ts";
 import { publish, type StagedFolder } from "./publish.ts";
 
@@ -59,17 +67,24 @@ export async function commitPoint(
   for (const device of parts.devices) devices.push(await checkDevice(context, staged, device, signal));
   const guest = await readGuest(staged, parts);
   const manifest = await writeManifest(context, staged, { guest, devices, files });
-  const occupiedBytes = occupiedBytesOf((await statFiles(staged.folder)).values());
+  const occupiedBytes = occupiedBytesOf((await statStaged(staged)).values());
   const foreign = foreignFolders(await scanGuest(context, staged.name.vmid, signal));
   signal.throwIfAborted();
   await publish(context, lock, staged, { guest, foreign });
   return completePoint(context, staged.name, manifest, occupiedBytes);
 }
 
+/** Nobody else works here: what the folder names and cannot be looked at must not fall out of the manifest. */
+async function statStaged({ folder }: StagedFolder): Promise<Map<string, Stats>> {
+  return await statFiles(folder, "must stay").catch((error: unknown) => {
+    throw unreadableFile(folder, error);
+  });
+}
+
 /** Every file of the staging folder, on the disk, private, and as long as it was reported to be. */
 async function syncFiles(context: StoreContext, staged: StagedFolder, parts: CommitParts): Promise<ManifestFile[]> {
   const files: ManifestFile[] = [];
-  for (const [name, found] of [...(await statFiles(staged.folder))].sort(([a], [b]) => (a < b ? -1 : 1))) {
+  for (const [name, found] of [...(await statStaged(staged))].sort(([a], [b]) => (a < b ? -1 : 1))) {
     const path = join(staged.folder, name);
     if (!found.isFile() || !isPlainFileName(name) || name === MANIFEST_FILE) {
       throw new RequestError(`Cannot commit "${path}": it does not belong into a backup`);
@@ -90,8 +105,11 @@ async function syncFiles(context: StoreContext, staged: StagedFolder, parts: Com
 
 async function digestSmallFile(path: string, sizeBytes: number): Promise<Digest | undefined> {
   if (sizeBytes > MAX_GUEST_CONFIG_BYTES) return undefined;
-  const digester = tryCreateDigester(preferredDigest());
-  digester?.update(await readSmallFile(path));
+  const digester = tryCreateDigester("sha256"); // which every system can compare
+  const bytes = await readSmallFile(path, MAX_GUEST_CONFIG_BYTES).catch((error: unknown) => {
+    throw unreadableFile(path, error);
+  });
+  digester?.update(bytes);
   return digester?.finish();
 }
 
@@ -113,7 +131,7 @@ async function checkDevice(
     file,
     virtualBytes,
     mode: base === undefined ? "full" : "incremental",
-    reason: base === undefined ? reason : "",
+    reason: base === undefined ? cutLine(reason) : "",
     ...(base?.uuid === undefined ? {} : { base: { folder: base.folderName, uuid: base.uuid } }),
     compression,
     readBytes,
@@ -146,13 +164,11 @@ async function checkBase(
 }
 
 async function readGuest(staged: StagedFolder, parts: CommitParts): Promise<GuestIdentity> {
-  const config = await readSmallFile(join(staged.folder, GUEST_CONFIG_FILE), MAX_GUEST_CONFIG_BYTES).catch(
-    (error: unknown) => {
-      throw new RequestError(
-        `Cannot commit "backup/${staged.name.archive}": ${GUEST_CONFIG_FILE}: ${messageOf(error)}`,
-      );
-    },
-  );
+  const path = join(staged.folder, GUEST_CONFIG_FILE);
+  const config = await readSmallFile(path, MAX_GUEST_CONFIG_BYTES).catch((error: unknown) => {
+    if (!(error instanceof JsonProblem) && errnoOf(error) !== "ENOENT") throw environmentError("read", path, error);
+    throw new RequestError(`Cannot commit "backup/${staged.name.archive}": ${GUEST_CONFIG_FILE}: ${messageOf(error)}`);
+  });
   const vmgenid = parseVmgenid(config);
   return {
     ...(vmgenid === undefined ? {} : { vmgenid }),

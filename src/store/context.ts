@@ -5,8 +5,16 @@ import type { DurableIo } from "./durable.ts";
 import { guestFolder } from "./layout.ts";
 import type { LockTiming } from "./lock-record.ts";
 
+/** Which folder a path led to: device and inode, as stat() says them. */
+export interface StoreIdentity {
+  readonly dev: bigint;
+  readonly ino: bigint;
+}
+
 export interface StoreContext {
   readonly path: string;
+  /** Of the folder that was opened; another one at the same path is not this store. */
+  readonly identity: StoreIdentity;
   readonly storeid: string;
   /** Prefix before /etc/pve, /run and /var/lib; empty on a real system. */
   readonly root: string;

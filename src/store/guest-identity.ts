@@ -14,7 +14,8 @@ export interface GuestIdentity {
 }
 
 const ZERO_UUID = "00000000-0000-0000-0000-000000000000";
-const MAX_GUEST_CONFIG_BYTES = 4 * 1024 * 1024;
+/** Of any guest or firewall config, at its place or in a point. */
+export const MAX_GUEST_CONFIG_BYTES = 4 * 1024 * 1024;
 
 /**
  * The guest's vmgenid. Only the top of the file counts: below the first `[section]` are snapshots

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The writer's lock of one guest. Whoever writes points, removes points or sweeps leftovers holds it.
 import { join } from "node:path";
-import { checkAvailable } from "./catalog.ts";
+import { checkSameStore } from "./catalog.ts";
 import type { StoreContext } from "./context.ts";
 import { makeFolder } from "./durable.ts";
 import { GUEST_LOCK_FILE, guestFolder } from "./layout.ts";
@@ -20,11 +20,12 @@ export class GuestLock implements AsyncDisposable {
   /**
    * Takes the lock or fails at once; only a lock that a dead host may have left is watched for a while.
    *
-   * @throws LockedError naming the holder; StoreUnavailableError; EnvironmentError; the reason of `signal`
+   * @throws LockedError naming the holder; StoreUnavailableError, also if another file system is at the path now;
+   *   EnvironmentError; the reason of `signal`
    */
   static async acquire(context: StoreContext, vmid: number, signal: AbortSignal): Promise<GuestLock> {
     const folder = guestFolder(context.path, vmid);
-    await checkAvailable(context.path);
+    await checkSameStore(context);
     await makeFolder(folder);
     const path = join(folder, GUEST_LOCK_FILE);
     return new GuestLock(vmid, await LockFile.acquire(path, `guest ${vmid}`, context.timing, signal));

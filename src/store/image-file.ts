@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One image file of a point, looked at through one open handle: size, header, fingerprint of the header.
 import { createHash } from "node:crypto";
-import { environmentError, errnoOf, messageOf } from "../core/index.ts";
+import { environmentError, errnoOf, type HostError, messageOf } from "../core/index.ts";
 import { decodeQcow2Header, type Qcow2Header } from "../qcow2/index.ts";
 import { PointDamagedError } from "./errors.ts";
 import { JsonProblem, openRegular } from "./json.ts";
@@ -40,6 +40,11 @@ export async function readImageFile(path: string): Promise<ImageFile> {
     if (errnoOf(error) !== undefined) throw environmentError("read", path, error);
     throw new PointDamagedError(messageOf(error), { cause: error });
   }
+}
+
+/** What reading a file of a point threw, for the caller: no file of ours is damage, the rest the system's. */
+export function unreadableFile(path: string, error: unknown): HostError {
+  return error instanceof JsonProblem ? damagedFile(path, messageOf(error)) : environmentError("read", path, error);
 }
 
 export function damagedFile(path: string, state: string): PointDamagedError {

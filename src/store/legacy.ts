@@ -1,23 +1,48 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Folders of the upstream example plugin: no manifest, absolute backing paths. Read, never built on.
-import { CONTAINER_ARCHIVE_PATTERN, deviceFileName, isDeviceName, type PointType, parseFolderName } from "./layout.ts";
+import { isAppendedImage, type Qcow2Header } from "../qcow2/index.ts";
+import {
+  CONTAINER_ARCHIVE_PATTERN,
+  deviceFileName,
+  isDeviceName,
+  type PointType,
+  parseFolderName,
+  quote,
+} from "./layout.ts";
 
 const MAX_DEVICES = 500;
+const DISK_SUFFIX = ".qcow2";
 
 /**
- * The devices that a guest config names in its `#qmdump#map:<drive>:<device>:<storage>:<format>:` lines.
+ * What a guest config says in its `#qmdump#map:<drive>:<device>:<storage>:<format>:` lines.
  *
- * @returns undefined if a line names something that cannot be a device
+ * @returns devices by drive ("scsi0"); undefined if a line names something that cannot be a device
  */
-export function parseDeviceMap(config: Buffer): string[] | undefined {
-  const devices = new Set<string>();
-  for (const line of config.toString("latin1").split("\n")) {
+function parseDeviceMap(lines: readonly string[]): Map<string, string> | undefined {
+  const devices = new Map<string, string>();
+  for (const line of lines) {
     if (!line.startsWith("#qmdump#map:")) continue;
-    const device = /^#qmdump#map:[^:\s]+:([^:\s]+):[^:\s]*:[^:\s]*:\s*$/.exec(line)?.[1];
-    if (device === undefined || !isDeviceName(device) || devices.size >= MAX_DEVICES) return undefined;
-    devices.add(device);
+    const [, drive, device] = /^#qmdump#map:([^:\s]+):([^:\s]+):[^:\s]*:[^:\s]*:\s*$/.exec(line) ?? [];
+    if (drive === undefined || device === undefined || !isDeviceName(device)) return undefined;
+    devices.set(drive, device);
+    if (devices.size > MAX_DEVICES) return undefined;
   }
-  return [...devices];
+  return devices;
+}
+
+/** Drives that every backup of this config holds: not CD-ROMs, nor what is or may be left out of backups. */
+function backedUpDrives(lines: readonly string[]): string[] {
+  const drives: string[] = [];
+  const isOvmf = lines.some((line) => /^bios:\s*ovmf\s*$/.test(line));
+  for (const line of lines) {
+    if (line.startsWith("[")) break; // snapshots and pending changes
+    const [, drive, value] = /^((?:ide|sata|scsi|virtio|efidisk|tpmstate)[0-9]{1,2}):\s*(.*)$/.exec(line) ?? [];
+    if (drive === undefined || value === undefined) continue;
+    const options = value.trim().split(",");
+    const isLeftOut = options.some((one) => /^(?:none|cdrom|media=cdrom|backup=(?:0|no|off|false))$/.test(one));
+    if (!isLeftOut && (isOvmf || !drive.startsWith("efidisk"))) drives.push(drive);
+  }
+  return drives;
 }
 
 export type LegacyVerdict =
@@ -36,11 +61,28 @@ export function judgeLegacy(type: PointType, config: Buffer, files: ReadonlySet<
     if (containerArchive === undefined) return { problem: "it has no manifest and no container archive" };
     return { devices: [], containerArchive };
   }
-  const devices = parseDeviceMap(config);
-  if (devices === undefined) return { problem: "it has no manifest, and its guest config names an impossible device" };
-  const missing = devices.find((device) => !files.has(deviceFileName(device)));
+  const lines = config.toString("latin1").split("\n");
+  const map = parseDeviceMap(lines);
+  if (map === undefined) return { problem: "it has no manifest, and its guest config names an impossible device" };
+  // The map is the end of the config: what a config cut short does not name would be lost without a word.
+  const unmapped = backedUpDrives(lines).find((drive) => !map.has(drive));
+  if (unmapped !== undefined) {
+    return { problem: `it has no manifest, and its guest config does not tell which file is ${unmapped}` };
+  }
+  const devices = new Set(map.values());
+  const missing = [...devices].find((device) => !files.has(deviceFileName(device)));
   if (missing !== undefined) return { problem: `it has no manifest, and its disk ${missing} is missing` };
-  return { devices, containerArchive: undefined };
+  const unknown = [...files].find((file) => file.endsWith(DISK_SUFFIX) && !devices.has(deviceOf(file)));
+  if (unknown !== undefined) {
+    return { problem: `it has no manifest, and its guest config does not name its file ${quote(unknown)}` };
+  }
+  return { devices: [...devices], containerArchive: undefined };
+}
+
+/** True for an image of this software: by its layout, or by the relative name of its base. */
+export function isOwnImage(header: Qcow2Header): boolean {
+  const backing = header.backing?.file;
+  return isAppendedImage(header) || (backing !== undefined && /^\.\.\/qemu-[0-9]+\/[^/]+\.qcow2$/.test(backing));
 }
 
 /**
@@ -53,6 +95,8 @@ export function parseLegacyBacking(vmid: number, name: string): { folder: string
   const file = parts.at(-1);
   const folder = parts.at(-2);
   if (file === undefined || folder === undefined || parseFolderName(vmid, folder) === undefined) return undefined;
-  const isDisk = file.endsWith(".qcow2") && isDeviceName(file.slice(0, -".qcow2".length));
+  const isDisk = file.endsWith(DISK_SUFFIX) && isDeviceName(deviceOf(file));
   return isDisk ? { folder, file } : undefined;
 }
+
+const deviceOf = (file: string): string => file.slice(0, -DISK_SUFFIX.length);

@@ -160,7 +160,7 @@ export async function breakLock(path: string, stale: SeenLock): Promise<void> {
   }
   const moved = await readLock(aside);
   if (moved !== undefined && !isSameLock(moved, stale)) await link(aside, path).catch(() => undefined);
-  await rm(aside, { force: true });
+  await rm(aside, { force: true }).catch(() => undefined); // a sweep takes it later
 }
 
 /** @returns false if there is a lock already */

@@ -3,6 +3,7 @@
 import { lstat, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { environmentError, messageOf, RequestError } from "../core/index.ts";
+import { checkSameStore } from "./catalog.ts";
 import type { StoreContext } from "./context.ts";
 import { makeFolder } from "./durable.ts";
 import { JsonProblem, openRegular } from "./json.ts";
@@ -22,7 +23,7 @@ export async function storeLog(context: StoreContext, point: Pick<Point, "folder
   await context.io.replaceFile(join(point.folder, LOG_FILE), await readLog(path));
 }
 
-/** Keeps the task log of a job that made no point. @throws EnvironmentError, RequestError */
+/** Keeps the task log of a job that made no point. @throws StoreUnavailableError, EnvironmentError, RequestError */
 export async function keepFailedLog(
   context: StoreContext,
   job: { readonly vmid: number; readonly type: PointType; readonly epoch: number },
@@ -31,15 +32,20 @@ export async function keepFailedLog(
   const { folderName } = formatArchiveName(job.vmid, job.type, job.epoch);
   const bytes = await readLog(path);
   const parent = guestFolder(context.path, job.vmid);
+  await checkSameStore(context);
   await makeFolder(parent);
   const folder = join(parent, FAILED_LOGS_FOLDER);
   await makeFolder(folder);
   const kept = join(folder, `${folderName}.log`);
   await context.io.replaceFile(kept, bytes);
-  await pruneFailedLogs(folder, (await lstat(kept)).mtimeMs);
+  try {
+    await pruneFailedLogs(folder, (await lstat(kept)).mtimeMs);
+  } catch (error) {
+    throw environmentError("clear up", folder, error);
+  }
 }
 
-/** Removes the oldest logs beyond the limits of count and age; touches nothing else in the folder. */
+/** Removes the oldest logs beyond the limits of count and age; throws the system's error. */
 export async function pruneFailedLogs(folder: string, nowMs: number): Promise<void> {
   const logs: Array<{ path: string; mtimeMs: number }> = [];
   for (const name of (await readdir(folder)).filter((one) => FAILED_LOG_PATTERN.test(one))) {

@@ -2,6 +2,7 @@
 // manifest.json: what a point is. Written once, inside the staging folder, before the commit rename.
 // docs/store-format.md describes every field.
 import type { Digest } from "../block/index.ts";
+import { oneLine } from "../core/index.ts";
 import type { GuestIdentity } from "./guest-identity.ts";
 import { checkFormat, Fields, formatJson, JsonProblem, parseJson } from "./json.ts";
 import { isDeviceName, isPlainFileName, type PointType, STOREID_PATTERN, UUID_PATTERN } from "./layout.ts";
@@ -15,7 +16,8 @@ const MAX_DEVICES = 500;
 const SHA256_PATTERN = /^[0-9a-f]{64}$/;
 const XXH3_PATTERN = /^[0-9a-f]{32}$/;
 const FOLDER_PATTERN = /^(?:qemu|lxc)-(?:0|[1-9][0-9]{0,11})$/;
-const LINE_PATTERN = /^[^\n\r]{0,1000}$/;
+const MAX_LINE_CHARS = 1000;
+const LINE_PATTERN = new RegExp(`^[^\\n\\r]{0,${MAX_LINE_CHARS}}$`);
 
 export type DeviceMode = "full" | "incremental";
 
@@ -60,6 +62,12 @@ export interface Manifest {
   readonly guest: GuestIdentity;
   readonly devices: readonly ManifestDevice[];
   readonly files: readonly ManifestFile[];
+}
+
+/** Makes a text fit a field of one line: the reason of a full backup may quote an error of any length. */
+export function cutLine(text: string): string {
+  const line = oneLine(text);
+  return line.length <= MAX_LINE_CHARS ? line : `${line.slice(0, MAX_LINE_CHARS - 3)}...`;
 }
 
 export function formatManifest(manifest: Manifest): Buffer {

@@ -5,35 +5,47 @@ import { randomUUID } from "node:crypto";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { CleanupStack, errnoOf } from "../core/index.ts";
-import { resolveChain } from "./chain.ts";
+import { CleanupStack, environmentError, errnoOf, messageOf } from "../core/index.ts";
+import { resolveFolders } from "./chain.ts";
 import type { StoreContext } from "./context.ts";
 import { makeFolder } from "./durable.ts";
 import { LockedError } from "./errors.ts";
 import { guestFolder, POINT_LOCKS_FOLDER, volnameOf } from "./layout.ts";
 import { inspectLock, LockFile } from "./lock-file.ts";
-import { describeHolder } from "./lock-record.ts";
+import { describeHolder, type SeenLock } from "./lock-record.ts";
 import type { Point } from "./point.ts";
 
 const ATTRIBUTES_WAIT_MS = 10_000;
 const ATTRIBUTES_POLL_MS = 50;
 
-const NOTHING_HELD: AsyncDisposable = { [Symbol.asyncDispose]: async () => undefined };
+/** A store that takes no new file can still be restored from. */
+const CANNOT_LOCK = new Set(["EROFS", "ENOSPC", "EDQUOT"]);
+
+/** Whether a reader goes on, with a warning, where the store is read-only or full. */
+export type LockNeed = "if possible" | "required";
 
 /**
  * Readers' lock on a point and on everything it builds on.
  *
- * @throws LockedError if one of them is being removed; PointDamagedError if the chain is not whole
+ * @throws LockedError if one of them is being removed; PointDamagedError if the chain is not whole;
+ *   EnvironmentError if the lock is required and cannot be made
  */
 export async function lockChainShared(
   context: StoreContext,
   point: Point,
   signal: AbortSignal,
+  need: LockNeed,
 ): Promise<AsyncDisposable> {
   await using held = new CleanupStack();
+  let problem: string | undefined;
   for (const folder of await foldersOfChain(context, point, signal)) {
-    held.use(await lockShared(context, point.vmid, folder, signal));
+    const cannotLock = (error: unknown): void => {
+      if (need === "required" || !CANNOT_LOCK.has(errnoOf(error) ?? "")) throw error;
+      problem ??= messageOf(error);
+    };
+    await lockShared(context, point.vmid, folder, held, cannotLock, signal);
   }
+  if (problem !== undefined) context.warn(`Reading "${point.volname}" without a lock: ${problem}`);
   // Between looking and locking somebody may have removed a part of it.
   await foldersOfChain(context, point, signal);
   return held.move();
@@ -54,8 +66,10 @@ export async function lockPointExclusive(
   const folder = await locksFolder(context, vmid);
   await using held = new CleanupStack();
   held.use(await LockFile.acquire(join(folder, exclusiveName(folderName)), what, context.timing, signal));
-  const readers = (await readdir(folder)).filter((name) => name.startsWith(sharedPrefix(folderName)));
-  for (const name of readers) {
+  const names = await readdir(folder).catch((error: unknown) => {
+    throw environmentError("list", folder, error);
+  });
+  for (const name of names.filter((one) => one.startsWith(sharedPrefix(folderName)))) {
     const holder = await inspectLock(join(folder, name), context.timing, signal);
     if (holder !== undefined) {
       throw new LockedError(`Cannot lock ${what}: it is being read by ${describeHolder(holder)}`);
@@ -78,7 +92,7 @@ export async function lockAttributes(
       return await LockFile.acquire(path, what, context.timing, signal);
     } catch (error) {
       if (!(error instanceof LockedError) || performance.now() > endMs) throw error;
-      await sleep(ATTRIBUTES_POLL_MS);
+      await sleep(ATTRIBUTES_POLL_MS, undefined, { signal }).catch(() => signal.throwIfAborted());
     }
   }
 }
@@ -86,40 +100,49 @@ export async function lockAttributes(
 async function foldersOfChain(context: StoreContext, point: Point, signal: AbortSignal): Promise<Set<string>> {
   const folders = new Set([point.folderName]);
   for (const device of point.devices.keys()) {
-    for (const folder of (await resolveChain(context, point, device, signal)).folders) folders.add(folder);
+    for (const folder of await resolveFolders(context, point, device, signal)) folders.add(folder);
   }
   return folders;
 }
 
+/** @param cannotLock takes what kept the lock from being made, and throws it on if that must not be */
 async function lockShared(
   context: StoreContext,
   vmid: number,
   folderName: string,
+  held: CleanupStack,
+  cannotLock: (error: unknown) => void,
   signal: AbortSignal,
-): Promise<AsyncDisposable> {
+): Promise<void> {
   const what = describe(vmid, folderName);
-  await using held = new CleanupStack();
+  const folder = locksFolderOf(context, vmid);
   try {
-    const folder = await locksFolder(context, vmid);
+    await makeFolder(folder);
     const path = join(folder, `${sharedPrefix(folderName)}${randomUUID()}`);
     held.use(await LockFile.acquire(path, what, context.timing, signal));
-    const remover = await inspectLock(join(folder, exclusiveName(folderName)), context.timing, signal);
-    if (remover !== undefined) {
-      throw new LockedError(`Cannot read ${what}: it is being removed by ${describeHolder(remover)}`);
-    }
-    return held.move();
   } catch (error) {
-    // A store mounted read-only can still be restored from.
-    if (errnoOf(error) === "EROFS") return NOTHING_HELD;
-    throw error;
+    cannotLock(error);
+  }
+  // Also without a lock of our own: a full store is where somebody removes.
+  let remover: SeenLock | undefined;
+  try {
+    remover = await inspectLock(join(folder, exclusiveName(folderName)), context.timing, signal);
+  } catch (error) {
+    cannotLock(error);
+  }
+  if (remover !== undefined) {
+    throw new LockedError(`Cannot read ${what}: it is being removed by ${describeHolder(remover)}`);
   }
 }
 
 async function locksFolder(context: StoreContext, vmid: number): Promise<string> {
-  const folder = join(guestFolder(context.path, vmid), POINT_LOCKS_FOLDER);
+  const folder = locksFolderOf(context, vmid);
   await makeFolder(folder);
   return folder;
 }
+
+const locksFolderOf = (context: StoreContext, vmid: number): string =>
+  join(guestFolder(context.path, vmid), POINT_LOCKS_FOLDER);
 
 const sharedPrefix = (folderName: string): string => `${folderName}.shared-`;
 const exclusiveName = (folderName: string): string => `${folderName}.exclusive`;

@@ -2,12 +2,13 @@
 // One backup that can be restored.
 import { join } from "node:path";
 import { tryCreateDigester } from "../block/index.ts";
-import { environmentError, errnoOf, messageOf } from "../core/index.ts";
-import { type CatalogEntry, classifyFolder, MAX_GUEST_CONFIG_BYTES } from "./catalog.ts";
+import { errnoOf } from "../core/index.ts";
+import { type CatalogEntry, classifyFolder } from "./catalog.ts";
 import { pointFolder, type StoreContext } from "./context.ts";
 import { PointDamagedError, PointNotFoundError } from "./errors.ts";
-import { damagedFile, readImageFile } from "./image-file.ts";
-import { JsonProblem, readSmallFile } from "./json.ts";
+import { MAX_GUEST_CONFIG_BYTES } from "./guest-identity.ts";
+import { damagedFile, readImageFile, unreadableFile } from "./image-file.ts";
+import { readSmallFile } from "./json.ts";
 import {
   type ArchiveName,
   CONTAINER_ARCHIVE_PATTERN,
@@ -149,6 +150,6 @@ async function readConfig(path: string): Promise<Buffer> {
   try {
     return await readSmallFile(path, MAX_GUEST_CONFIG_BYTES);
   } catch (error) {
-    throw error instanceof JsonProblem ? damagedFile(path, messageOf(error)) : environmentError("read", path, error);
+    throw unreadableFile(path, error);
   }
 }

@@ -2,7 +2,7 @@
 // state.json of one guest: the highest commit sequence ever given out, also to points that are gone.
 // A convenience of the store; what decides about bases is the witness.
 import { join } from "node:path";
-import { errnoOf, messageOf } from "../core/index.ts";
+import { environmentError, errnoOf, messageOf } from "../core/index.ts";
 import type { DurableIo } from "./durable.ts";
 import { checkFormat, Fields, formatJson, JsonProblem, parseJson, readSmallFile } from "./json.ts";
 import { STATE_FILE, STOREID_PATTERN, UUID_PATTERN } from "./layout.ts";
@@ -42,13 +42,17 @@ export function parseState(bytes: Buffer): GuestState {
   return { sequence: fields.count("sequence", MAX_SEQUENCE), newest };
 }
 
-/** The state of a guest; a missing or damaged file counts as empty: the manifests know the rest. */
+/**
+ * The state of a guest; a missing or damaged file counts as empty: the manifests know the rest.
+ *
+ * @throws EnvironmentError if the file is there and cannot be read
+ */
 export async function readState(folder: string, warn: (message: string) => void): Promise<GuestState> {
   const path = join(folder, STATE_FILE);
   try {
     return parseState(await readSmallFile(path, MAX_STATE_BYTES));
   } catch (error) {
-    if (errnoOf(error) !== "ENOENT" && !(error instanceof JsonProblem)) throw error;
+    if (errnoOf(error) !== "ENOENT" && !(error instanceof JsonProblem)) throw environmentError("read", path, error);
     if (error instanceof JsonProblem) warn(`Cannot use "${path}": ${messageOf(error)}; the manifests count`);
     return { sequence: 0, newest: new Map() };
   }

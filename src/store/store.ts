@@ -14,7 +14,7 @@ import { checkVmid, type PointType, quote, STOREID_PATTERN, volnameOf } from "./
 import { LOCK_TIMING, type LockTiming } from "./lock-record.ts";
 import { keepFailedLog, storeLog } from "./logs.ts";
 import { openPoint, type Point } from "./point.ts";
-import { lockAttributes, lockChainShared, lockPointExclusive } from "./point-lock.ts";
+import { type LockNeed, lockAttributes, lockChainShared, lockPointExclusive } from "./point-lock.ts";
 import { type BeginRequest, StagedPoint } from "./staged-point.ts";
 
 export interface StoreOptions {
@@ -67,8 +67,8 @@ export class Store {
     const { path, storeid, root, nodename, warn = () => undefined, timing = LOCK_TIMING, io = durableIo } = options;
     if (!isAbsolute(path)) throw new RequestError(`Cannot use storage path ${quote(path)}: an absolute path is wanted`);
     if (!STOREID_PATTERN.test(storeid)) throw new RequestError(`Cannot use storage id ${quote(storeid)}`);
-    await withDeadline(path, checkAvailable(path));
-    return new Store({ path: normalize(path), storeid, root, nodename, io, timing, warn });
+    const identity = await withDeadline(path, checkAvailable(path));
+    return new Store({ path: normalize(path), identity, storeid, root, nodename, io, timing, warn });
   }
 
   get path(): string {
@@ -124,9 +124,14 @@ export class Store {
     return await resolveChain(this.#context, point, device, signal);
   }
 
-  /** Readers' lock on every point in the chains of all devices. @throws LockedError, PointDamagedError */
-  async lockChainShared(point: Point, signal: AbortSignal): Promise<AsyncDisposable> {
-    return await lockChainShared(this.#context, point, signal);
+  /**
+   * Readers' lock on every point in the chains of all devices.
+   *
+   * @param need "required" where reading without a lock will not do; "if possible" warns and goes on
+   * @throws LockedError, PointDamagedError
+   */
+  async lockChainShared(point: Point, signal: AbortSignal, need: LockNeed = "if possible"): Promise<AsyncDisposable> {
+    return await lockChainShared(this.#context, point, signal, need);
   }
 
   /** Remover's lock on one point. @throws LockedError while anybody reads it */
@@ -200,7 +205,7 @@ export class Store {
 }
 
 /** A hung network share blocks a thread for ever; the caller hears of it after a while. */
-async function withDeadline(path: string, work: Promise<void>): Promise<void> {
+async function withDeadline<T>(path: string, work: Promise<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
   const deadline = new Promise<never>((_resolve, reject) => {
     timer = setTimeout(() => {
@@ -209,7 +214,7 @@ async function withDeadline(path: string, work: Promise<void>): Promise<void> {
     }, OPEN_DEADLINE_MS);
   });
   try {
-    await Promise.race([work, deadline]);
+    return await Promise.race([work, deadline]);
   } finally {
     clearTimeout(timer);
   }

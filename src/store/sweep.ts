@@ -2,7 +2,7 @@
 // Removes what jobs that died left behind. Only under the guest's lock: then nobody writes there.
 import { lstat, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { errnoOf, messageOf } from "../core/index.ts";
+import { environmentError, errnoOf, messageOf } from "../core/index.ts";
 import type { StoreContext } from "./context.ts";
 import type { GuestLock } from "./guest-lock.ts";
 import {
@@ -31,7 +31,9 @@ const POINT_LOCK_MAX_AGE_MS = 24 * 60 * 60 * 1000;
 export async function sweepGuest(context: StoreContext, lock: GuestLock): Promise<void> {
   await lock.assertHeld();
   const folder = guestFolder(context.path, lock.vmid);
-  const { mtimeMs: nowMs } = await lstat(lock.path); // the server's clock, at the last heartbeat
+  const { mtimeMs: nowMs } = await lstat(lock.path).catch((error: unknown) => {
+    throw environmentError("look at", lock.path, error);
+  }); // the server's clock, at the last heartbeat
   const attempt = async (what: string, work: () => Promise<void>): Promise<void> => {
     try {
       await work();

@@ -53,12 +53,17 @@ export class Witness {
   /**
    * Cluster-wide where /etc/pve/priv exists. Only whether it exists counts, not whether it can be
    * written now: a cluster without quorum must not make us fall back to an older, local record.
+   *
+   * @throws EnvironmentError if nobody can tell
    */
   static async locate(root: string, storeid: string, vmid: number, io: DurableIo): Promise<Witness> {
     const cluster = join(root || "/", CLUSTER_FOLDER);
     const isCluster = await stat(cluster).then(
       (found) => found.isDirectory(),
-      () => false,
+      (error: unknown) => {
+        if (errnoOf(error) === "ENOENT") return false;
+        throw environmentError("look at", cluster, error);
+      },
     );
     const base = isCluster ? join(cluster, CLUSTER_SUBFOLDER) : join(root || "/", LOCAL_FOLDER);
     return new Witness(join(base, storeid, `${checkVmid(vmid)}.json`), storeid, vmid, io);

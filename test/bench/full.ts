@@ -9,7 +9,7 @@ import { runTimed, startServer } from "./processes.ts";
 import { limitRow, type Row, speedRow } from "./report.ts";
 import { exists } from "./source-disk.ts";
 
-/** The best of -m 4/8/16, with and without -W, -t none/writeback/unsafe: see docs/benchmarks.md. */
+/** -t writeback and unsafe were slower; -m 4 or 8 and no -W made no difference beyond the noise. */
 const CONVERT_FLAGS = ["-m", "16", "-W", "-t", "none"];
 const DISK_TEST_MIB = 2048;
 

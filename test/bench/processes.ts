@@ -14,10 +14,16 @@ export interface Timed {
   readonly stdout: string;
 }
 
+/** Programs get SIGTERM when the bench is gone, however it ended. */
+const WITH_US = ["--pdeathsig", "TERM", "--"] as const;
+
 /** Runs a program to its end. @throws BenchError with its stderr if it fails */
 export async function runTimed(command: string, args: readonly string[]): Promise<Timed> {
   const startMs = performance.now();
-  const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, LC_ALL: "C" } });
+  const child = spawn("setpriv", [...WITH_US, command, ...args], {
+    stdio: ["ignore", "pipe", "pipe"],
+    env: { ...process.env, LC_ALL: "C" },
+  });
   let stdout = "";
   let stderr = "";
   child.stdout.setEncoding("utf8").on("data", (text: string) => {
@@ -32,13 +38,13 @@ export async function runTimed(command: string, args: readonly string[]): Promis
   return { ms, stdout };
 }
 
-/** Starts a program that serves until disposed (SIGTERM), and waits until `isReady`. It never outlives us. */
+/** Starts a program that serves until disposed (SIGTERM), and waits until `isReady`. */
 export async function startServer(
   command: string,
   args: readonly string[],
   isReady: () => Promise<boolean>,
 ): Promise<AsyncDisposable> {
-  const child = spawn("setpriv", ["--pdeathsig", "TERM", "--", command, ...args], {
+  const child = spawn("setpriv", [...WITH_US, command, ...args], {
     stdio: ["ignore", "ignore", "pipe"],
   });
   let stderr = "";

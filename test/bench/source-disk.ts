@@ -3,7 +3,7 @@
 import { type FileHandle, open, readdir, readFile, stat } from "node:fs/promises";
 import path from "node:path";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import { GIB, MIB, TIB } from "../../src/core/index.ts";
+import { GIB, MIB } from "../../src/core/index.ts";
 import { startServer } from "./processes.ts";
 
 export const DEVICE = "drive-scsi0";
@@ -31,7 +31,7 @@ export interface DiskShape {
 /** 4 GiB, of which 2 GiB are data. */
 export const PLAIN_DISK: DiskShape = { sizeBytes: 4 * GIB, runBytes: 64 * MIB, strideBytes: 128 * MIB, runs: 32 };
 /** 16 TiB, of which 1 GiB is data; each run belongs to an L2 table of its own. */
-export const HUGE_DISK: DiskShape = { sizeBytes: 16 * TIB, runBytes: MIB, strideBytes: 16 * GIB, runs: 1024 };
+export const HUGE_DISK: DiskShape = { sizeBytes: 16 * 1024 * GIB, runBytes: MIB, strideBytes: 16 * GIB, runs: 1024 };
 
 export async function makeSourceDisk(dir: string, name: string, shape: DiskShape): Promise<SourceDisk> {
   const file = path.join(dir, `${name}.raw`);

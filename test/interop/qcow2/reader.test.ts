@@ -125,10 +125,14 @@ describe("readQcow2Header()", () => {
       ["--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"],
       /encrypted/,
     ],
-  ] as Array<[string, string[], RegExp]>)("refuses an image of QEMU with %s", async ([, options, message], context) => {
-    requireTool(context, "qemu-img");
-    using dir = scratchDir();
-    execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", ...options, "a.qcow2", "1M"], { cwd: dir.path });
-    await expect(readQcow2Header(dir.file("a.qcow2"))).rejects.toThrow(message);
-  });
+  ] as Array<[string, string[], RegExp]>)(
+    "refuses an image of QEMU with %s",
+    { timeout: 30_000 },
+    async ([, options, message], context) => {
+      requireTool(context, "qemu-img");
+      using dir = scratchDir();
+      execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", ...options, "a.qcow2", "1M"], { cwd: dir.path });
+      await expect(readQcow2Header(dir.file("a.qcow2"))).rejects.toThrow(message);
+    },
+  );
 });

@@ -46,4 +46,38 @@ describe("AlignedPool", () => {
     held.release();
     await pool.acquire(signal);
   });
+
+  it("hands its memory on when it is disposed, once", async () => {
+    const first = new AlignedPool(7 * 65536, 1);
+    first[Symbol.dispose]();
+    first[Symbol.dispose]();
+    const second = new AlignedPool(7 * 65536, 1);
+    const third = new AlignedPool(7 * 65536, 1);
+    const other = new AlignedPool(6 * 65536, 1);
+    expect(second.memory).toBe(first.memory);
+    expect(third.memory).not.toBe(first.memory);
+    expect(other.memory.byteLength).toBe(6 * 65536);
+  });
+
+  it("keeps its memory while a buffer is held: a write may be in flight", async () => {
+    const first = new AlignedPool(5 * 65536, 2);
+    const held = await first.acquire(signal);
+    const alsoHeld = await first.acquire(signal);
+    first[Symbol.dispose]();
+    held.release();
+    held.release();
+    expect(new AlignedPool(5 * 65536, 2).memory).not.toBe(first.memory);
+    alsoHeld.release();
+    expect(new AlignedPool(5 * 65536, 2).memory).toBe(first.memory);
+  });
+
+  it("gives out nothing once it is disposed", async () => {
+    const pool = new AlignedPool(65536, 1);
+    const held = await pool.acquire(signal);
+    const waiting = pool.acquire(signal);
+    pool[Symbol.dispose]();
+    await expect(waiting).rejects.toThrow("the buffer pool is disposed");
+    held.release();
+    await expect(pool.acquire(signal)).rejects.toThrow("the buffer pool is disposed");
+  });
 });

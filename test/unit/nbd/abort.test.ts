@@ -1,37 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { getEventListeners } from "node:events";
 import { describe, expect, it, vi } from "vitest";
-import { DONE, dataChunk, errorChunk, holeChunk, noneChunk } from "../../support/nbd-bytes.ts";
+import { DONE, dataChunk, errorChunk, noneChunk } from "../../support/nbd-bytes.ts";
 import { failureOf, patience, talkTo } from "../../support/nbd-client.ts";
-import type { FakePeer, FakeRequest } from "../../support/nbd-fake-server.ts";
+import { recorder, takeRequests } from "../../support/nbd-recorder.ts";
 
 const MIB = 1 << 20;
-
-async function takeRequests(peer: FakePeer, count: number): Promise<FakeRequest[]> {
-  const requests: FakeRequest[] = [];
-  for (let index = 0; index < count; index++) requests.push(await peer.takeRequest());
-  return requests;
-}
-
-/** A server that records the requests and says yes to each. */
-async function recorder(
-  handshake = {},
-): Promise<{ talk: Awaited<ReturnType<typeof talkTo>>; requests: FakeRequest[] }> {
-  const requests: FakeRequest[] = [];
-  const talk = await talkTo(async (peer) => {
-    for (;;) {
-      const request = await peer.takeRequest();
-      requests.push(request);
-      if (request.type === 1) await peer.take(request.length);
-      peer.send(
-        request.type === 0
-          ? holeChunk(request.cookie, DONE, request.offset, request.length)
-          : noneChunk(request.cookie),
-      );
-    }
-  }, handshake);
-  return { talk, requests };
-}
 
 describe("aborting", () => {
   it("a read in flight frees its buffer at once: what comes later goes nowhere", async () => {

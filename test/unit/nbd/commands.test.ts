@@ -1,44 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { describe, expect, it } from "vitest";
-import {
-  DONE,
-  dataChunk,
-  errorChunk,
-  holeChunk,
-  noneChunk,
-  simpleReply,
-  statusChunk,
-} from "../../support/nbd-bytes.ts";
+import { DONE, dataChunk, errorChunk, holeChunk, simpleReply, statusChunk } from "../../support/nbd-bytes.ts";
 import { failureOf, patience, talkTo } from "../../support/nbd-client.ts";
-import { ALL_FLAGS, type FakePeer, type FakeRequest } from "../../support/nbd-fake-server.ts";
+import { ALL_FLAGS, type FakeRequest } from "../../support/nbd-fake-server.ts";
+import { recorder, takeRequests } from "../../support/nbd-recorder.ts";
 
 const MIB = 1 << 20;
-
-async function takeRequests(peer: FakePeer, count: number): Promise<FakeRequest[]> {
-  const requests: FakeRequest[] = [];
-  for (let index = 0; index < count; index++) requests.push(await peer.takeRequest());
-  return requests;
-}
-
-/** A server that records the requests and says yes to each. */
-async function recorder(
-  handshake = {},
-): Promise<{ talk: Awaited<ReturnType<typeof talkTo>>; requests: FakeRequest[] }> {
-  const requests: FakeRequest[] = [];
-  const talk = await talkTo(async (peer) => {
-    for (;;) {
-      const request = await peer.takeRequest();
-      requests.push(request);
-      if (request.type === 1) await peer.take(request.length);
-      peer.send(
-        request.type === 0
-          ? holeChunk(request.cookie, DONE, request.offset, request.length)
-          : noneChunk(request.cookie),
-      );
-    }
-  }, handshake);
-  return { talk, requests };
-}
 
 describe("NbdConnection.read()", () => {
   it("keeps many reads apart that are answered in reverse and in pieces", async () => {

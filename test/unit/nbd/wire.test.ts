@@ -4,14 +4,12 @@ import {
   checkStatusPayloadBytes,
   decodeChunkHeader,
   decodeErrorPayload,
-  decodeRequest,
   decodeSimpleReply,
   decodeStatusPayload,
   encodeChunkHeader,
   encodeErrorPayload,
   encodeRequest,
   encodeSimpleReply,
-  encodeStatusPayload,
 } from "../../../src/nbd/wire.ts";
 
 const hex = (...fields: string[]): Buffer => Buffer.from(fields.join(""), "hex");
@@ -29,15 +27,6 @@ const REQUEST_BYTES = hex(
 describe("encodeRequest()", () => {
   it("writes the 28 bytes of the specification", () => {
     expect(encodeRequest(REQUEST)).toEqual(REQUEST_BYTES);
-  });
-});
-
-describe("decodeRequest()", () => {
-  it("reads them back, lengths above 2^31 too", () => {
-    expect(decodeRequest(REQUEST_BYTES)).toEqual(REQUEST);
-  });
-  it("rejects another magic", () => {
-    expect(() => decodeRequest(Buffer.alloc(28))).toThrow(/magic is 0x0/);
   });
 });
 
@@ -89,8 +78,7 @@ describe("decodeStatusPayload()", () => {
     });
   });
   it("keeps a prefix as it is", () => {
-    const prefix = encodeStatusPayload(1, [{ length: 512, flags: 1 }]);
-    expect(prefix).toEqual(hex("00000001", "00000200", "00000001"));
+    const prefix = hex("00000001", "00000200", "00000001");
     expect(decodeStatusPayload(prefix, 0, 4096).extents).toEqual([{ offset: 0, length: 512, flags: 1 }]);
   });
   it("rejects an extent of no length", () => {

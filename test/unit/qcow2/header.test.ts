@@ -80,6 +80,7 @@ describe("decodeQcow2Header()", () => {
       snapshots: 0,
       isDirty: false,
       hasBitmaps: false,
+      hasFeatureNames: false,
     });
   });
 

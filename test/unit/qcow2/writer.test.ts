@@ -23,6 +23,27 @@ function create(path: string, options: Partial<Qcow2WriterOptions> = {}): Promis
   return Qcow2Writer.create({ path, virtualBytes: 16 * MIB, compression: "none", signal, ...options });
 }
 
+/** Counts the WebAssembly memories that are made from now on. */
+function countMemories(): Disposable & { readonly made: number } {
+  const wasm = Reflect.get(globalThis, "WebAssembly") as { Memory: new (pages: object) => object };
+  const { Memory } = wasm;
+  let made = 0;
+  wasm.Memory = class extends Memory {
+    constructor(pages: object) {
+      super(pages);
+      made++;
+    }
+  };
+  return {
+    get made() {
+      return made;
+    },
+    [Symbol.dispose]: () => {
+      wasm.Memory = Memory;
+    },
+  };
+}
+
 describe("Qcow2Writer.create()", () => {
   it("makes a file that only its owner can read", async () => {
     using dir = scratchDir();
@@ -112,6 +133,22 @@ describe("Qcow2Writer.writeData()", () => {
     expect(writer.writtenWatermark).toBe(0);
     await writer.finish();
     expect(writer.writtenWatermark).toBe(2 * MIB);
+  });
+
+  it.each(["none", "zlib"] as const)("takes no new memory for the disks after the first (%s)", async (compression) => {
+    using dir = scratchDir();
+    using memories = countMemories();
+    let afterFirst = -1;
+    for (let disk = 0; disk < (compression === "none" ? 20 : 4); disk++) {
+      using pool = new AlignedPool(MIB, 4);
+      await using writer = await create(dir.file(`${disk}`), { compression });
+      const slot = await pool.acquire(signal);
+      randomBytes(MIB / 2, disk).copy(slot.bytes);
+      await writer.writeData(0, slot.bytes).finally(slot.release);
+      if (disk % 4 !== 2) await writer.finish(); // a failed one gives back its memory too
+      if (disk === 0) afterFirst = memories.made;
+    }
+    expect(memories.made).toBe(afterFirst);
   });
 
   it("does not touch the bytes after its promise has settled", async (context) => {

@@ -10,8 +10,8 @@ import {
   createLab,
   decide,
   editJson,
-  imageBytes,
   type Lab,
+  legacyImageBytes,
   MIB,
   makeLegacy,
   NEVER,
@@ -193,7 +193,7 @@ describe("decideBase()", () => {
   describe("folders of others", () => {
     it("notices a legacy folder that appeared, however old its name says it is", async () => {
       await backup(store, { epoch: 1000 });
-      await makeLegacy(lab, "qemu-500", { "drive-scsi0": imageBytes(64 * MIB) });
+      await makeLegacy(lab, "qemu-500", { "drive-scsi0": legacyImageBytes(64 * MIB) });
       expect(await decide(store)).toBe("an unknown folder qemu-500 appeared");
     });
 
@@ -207,7 +207,7 @@ describe("decideBase()", () => {
     });
 
     it("knows the folders that were there at the last commit", async () => {
-      await makeLegacy(lab, "qemu-500", { "drive-scsi0": imageBytes(64 * MIB) });
+      await makeLegacy(lab, "qemu-500", { "drive-scsi0": legacyImageBytes(64 * MIB) });
       await mkdir(join(lab.path, "100/qemu-600"));
       await backup(store, { epoch: 1000 });
       expect(await decide(store)).toBe("use 100/qemu-1000");

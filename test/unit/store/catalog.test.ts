@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { execFileSync } from "node:child_process";
-import { mkdir, readFile, rename, rm, symlink, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rename, rm, stat, symlink, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { RequestError } from "../../../src/core/index.ts";
+import { Qcow2Writer } from "../../../src/qcow2/index.ts";
 import { PointDamagedError, PointNotFoundError, type Store, StoreUnavailableError } from "../../../src/store/index.ts";
-import { backup, createLab, decide, editJson, imageBytes, type Lab, MIB, makeLegacy, NEVER } from "./lab.ts";
+import { backup, createLab, decide, editJson, type Lab, legacyImageBytes, MIB, makeLegacy, NEVER } from "./lab.ts";
 
 let lab: Lab;
 let store: Store;
@@ -79,8 +80,9 @@ describe("Store.listPoints()", () => {
     await mkdir(at("qemu-6000"));
     await symlink("qemu-5000", at("qemu-7000"));
     await writeFile(at("qemu-8000"), "");
-    expect(await listed()).toEqual(["100/qemu-1000", "100/qemu-5000"]); // without manifest: as the example leaves it
+    expect(await listed()).toEqual(["100/qemu-5000"]);
     const text = lab.warnings.join("\n");
+    expect(text).toMatch(/100\/qemu-1000": it has no manifest/);
     expect(text).toMatch(/100\/qemu-2000": its file drive-scsi0.qcow2 is missing/);
     expect(text).toMatch(/100\/qemu-3000": its file guest.conf has \d+ bytes, \d+ are recorded/);
     expect(text).toMatch(/100\/qemu-4000": it was written by a newer version \(format 2, this version reads up to 1\)/);
@@ -199,7 +201,7 @@ describe("Store.openPoint()", () => {
 });
 
 describe("legacy folders", () => {
-  const image = imageBytes(8 * MIB);
+  const image = legacyImageBytes(8 * MIB);
 
   it("are listed and opened when guest config and every mapped disk are there", async () => {
     await makeLegacy(lab, "qemu-100", { "drive-scsi0": image, "drive-efidisk0": image });
@@ -227,6 +229,64 @@ describe("legacy folders", () => {
     expect(await listed()).toEqual([]);
     expect(lab.warnings).toHaveLength(5);
     expect(lab.warnings[0]).toMatch(/its disk drive-scsi1 is missing/);
+  });
+
+  it.each([
+    ["none", undefined],
+    ["zlib", undefined],
+    ["none", "../qemu-50/drive-scsi0.qcow2"],
+  ] as const)("are damaged when this software wrote a disk (%s, base %s), be it whole or not", async (kind, base) => {
+    const folder = await makeLegacy(lab, "qemu-100", { "drive-scsi0": image });
+    const path = join(folder, "drive-scsi0.qcow2");
+    expect(await listed()).toEqual(["100/qemu-100"]);
+    await rm(path);
+    {
+      const backing = base === undefined ? undefined : ({ file: base, format: "qcow2" } as const);
+      const options = { path, virtualBytes: 8 * MIB, compression: kind, backing, signal: NEVER };
+      await using writer = await Qcow2Writer.create(options);
+      await writer.writeData(MIB, Buffer.alloc(MIB, "data"));
+      await writer.finish();
+    }
+    for (const bytes of [(await stat(path)).size, 65536 * 2, 65536]) {
+      await truncate(path, bytes);
+      expect(await listed()).toEqual([]);
+      expect(lab.warnings.at(-1)).toMatch(/no manifest, but its disk drive-scsi0 was written by this software/);
+      await expect(store.openPoint("100/qemu-100", NEVER)).rejects.toThrow(PointDamagedError);
+    }
+  });
+
+  it("are damaged when a disk names its base as this software does", async () => {
+    await makeLegacy(lab, "qemu-100", { "drive-scsi0": legacyImageBytes(8 * MIB, "../qemu-50/drive-scsi0.qcow2") });
+    expect(await listed()).toEqual([]);
+    expect(lab.warnings[0]).toMatch(/was written by this software/);
+  });
+
+  it("are damaged when the config has a disk that its map does not name: the map is its end", async () => {
+    const folder = await makeLegacy(lab, "qemu-100", { "drive-scsi0": image });
+    const map = "#qmdump#map:scsi0:drive-scsi0:local-lvm:raw:\n";
+    const disk = "local-lvm:vm-100-disk-1,size=8M";
+    const lines: Array<[string, boolean]> = [
+      ...["ide0", "sata5", "scsi30", "virtio15", "tpmstate0"].map((key): [string, boolean] => [
+        `${key}: ${disk}`,
+        false,
+      ]),
+      [`bios: ovmf\nefidisk0: ${disk}`, false],
+      [`efidisk0: ${disk}`, true], // PVE leaves it out
+      [`scsi1: ${disk},backup=0`, true],
+      ["ide2: local:iso/debian.iso,media=cdrom,size=1M", true],
+      ["ide2: none,media=cdrom", true],
+      [`unused0: ${disk}`, true],
+      [`[snap]\nscsi1: ${disk}`, true],
+    ];
+    for (const [line, isWhole] of lines) {
+      await writeFile(join(folder, "guest.conf"), `scsi0: ${disk}\n${map}${line}\n`);
+      expect([line, await listed()]).toEqual([line, isWhole ? ["100/qemu-100"] : []]);
+    }
+    await writeFile(join(folder, "guest.conf"), "memory: 512\n");
+    expect(await listed()).toEqual([]);
+    expect(lab.warnings.at(-1)).toMatch(/its guest config does not name its file "drive-scsi0.qcow2"/);
+    await rm(join(folder, "drive-scsi0.qcow2"));
+    expect(await listed()).toEqual(["100/qemu-100"]); // a guest without any disk
   });
 
   it("take notes and protection like all others", async () => {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { cp, mkdir, readFile, rename, rm, symlink, writeFile } from "node:fs/promises";
+import { cp, mkdir, readFile, rename, rm, symlink, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { UnsupportedError } from "../../../src/core/index.ts";
 import { type Point, PointDamagedError, PointNotFoundError, type Store } from "../../../src/store/index.ts";
 import { requireTool } from "../../support/tools.ts";
-import { backup, createLab, editJson, imageBytes, type Lab, MIB, makeLegacy, NEVER } from "./lab.ts";
+import { backup, createLab, editJson, imageBytes, type Lab, legacyImageBytes, MIB, makeLegacy, NEVER } from "./lab.ts";
 
 let lab: Lab;
 let store: Store;
@@ -186,16 +187,62 @@ describe("legacy chains", () => {
     ["a missing one", "/store/100/qemu-300/drive-scsi0.qcow2"],
     ["a JSON pseudo protocol", 'json:{"driver":"nbd"}'],
   ])("refuse a header that names %s", async (_what, backing) => {
-    await makeLegacy(lab, "qemu-200", { "drive-scsi0": imageBytes(size, backing) });
+    await makeLegacy(lab, "qemu-200", { "drive-scsi0": legacyImageBytes(size, backing) });
     await expect(resolve("100/qemu-200")).rejects.toThrow(PointDamagedError);
   });
 
   it("refuse a cycle of two and a linked folder", async () => {
-    await makeLegacy(lab, "qemu-100", { "drive-scsi0": imageBytes(size, "/s/100/qemu-200/drive-scsi0.qcow2") });
-    await makeLegacy(lab, "qemu-200", { "drive-scsi0": imageBytes(size, "/s/100/qemu-100/drive-scsi0.qcow2") });
+    await makeLegacy(lab, "qemu-100", { "drive-scsi0": legacyImageBytes(size, "/s/100/qemu-200/drive-scsi0.qcow2") });
+    await makeLegacy(lab, "qemu-200", { "drive-scsi0": legacyImageBytes(size, "/s/100/qemu-100/drive-scsi0.qcow2") });
     await expect(resolve("100/qemu-200")).rejects.toThrow(/its own base/);
+    await rm(disk("qemu-200"));
+    await writeFile(disk("qemu-200"), legacyImageBytes(size, "/s/100/qemu-100/drive-scsi0.qcow2"));
+    await writeFile(disk("qemu-100"), legacyImageBytes(size));
+    expect((await resolve("100/qemu-200")).folders).toEqual(["qemu-200", "qemu-100"]);
     await rename(join(lab.path, "100/qemu-100"), join(lab.root, "moved"));
     await symlink(join(lab.root, "moved"), join(lab.path, "100/qemu-100"));
     await expect(resolve("100/qemu-200")).rejects.toThrow(PointDamagedError);
+  });
+
+  it("refuse an image that is cut short, at the top and below", async () => {
+    const base = legacyImageBytes(size);
+    await makeLegacy(lab, "qemu-100", { "drive-scsi0": base });
+    await makeLegacy(lab, "qemu-200", { "drive-scsi0": legacyImageBytes(size, "/s/100/qemu-100/drive-scsi0.qcow2") });
+    expect((await resolve("100/qemu-200")).paths).toHaveLength(2);
+    for (const length of [3 * 65536, 65536]) {
+      await truncate(disk("qemu-100"), length);
+      for (const archive of ["100/qemu-100", "100/qemu-200"]) {
+        await expect(resolve(archive)).rejects.toThrow(PointDamagedError);
+      }
+      await writeFile(disk("qemu-100"), base);
+    }
+  });
+
+  it("take an image that only leaks, and refuse one whose refcounts are too low", async () => {
+    const leaking = legacyImageBytes(size);
+    leaking.writeUInt16BE(1, 131072 + 8); // the cluster behind the file's four
+    await makeLegacy(lab, "qemu-100", { "drive-scsi0": Buffer.concat([leaking, Buffer.alloc(65536)]) });
+    expect((await resolve("100/qemu-100")).paths).toHaveLength(1);
+    leaking.writeUInt16BE(0, 131072 + 6); // the L1 table
+    await writeFile(disk("qemu-100"), leaking);
+    await expect(resolve("100/qemu-100")).rejects.toThrow(/its tables are damaged: host cluster 3 has refcount 0/);
+  });
+
+  it("refuse internal snapshots with the reason", async (context) => {
+    requireTool(context, "qemu-img");
+    await makeLegacy(lab, "qemu-100", { "drive-scsi0": Buffer.alloc(0) });
+    execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", disk("qemu-100"), String(size)]);
+    execFileSync("qemu-img", ["snapshot", "-c", "before", disk("qemu-100")]);
+    await expect(resolve("100/qemu-100")).rejects.toThrow(UnsupportedError);
+    await expect(resolve("100/qemu-100")).rejects.toThrow(/it holds internal snapshots or bitmaps/);
+  });
+
+  it("refuse a base that this software wrote", async () => {
+    const base = await backup(store, { epoch: 100 });
+    await rm(join(base.folder, "manifest.json"));
+    await makeLegacy(lab, "qemu-200", {
+      "drive-scsi0": legacyImageBytes(64 * MIB, "/s/100/qemu-100/drive-scsi0.qcow2"),
+    });
+    await expect(resolve("100/qemu-200")).rejects.toThrow(/this software wrote it/);
   });
 });

@@ -164,6 +164,27 @@ describe("StagedPoint.commit()", () => {
     expect(manifest).toMatchObject({ version: 1, vmid: 100, type: "qemu", epoch: 1000, sequence: 1, storeid: "bk" });
   });
 
+  it("digests the configs with what every system has", async () => {
+    const point = await backup(await lab.open(), { epoch: 1000 });
+    const bytes = await readFile(join(point.folder, "guest.conf"));
+    const value = createHash("sha256").update(bytes).digest("hex");
+    const { files } = await readJson(join(point.folder, "manifest.json"));
+    const digest = { algorithm: "sha256", value };
+    expect(files).toContainEqual({ name: "guest.conf", sizeBytes: bytes.length, digest });
+  });
+
+  it("cuts a reason that is longer than a manifest takes", async () => {
+    const store = await lab.open();
+    await using lock = await store.lockGuest(100, NEVER);
+    await using staged = await store.beginPoint({ lock, type: "qemu", epoch: 1000, signal: NEVER });
+    const devices = await fillStaged(staged, { epoch: 1000 });
+    const reason = `first line\n${"x".repeat(5000)}`;
+    const point = await staged.commit({ devices: devices.map((device) => ({ ...device, reason })) }, NEVER);
+    const recorded = (await store.openPoint(point.archive, NEVER)).manifest?.devices[0]?.reason;
+    expect(recorded).toMatch(/^first line x+\.\.\.$/);
+    expect(recorded).toHaveLength(1000);
+  });
+
   it("makes folders and files private whatever the umask is", async () => {
     const umask = process.umask(0);
     try {

@@ -80,6 +80,16 @@ export function imageBytes(virtualBytes: number, backing?: string, format = "qco
   return bytes;
 }
 
+/** The same as QEMU lays it out, with sound tables: refcount table, refcount block, L1 table. */
+export function legacyImageBytes(virtualBytes: number, backing?: string): Buffer {
+  const bytes = imageBytes(virtualBytes, backing);
+  bytes.writeBigUInt64BE(196608n, 40); // l1_table_offset
+  bytes.writeBigUInt64BE(65536n, 48); // refcount_table_offset
+  bytes.writeBigUInt64BE(131072n, 65536); // the one refcount block
+  for (let cluster = 0; cluster < 4; cluster++) bytes.writeUInt16BE(1, 131072 + 2 * cluster);
+  return bytes;
+}
+
 export interface BackupPlan {
   vmid?: number;
   epoch: number;

@@ -2,16 +2,16 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, readdirSync, rmSync } from "node:fs";
-import { mkdir, mkdtemp, readdir, readFile, rm, utimes, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rename, rm, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { build } from "esbuild";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { LockedError, PointDamagedError, type Store } from "../../../src/store/index.ts";
+import { LockedError, PointDamagedError, type Store, StoreUnavailableError } from "../../../src/store/index.ts";
 import { breakLock } from "../../../src/store/lock-file.ts";
 import { readLock } from "../../../src/store/lock-record.ts";
-import { backup, createLab, editJson, type Lab, NEVER, readJson } from "./lab.ts";
+import { backup, createLab, editJson, FAST_TIMING, type Lab, NEVER, readJson } from "./lab.ts";
 
 let bundleFolder: string;
 beforeAll(async () => {
@@ -81,6 +81,25 @@ describe("Store.lockGuest()", () => {
     expect((await readdir(join(lab.path, "100"))).sort()).toEqual([".lock"]);
   });
 
+  it("refuses a path that leads to another folder than the one that was opened", async () => {
+    await using lab = await createLab();
+    const store = await lab.open();
+    await rename(lab.path, `${lab.path}.share`);
+    await mkdir(lab.path); // what lies below a mount point
+    const log = join(lab.root, "log");
+    await writeFile(log, "failed");
+    const job = { vmid: 100, type: "qemu", epoch: 1000 } as const;
+    for (const attempt of [() => store.lockGuest(100, NEVER), () => store.keepFailedLog(job, log)]) {
+      const error: unknown = await attempt().catch((thrown: unknown) => thrown);
+      expect(error).toBeInstanceOf(StoreUnavailableError);
+      expect(String(error)).toMatch(/another file system is mounted there, or the share is gone$/);
+    }
+    expect(await readdir(lab.path)).toEqual([]);
+    await rm(lab.path, { recursive: true });
+    await rename(`${lab.path}.share`, lab.path);
+    await using _lock = await store.lockGuest(100, NEVER);
+  });
+
   it("lets exactly one of many at once in", async () => {
     await using lab = await createLab();
     const store = await lab.open();
@@ -116,7 +135,7 @@ describe("Store.lockGuest()", () => {
     ["whose pid is another process now", { startTime: "1" }],
   ])("breaks the lock of a process of this host %s", async (_what, change) => {
     await using lab = await createLab();
-    const store = await lab.open();
+    const store = await lab.open({ timing: { ...FAST_TIMING, heartbeatMs: 60_000 } }); // a beat would write it anew
     const lock = await store.lockGuest(100, NEVER);
     await editJson(lock.path, (record) => Object.assign(record.process as object, change));
     await using _next = await store.lockGuest(100, NEVER);

@@ -31,13 +31,43 @@ describe("a store mounted read-only", () => {
     expect(await store.listPoints({}, NEVER)).toHaveLength(2);
     const point = await store.openPoint("100/qemu-2000", NEVER);
     await using _readers = await store.lockChainShared(point, NEVER);
+    expect(lab.warnings).toEqual([expect.stringMatching(/^Reading "backup\/100\/qemu-2000" without a lock: .*EROFS/)]);
+    await expect(store.lockChainShared(point, NEVER, "required")).rejects.toThrow(/EROFS/);
     expect((await point.guestConfig()).length).toBeGreaterThan(0);
     await expect(store.lockGuest(100, NEVER)).rejects.toThrow(/the file system is read-only \(EROFS\)/);
     await expect(store.updateAttributes("100/qemu-2000", { notes: "n" }, NEVER)).rejects.toThrow(/EROFS/);
   });
 });
 
+/** Leaves not a byte free. */
+async function fillUp(lab: Lab): Promise<void> {
+  await expect(writeFile(join(lab.path, "filler"), Buffer.alloc(3 * 1024 * 1024, 1))).rejects.toThrow(/ENOSPC/);
+}
+
 describe("a store that is full", () => {
+  it("can be restored from, without a lock, unless the lock is required", async (context) => {
+    await using lab = await createLab();
+    using _mount = mountStore(context, lab, "-t", "tmpfs", "-o", "size=2m", "tmpfs");
+    const store = await lab.open();
+    const base = await backup(store, { epoch: 1000 });
+    const point = await backup(store, { epoch: 2000, base });
+    await fillUp(lab);
+    await using _readers = await store.lockChainShared(point, NEVER);
+    expect(lab.warnings).toEqual([expect.stringMatching(/^Reading "backup\/100\/qemu-2000" without a lock: .*ENOSPC/)]);
+    await expect(store.lockChainShared(point, NEVER, "required")).rejects.toThrow(/ENOSPC/);
+  });
+
+  it("does not let anybody read what is being removed", async (context) => {
+    await using lab = await createLab();
+    using _mount = mountStore(context, lab, "-t", "tmpfs", "-o", "size=2m", "tmpfs");
+    const store = await lab.open();
+    const base = await backup(store, { epoch: 1000 });
+    const point = await backup(store, { epoch: 2000, base });
+    await using _remover = await store.lockPointExclusive(base, NEVER);
+    await fillUp(lab);
+    await expect(store.lockChainShared(point, NEVER)).rejects.toThrow(/it is being removed by process/);
+  });
+
   it("fails the backup in one clear sentence and leaves the last one as the base", async (context) => {
     await using lab = await createLab();
     using _mount = mountStore(context, lab, "-t", "tmpfs", "-o", "size=2m", "tmpfs");
