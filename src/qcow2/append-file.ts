@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A file that only grows: digested in file order, written with O_DIRECT where the file system has it,
-// several writes in flight. Its first 64 KiB come last.
+// A file that only grows: digested in file order, written with O_DIRECT where the file system has it.
+// Its first 64 KiB come last. One write is in flight at a time, of all that waits by then: a file system
+// lets only one write make a file longer, and more of them at once spend a core on waiting for each other.
 import { constants } from "node:fs";
 import { type FileHandle, open, rm } from "node:fs/promises";
 import {
@@ -13,12 +14,14 @@ import {
 } from "../block/index.ts";
 import { environmentError, errnoOf, KIB, MIB } from "../core/index.ts";
 import { HEAD_BYTES } from "./constants.ts";
-import { writeFully } from "./file-io.ts";
+import { writeAllFully, writeFully } from "./file-io.ts";
 
 /** What O_DIRECT asks of memory, offset and length; fits every disk in use. */
 const DIRECT_ALIGNMENT = 4096;
 const STAGE_BYTES = MIB;
 const STAGE_SLOTS = 4;
+/** Longest write; what waits beyond it goes with the next one. */
+const MAX_WRITE_BYTES = 8 * MIB;
 /** Below this a copy into the stage costs less than a write of its own. */
 const MIN_BORROWED_BYTES = 256 * KIB;
 
@@ -27,9 +30,11 @@ export interface Appended {
   readonly released: Promise<void>;
 }
 
-interface InFlight {
-  readonly end: number;
-  isDone: boolean;
+/** A piece on its way to the file; the pieces of the queue follow each other without a gap. */
+interface Queued {
+  readonly bytes: Buffer;
+  readonly offset: number;
+  settle(failure: { readonly error: unknown } | undefined): void;
 }
 
 const DONE = Promise.resolve();
@@ -42,8 +47,9 @@ export class AppendFile implements AsyncDisposable {
   readonly #digester: Digester;
   readonly #pool = new AlignedPool(STAGE_BYTES, STAGE_SLOTS);
   readonly #signal: AbortSignal;
-  readonly #inFlight: InFlight[] = [];
-  readonly #writes = new Set<Promise<void>>();
+  readonly #queue: Queued[] = [];
+  /** Writes the queue until it is empty; never rejects. */
+  #pump: Promise<void> | undefined;
   #stage: Slot | undefined;
   #stageUsed = 0;
   #position = HEAD_BYTES;
@@ -138,7 +144,7 @@ export class AppendFile implements AsyncDisposable {
    */
   async finish(head: Buffer): Promise<Digest> {
     this.flush();
-    await Promise.allSettled(this.#writes);
+    await this.#pump;
     this.#check();
     try {
       await this.#handle.sync();
@@ -184,42 +190,63 @@ export class AppendFile implements AsyncDisposable {
     );
   }
 
-  /** Starts a write; digests at once, because calls come in file order. */
+  /** Queues a write; digests at once, because calls come in file order. */
   #write(bytes: Buffer, offset: number): Promise<void> {
     this.#digester.update(bytes);
-    const entry: InFlight = { end: offset + bytes.length, isDone: false };
-    this.#inFlight.push(entry);
-    const write = this.#writeOut(bytes, offset).then(
-      () => this.#settle(entry),
-      (error: unknown) => {
-        throw this.#fail(error);
-      },
-    );
-    this.#writes.add(write);
-    const forget = (): void => void this.#writes.delete(write);
-    write.then(forget, forget);
-    return write;
+    return new Promise((resolve, reject) => {
+      const settle: Queued["settle"] = (failure) => (failure === undefined ? resolve() : reject(failure.error));
+      this.#queue.push({ bytes, offset, settle });
+      this.#pump ??= this.#writeQueue();
+    });
   }
 
-  async #writeOut(bytes: Buffer, offset: number): Promise<void> {
+  async #writeQueue(): Promise<void> {
+    for (let batch = this.#takeBatch(); batch.length > 0; batch = this.#takeBatch()) {
+      const [first] = batch;
+      const last = batch.at(-1);
+      try {
+        if (this.#failure === undefined && first !== undefined && last !== undefined) {
+          await this.#writeOut(
+            batch.map(({ bytes }) => bytes),
+            first.offset,
+          );
+          this.#writtenBelow = last.offset + last.bytes.length;
+        }
+      } catch (error) {
+        this.#fail(error);
+      }
+      for (const { settle } of batch) settle(this.#failure);
+    }
+    this.#pump = undefined;
+  }
+
+  /** The pieces that go with one write: contiguous, and all fit for O_DIRECT or a single one that is not. */
+  #takeBatch(): Queued[] {
+    const isDirect = ({ bytes, offset }: Queued): boolean =>
+      bytes.length % DIRECT_ALIGNMENT === 0 && offset % DIRECT_ALIGNMENT === 0;
+    let bytes = 0;
+    let count = 0;
+    for (const piece of this.#queue) {
+      bytes += piece.bytes.length;
+      if (count > 0 && (bytes > MAX_WRITE_BYTES || !isDirect(piece))) break;
+      count++;
+      if (!isDirect(piece)) break;
+    }
+    return this.#queue.splice(0, count);
+  }
+
+  async #writeOut(pieces: readonly Buffer[], offset: number): Promise<void> {
     const direct = this.#direct;
-    if (direct === undefined || bytes.length % DIRECT_ALIGNMENT !== 0 || offset % DIRECT_ALIGNMENT !== 0) {
-      return await writeFully(this.#handle, bytes, offset);
+    const length = pieces.reduce((sum, { length }) => sum + length, 0);
+    if (direct === undefined || length % DIRECT_ALIGNMENT !== 0 || offset % DIRECT_ALIGNMENT !== 0) {
+      return await writeAllFully(this.#handle, pieces, offset);
     }
     try {
-      await writeFully(direct, bytes, offset);
+      await writeAllFully(direct, pieces, offset);
     } catch (error) {
       // Refused by the file system, or the rest of a short write is not aligned: once more, buffered.
       if (errnoOf(error) !== "EINVAL") throw error;
-      await writeFully(this.#handle, bytes, offset);
-    }
-  }
-
-  #settle(entry: InFlight): void {
-    entry.isDone = true;
-    for (let first = this.#inFlight[0]; first?.isDone === true; first = this.#inFlight[0]) {
-      this.#writtenBelow = first.end;
-      this.#inFlight.shift();
+      await writeAllFully(this.#handle, pieces, offset);
     }
   }
 
@@ -238,7 +265,7 @@ export class AppendFile implements AsyncDisposable {
     this.#failure ??= { error: new Error(`"${this.path}" is closed`) };
     this.#stage?.release();
     this.#stage = undefined;
-    await Promise.allSettled(this.#writes);
+    await this.#pump;
     // Unlink first: that works on an open file, and a failing close must not keep the partial one.
     try {
       await rm(this.path, { force: true });

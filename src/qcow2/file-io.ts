@@ -63,11 +63,36 @@ export async function readUpTo(file: ImageFile, target: Buffer, offset: number):
   return done;
 }
 
+const NOTHING_WRITTEN = "the file system takes nothing more, and does not say why";
+
 /** Writes all of `bytes` at `offset`; throws Node's own error, or one if the file takes nothing more. */
 export async function writeFully(handle: FileHandle, bytes: Buffer, offset: number): Promise<void> {
   for (let done = 0; done < bytes.length; ) {
     const { bytesWritten } = await handle.write(bytes, done, bytes.length - done, offset + done);
-    if (bytesWritten === 0) throw new Error("the file system takes nothing more, and does not say why");
+    if (bytesWritten === 0) throw new Error(NOTHING_WRITTEN);
     done += bytesWritten;
   }
+}
+
+/** writeFully() for several pieces that follow each other in the file, in one call where the system takes it. */
+export async function writeAllFully(handle: FileHandle, pieces: readonly Buffer[], offset: number): Promise<void> {
+  let rest = pieces.filter((piece) => piece.length > 0);
+  let at = offset;
+  while (rest.length > 0) {
+    const { bytesWritten } = await handle.writev(rest, at);
+    if (bytesWritten === 0) throw new Error(NOTHING_WRITTEN);
+    at += bytesWritten;
+    rest = withoutHead(rest, bytesWritten);
+  }
+}
+
+function withoutHead(pieces: readonly Buffer[], bytes: number): Buffer[] {
+  let skipped = 0;
+  const rest: Buffer[] = [];
+  for (const piece of pieces) {
+    const cut = Math.min(piece.length, bytes - skipped);
+    skipped += cut;
+    if (cut < piece.length) rest.push(piece.subarray(cut));
+  }
+  return rest;
 }
