@@ -5,6 +5,7 @@ import {
   decodeAttributeValue,
   decodeBytes,
   decodeContainerInfo,
+  decodeDescriptors,
   decodeSizes,
   decodeVmInfo,
   decodeVmVolumes,
@@ -47,14 +48,18 @@ export const PROVIDER_METHODS: Readonly<Record<string, Method>> = {
   },
   backup_vm: (provider, p, { signal }) =>
     provider.backupVm(p.vmid, decodeBytes(p["guest-config"]), decodeVmVolumes(p.volumes), decodeVmInfo(p.info), signal),
-  backup_container_prepare: (provider, p, { signal }) =>
-    provider.backupContainerPrepare(p.vmid, decodeContainerInfo(p.info), signal),
+  backup_container_prepare: async (provider, p, { signal }) => {
+    const info = decodeContainerInfo(p.info);
+    const { archivePath, socketPath, token } = await provider.backupContainerPrepare(p.vmid, info, signal);
+    return { "archive-path": archivePath, "socket-path": socketPath, token };
+  },
   backup_container: (provider, p, { signal }) =>
     provider.backupContainer(
       p.vmid,
       decodeBytes(p["guest-config"]),
       p["exclude-patterns"],
       decodeContainerInfo(p.info),
+      decodeDescriptors(p),
       signal,
     ),
   restore_get_mechanism: (provider, p, { signal }) => provider.restoreGetMechanism(p.volname, signal),

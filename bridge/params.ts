@@ -5,6 +5,7 @@ import type {
   AttributeValue,
   BitmapMode,
   ContainerBackupInfo,
+  ContainerDescriptors,
   GuestType,
   VmBackupInfo,
   VmVolume,
@@ -43,6 +44,8 @@ export interface WireParams {
   readonly "guest-config": string;
   readonly "exclude-patterns": readonly string[];
   readonly info: WireContainerInfo;
+  readonly "archive-fd": number;
+  readonly "handoff-fd": number;
   readonly volname: string;
   readonly "device-name": string;
   readonly attribute: string;
@@ -98,6 +101,10 @@ export function decodeContainerInfo(info: WireContainerInfo): ContainerBackupInf
     backupUserId: info["backup-user-id"],
     ...decodeVmInfo(info),
   };
+}
+
+export function decodeDescriptors(params: WireParams): ContainerDescriptors {
+  return { archiveFd: params["archive-fd"], handoffFd: params["handoff-fd"] };
 }
 
 export function decodeAttributeValue(value: string | number | null): AttributeValue {

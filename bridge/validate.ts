@@ -50,6 +50,10 @@ function describeProblem(error: ErrorObject, root: unknown): string {
   if (error.keyword === "additionalProperties") {
     return `${where || "it"} has the unknown parameter ${show(error.params.additionalProperty)}`;
   }
+  if (error.keyword === "enum") {
+    const wanted = (error.params.allowedValues as unknown[]).map(show).join(", ");
+    return `${where || "it"} is ${show(valueAt(root, error.instancePath))}, wanted one of ${wanted}`;
+  }
   return `${where || "it"} is ${show(valueAt(root, error.instancePath))}, which ${error.message ?? "is not valid"}`;
 }
 

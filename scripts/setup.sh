@@ -10,6 +10,7 @@ needs=(
   qemu-img:qemu-utils qemu-nbd:qemu-utils qemu-storage-daemon:qemu-system-common
   nbdkit:nbdkit nbdcopy:libnbd-bin nbdfuse:libnbd-bin fusermount3:fuse3 mke2fs:e2fsprogs debugfs:e2fsprogs setpriv:util-linux
   xxhsum:xxhash zstd:zstd perl:perl
+  mksquashfs:squashfs-tools squashfuse:squashfuse newuidmap:uidmap pigz:pigz setfattr:attr setfacl:acl setcap:libcap2-bin
 )
 missing=()
 for need in "${needs[@]}"; do

@@ -94,11 +94,10 @@ is_deeply(
 );
 is_deeply([$provider->restore_container_cleanup('backup/100/lxc-1', 'bk', {})], [], 'restore_container_cleanup');
 
-my $info = { directory => '/mnt/x', sources => ['./'], 'backup-user-id' => 100000, 'firewall-config' => '' };
 is(
-    BridgeTest::failure(sub { $provider->backup_container_prepare(100, $info) }),
-    "Cannot back up containers: this version does not do it\n",
-    'backup_container_prepare passes the refusal on',
+    BridgeTest::failure(sub { $provider->backup_init(100, 'openvz', 1700000000) }),
+    "Cannot run \"backup_init\": vmtype is \"openvz\", wanted one of \"qemu\", \"lxc\"\n",
+    'an unknown guest type is refused in clear words',
 );
 
 @$log = ();

@@ -13,6 +13,15 @@ use POSIX ();
 use Test::More;
 use Time::HiRes qw(time ualarm);
 
+# A process may go while its file is read.
+sub slurp {
+    my ($file) = @_;
+
+    open(my $fh, '<', $file) or return '';
+    local $/ = undef;
+    return <$fh> // '';
+}
+
 BridgeTest::use_fake_bridge();
 my $access = { 'drive-scsi0' => { size => 4096, 'bitmap-mode' => 'none', 'nbd-path' => '/x' } };
 my $backup = sub { my ($provider) = @_; return BridgeTest::failure(sub { $provider->backup_vm(100, 'x', $access, {}) }) };
@@ -134,12 +143,13 @@ for my $behaviour (qw(hang hang-deaf)) {
 }
 {
     my ($provider) = BridgeTest::provider();
-    $provider->job_init(1);
+    my ($dir) = File::Temp::tempdir(CLEANUP => 1) =~ m/^(.*)$/;
+    my $info = { directory => $dir, sources => ['./'], 'backup-user-id' => 100000 };
+    $provider->backup_container_prepare(100, $info);
     my $in_child = fork();
     if ($in_child == 0) {
-        my $info = { directory => '/mnt', sources => ['./'], 'backup-user-id' => 100000 };
         my @result = $provider->backup_container(100, "hostname: x\n", ['/tmp/?*'], $info);
-        my $left = $provider->{bridge}->{process} ? 1 : 0;
+        my $left = grep { m/PPid:\s+$$\b/ } map { slurp($_) } glob('/proc/[0-9]*/status');
         POSIX::_exit(@result + $left);
     }
     waitpid($in_child, 0);

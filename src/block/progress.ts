@@ -81,7 +81,7 @@ function rate(bytes: number, ms: number): string {
 }
 
 /** "0.4s", "42s", "3m 7s", "2h 5m 9s". */
-function formatDuration(ms: number): string {
+export function formatDuration(ms: number): string {
   if (ms < 9950) return `${(ms / 1000).toFixed(1)}s`;
   const seconds = Math.round(ms / 1000);
   const parts: string[] = [];

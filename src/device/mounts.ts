@@ -38,6 +38,7 @@ export async function unmountBelow(folder: string): Promise<void> {
   for (const point of await mountsBelow(absolute)) {
     problem = await tryCommands([
       ["fusermount3", "-u", point],
+      ["umount", point], // waits for a loop device to be free again
       ["umount", "-l", point],
     ]);
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The private folder of one raw view: restore-<pid>-<n>, with its owner's record.
+// A private folder for something that lives as long as this process: restore-<pid>-<n> for what a restore
+// reads, handoff-<pid>-<n> for a socket; with its owner's record.
 import { mkdir, rm } from "node:fs/promises";
 import path from "node:path";
 import { EnvironmentError, environmentError, errnoOf } from "../core/index.ts";
@@ -10,7 +11,9 @@ import type { ToolProcess } from "./tool-process.ts";
 
 const MAX_FOLDERS = 10_000;
 
-export const VIEW_FOLDER = /^restore-([1-9][0-9]{0,9})-([0-9]{1,5})$/;
+export const VIEW_FOLDER = /^(?:restore|handoff)-([1-9][0-9]{0,9})-([0-9]{1,5})$/;
+
+export type ViewKind = "restore" | "handoff";
 
 export class ViewFolder implements AsyncDisposable {
   readonly path: string;
@@ -23,13 +26,13 @@ export class ViewFolder implements AsyncDisposable {
   }
 
   /** @throws EnvironmentError if `runDir` cannot be written */
-  static async create(runDir: string): Promise<ViewFolder> {
+  static async create(runDir: string, kind: ViewKind = "restore"): Promise<ViewFolder> {
     const absolute = path.resolve(runDir);
     try {
       await mkdir(absolute, { recursive: true, mode: 0o700 });
       const owner = await readProcess(process.pid);
       if (owner === undefined) throw new EnvironmentError(`Cannot read "/proc/${process.pid}/stat": is /proc mounted?`);
-      const folder = new ViewFolder(await makeFreeFolder(absolute), owner);
+      const folder = new ViewFolder(await makeFreeFolder(absolute, kind), owner);
       await writeOwnerRecord(folder.path, { owner, children: [] });
       return folder;
     } catch (error) {
@@ -65,9 +68,9 @@ export async function removeViewFolder(folder: string): Promise<void> {
   }
 }
 
-async function makeFreeFolder(runDir: string): Promise<string> {
+async function makeFreeFolder(runDir: string, kind: ViewKind): Promise<string> {
   for (let n = 0; n < MAX_FOLDERS; n++) {
-    const folder = path.join(runDir, `restore-${process.pid}-${n}`);
+    const folder = path.join(runDir, `${kind}-${process.pid}-${n}`);
     try {
       await mkdir(folder, { mode: 0o700 });
       return folder;

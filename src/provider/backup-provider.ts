@@ -67,6 +67,25 @@ export interface ContainerBackupInfo {
   readonly firewallConfig: Buffer | undefined;
 }
 
+/** Where the Perl side finds what it opens as root, and the child in the user namespace inherits. */
+export interface ContainerHandoff {
+  /** The archive: to be opened for reading and writing. */
+  readonly archivePath: string;
+  /** Unix socket for one connection. */
+  readonly socketPath: string;
+  /** The first line of the connection is `{"token": …}`. */
+  readonly token: string;
+}
+
+/** Numbers of the two handles in the process that inherited them. */
+export interface ContainerDescriptors {
+  readonly archiveFd: number;
+  readonly handoffFd: number;
+}
+
+/** How a container's files are offered to a restore. */
+export type ContainerOffer = { readonly tarPath: string } | { readonly archiveDirectory: string };
+
 /** One row of a storage listing, as PVE wants it. */
 export interface VolumeEntry {
   readonly volname: string;
@@ -116,12 +135,14 @@ export interface BackupProvider extends AsyncDisposable {
     info: VmBackupInfo,
     signal: AbortSignal,
   ): Promise<void>;
-  backupContainerPrepare(vmid: number, info: ContainerBackupInfo, signal: AbortSignal): Promise<void>;
+  backupContainerPrepare(vmid: number, info: ContainerBackupInfo, signal: AbortSignal): Promise<ContainerHandoff>;
+  /** In another process than the others: the one where the container is mounted. */
   backupContainer(
     vmid: number,
     guestConfig: Buffer,
     excludePatterns: readonly string[],
     info: ContainerBackupInfo,
+    descriptors: ContainerDescriptors,
     signal: AbortSignal,
   ): Promise<void>;
 
@@ -135,10 +156,7 @@ export interface BackupProvider extends AsyncDisposable {
   restoreVmCleanup(volname: string, signal: AbortSignal): Promise<void>;
   restoreVmVolumeInit(volname: string, deviceName: string, signal: AbortSignal): Promise<{ qemuImgPath: string }>;
   restoreVmVolumeCleanup(volname: string, deviceName: string, signal: AbortSignal): Promise<void>;
-  restoreContainerInit(
-    volname: string,
-    signal: AbortSignal,
-  ): Promise<{ tarPath: string } | { archiveDirectory: string }>;
+  restoreContainerInit(volname: string, signal: AbortSignal): Promise<ContainerOffer>;
   restoreContainerCleanup(volname: string, signal: AbortSignal): Promise<void>;
 
   // The storage plugin's class methods that need to look into the store.

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The directory provider: PVE's hooks on a store of plain files.
 import path from "node:path";
-import { formatBytes, messageOf, RequestError, UnsupportedError } from "../core/index.ts";
+import { EnvironmentError, formatBytes, messageOf, RequestError, UnsupportedError } from "../core/index.ts";
 import { type ClusterCompressor, createCompressor } from "../qcow2/index.ts";
 import { type Point, Store } from "../store/index.ts";
 import type {
   AttributeValue,
   BackupProvider,
   ContainerBackupInfo,
+  ContainerDescriptors,
+  ContainerHandoff,
+  ContainerOffer,
   GuestType,
   ProviderContext,
   VmBackupInfo,
@@ -16,12 +19,14 @@ import type {
   VolumeEntry,
 } from "./backup-provider.ts";
 import { type DirectoryConfig, parseConfig } from "./config.ts";
+import { archiveContainer } from "./container-archiver.ts";
+import { ContainerBackup } from "./container-backup.ts";
+import { ContainerRestore, containerMechanism } from "./container-restore.ts";
 import type { NbdTimeouts } from "./nbd-source.ts";
 import { RestoreSession } from "./restore-session.ts";
 import { VmBackup } from "./vm-backup.ts";
 import { toVolumeEntry, toVolumeInfo } from "./volumes.ts";
 
-const NO_CONTAINERS = "container backups are not part of this version";
 const DEFAULT_TIMEOUTS: NbdTimeouts = { connectTimeoutMs: 30_000, replyTimeoutMs: 300_000 };
 
 export interface DirectoryProviderOptions {
@@ -46,9 +51,10 @@ export class DirectoryProvider implements BackupProvider {
   readonly #root: string;
   readonly #timeouts: NbdTimeouts;
   readonly #restores = new Map<string, RestoreSession>();
+  readonly #containerRestores = new Map<string, ContainerRestore>();
   #store: Promise<Store> | undefined;
   #compressor: ClusterCompressor | undefined;
-  #backup: VmBackup | undefined;
+  #backup: VmBackup | ContainerBackup | undefined;
   #lastJob: LastJob | undefined;
 
   /** @throws RequestError if the storage's section has an unknown option or value */
@@ -84,7 +90,12 @@ export class DirectoryProvider implements BackupProvider {
   ): Promise<{ archiveName: string }> {
     await this.#endBackup(); // a guest before this one may have ended without a cleanup
     this.#lastJob = { vmid, type: vmtype, epoch: startTime, point: undefined };
-    if (vmtype === "lxc") throw new UnsupportedError(`Cannot back up container ${vmid}: ${NO_CONTAINERS}`);
+    if (vmtype === "lxc") {
+      const store = await this.#openStore();
+      const environment = { store, format: this.#config, runDir: this.#runDir, log: this.#context.log };
+      this.#backup = await ContainerBackup.begin(environment, vmid, startTime, signal);
+      return { archiveName: this.#backup.archiveName };
+    }
     const environment = {
       store: await this.#openStore(),
       root: this.#root,
@@ -105,9 +116,14 @@ export class DirectoryProvider implements BackupProvider {
     error: string | undefined,
     _signal: AbortSignal,
   ): Promise<{ archiveSize: number }> {
+    const backup = this.#backup;
+    await this.#endBackup(); // waits for a commit that is under way
     // A failure may follow a cleanup that was told of success: the point is known from there.
-    const point = this.#lastJob?.vmid === vmid ? (this.#backup?.point ?? this.#lastJob.point) : undefined;
-    await this.#endBackup();
+    const point = this.#lastJob?.vmid === vmid ? (backup?.point ?? this.#lastJob.point) : undefined;
+    if (point === undefined && success) {
+      // PVE does not notice when the child that backs up a container is killed.
+      throw new EnvironmentError(`Cannot finish the backup of guest ${vmid}: it was not committed, so there is none`);
+    }
     if (point === undefined) return { archiveSize: 0 };
     this.#lastJob = { vmid, type: point.type, epoch: point.epoch, point };
     if (!success) {
@@ -164,12 +180,24 @@ export class DirectoryProvider implements BackupProvider {
     await this.#backupOf(vmid).run(guestConfig, volumes, info, signal);
   }
 
-  backupContainerPrepare(vmid: number, _info: ContainerBackupInfo, _signal: AbortSignal): Promise<void> {
-    return Promise.reject(new UnsupportedError(`Cannot back up container ${vmid}: ${NO_CONTAINERS}`));
+  async backupContainerPrepare(
+    vmid: number,
+    info: ContainerBackupInfo,
+    signal: AbortSignal,
+  ): Promise<ContainerHandoff> {
+    return await this.#containerBackupOf(vmid).prepare(info, signal);
   }
 
-  backupContainer(vmid: number): Promise<void> {
-    return Promise.reject(new UnsupportedError(`Cannot back up container ${vmid}: ${NO_CONTAINERS}`));
+  async backupContainer(
+    _vmid: number,
+    guestConfig: Buffer,
+    excludePatterns: readonly string[],
+    info: ContainerBackupInfo,
+    descriptors: ContainerDescriptors,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const job = { format: this.#config, info, excludePatterns, log: this.#context.log, signal };
+    await archiveContainer(job, descriptors, guestConfig);
   }
 
   async restoreGetMechanism(
@@ -178,10 +206,8 @@ export class DirectoryProvider implements BackupProvider {
   ): Promise<{ mechanism: "qemu-img" | "tar" | "directory"; vmtype: GuestType }> {
     const store = await this.#openStore();
     const point = await store.openPoint(volname, signal);
-    if (point.type === "lxc") {
-      throw new UnsupportedError(`Cannot restore "${point.volname}": restoring containers is not part of this version`);
-    }
-    return { mechanism: "qemu-img", vmtype: point.type };
+    const mechanism = point.type === "lxc" ? containerMechanism(point) : "qemu-img";
+    return { mechanism, vmtype: point.type };
   }
 
   async archiveGetGuestConfig(volname: string, signal: AbortSignal): Promise<Buffer> {
@@ -196,8 +222,7 @@ export class DirectoryProvider implements BackupProvider {
 
   async restoreVmInit(volname: string, signal: AbortSignal): Promise<ReadonlyMap<string, { readonly size: number }>> {
     await this.restoreVmCleanup(volname); // a second init of the same backup starts afresh
-    const runDir = path.join(this.#root || "/", "run/pve-backup-host");
-    const session = await RestoreSession.open(await this.#openStore(), volname, runDir, this.#warn, signal);
+    const session = await RestoreSession.open(await this.#openStore(), volname, this.#runDir, this.#warn, signal);
     this.#restores.set(volname, session);
     return session.sizes;
   }
@@ -220,14 +245,17 @@ export class DirectoryProvider implements BackupProvider {
     await this.#restores.get(volname)?.withdraw(device);
   }
 
-  restoreContainerInit(volname: string): Promise<never> {
-    return Promise.reject(
-      new UnsupportedError(`Cannot restore "${volname}": restoring containers is not part of this version`),
-    );
+  async restoreContainerInit(volname: string, signal: AbortSignal): Promise<ContainerOffer> {
+    await this.restoreContainerCleanup(volname); // a second init of the same backup starts afresh
+    const restore = await ContainerRestore.open(await this.#openStore(), volname, this.#runDir, signal);
+    this.#containerRestores.set(volname, restore);
+    return restore.offer;
   }
 
-  async restoreContainerCleanup(): Promise<void> {
-    // Comes after a refused init too.
+  async restoreContainerCleanup(volname: string): Promise<void> {
+    const restore = this.#containerRestores.get(volname);
+    this.#containerRestores.delete(volname);
+    await restore?.[Symbol.asyncDispose]();
   }
 
   async listVolumes(vmid: number | undefined, signal: AbortSignal): Promise<VolumeEntry[]> {
@@ -274,6 +302,7 @@ export class DirectoryProvider implements BackupProvider {
 
   async [Symbol.asyncDispose](): Promise<void> {
     for (const volname of [...this.#restores.keys()]) await this.restoreVmCleanup(volname);
+    for (const volname of [...this.#containerRestores.keys()]) await this.restoreContainerCleanup(volname);
     await this.#endBackup();
     await this.#compressor?.[Symbol.asyncDispose]();
     this.#compressor = undefined;
@@ -282,10 +311,22 @@ export class DirectoryProvider implements BackupProvider {
   readonly #warn = (message: string): void => this.#context.log("warn", message);
 
   #backupOf(vmid: number): VmBackup {
-    if (this.#backup?.vmid !== vmid) {
+    if (this.#backup?.vmid !== vmid || !(this.#backup instanceof VmBackup)) {
       throw new RequestError(`Cannot back up VM ${vmid}: backup_init was not called for it`);
     }
     return this.#backup;
+  }
+
+  #containerBackupOf(vmid: number): ContainerBackup {
+    if (this.#backup?.vmid !== vmid || !(this.#backup instanceof ContainerBackup)) {
+      throw new RequestError(`Cannot back up container ${vmid}: backup_init was not called for it`);
+    }
+    return this.#backup;
+  }
+
+  /** For mounts and sockets of this process, on the node itself. */
+  get #runDir(): string {
+    return path.join(this.#root || "/", "run/pve-backup-host");
   }
 
   async #endBackup(): Promise<void> {

@@ -21,6 +21,7 @@ import {
   cutLine,
   formatManifest,
   type Manifest,
+  type ManifestContainer,
   type ManifestDevice,
   type ManifestFile,
   parseManifest,
@@ -51,6 +52,8 @@ export interface CommitParts {
   readonly process?: ProcessIdentity | undefined;
   /** Digests of other large files, by name. Small files get theirs here. */
   readonly digests?: ReadonlyMap<string, Digest>;
+  /** What the archive of a container holds. */
+  readonly container?: ManifestContainer;
 }
 
 /** See StagedPoint.commit(). */
@@ -66,7 +69,12 @@ export async function commitPoint(
   const devices: ManifestDevice[] = [];
   for (const device of parts.devices) devices.push(await checkDevice(context, staged, device, signal));
   const guest = await readGuest(staged, parts);
-  const manifest = await writeManifest(context, staged, { guest, devices, files });
+  const manifest = await writeManifest(context, staged, {
+    guest,
+    devices,
+    ...(parts.container === undefined ? {} : { container: parts.container }),
+    files,
+  });
   const occupiedBytes = occupiedBytesOf((await statStaged(staged)).values());
   const foreign = foreignFolders(await scanGuest(context, staged.name.vmid, signal));
   signal.throwIfAborted();
@@ -179,7 +187,7 @@ async function readGuest(staged: StagedFolder, parts: CommitParts): Promise<Gues
 async function writeManifest(
   context: StoreContext,
   staged: StagedFolder,
-  content: Pick<Manifest, "guest" | "devices" | "files">,
+  content: Pick<Manifest, "guest" | "devices" | "container" | "files">,
 ): Promise<Manifest> {
   const { uuid, sequence, name, folder } = staged;
   const bytes = formatManifest({

@@ -25,7 +25,7 @@ export {
   volnameOf,
 } from "./layout.ts";
 export { LOCK_TIMING, type LockTiming } from "./lock-record.ts";
-export type { Manifest, ManifestDevice, ManifestFile } from "./manifest.ts";
+export type { Manifest, ManifestContainer, ManifestDevice, ManifestFile } from "./manifest.ts";
 export type { Point, PointDevice } from "./point.ts";
 export type { StagedPoint } from "./staged-point.ts";
 export { type PointEntry, Store, type StoreOptions } from "./store.ts";

@@ -22,6 +22,12 @@ export const TEMP_PREFIX = ".tmp-";
 
 /** What a container's archive may be called. */
 export const CONTAINER_ARCHIVE_PATTERN = /^archive\.(?:tar(?:\.(?:gz|zst))?|sqfs)$/;
+/** The archive among the files of a point: tar is preferred where both are there, in every process alike. */
+export function pickContainerArchive(names: Iterable<string>): string | undefined {
+  const archives = [...names].filter((name) => CONTAINER_ARCHIVE_PATTERN.test(name)).sort();
+  return archives.find((name) => name.startsWith("archive.tar")) ?? archives[0];
+}
+
 export const UUID_PATTERN = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/;
 /** PVE's own rule for storage ids. */
 export const STOREID_PATTERN = /^[A-Za-z][A-Za-z0-9._-]{0,99}$/;

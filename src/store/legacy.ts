@@ -2,11 +2,11 @@
 // Folders of the upstream example plugin: no manifest, absolute backing paths. Read, never built on.
 import { isAppendedImage, type Qcow2Header } from "../qcow2/index.ts";
 import {
-  CONTAINER_ARCHIVE_PATTERN,
   deviceFileName,
   isDeviceName,
   type PointType,
   parseFolderName,
+  pickContainerArchive,
   quote,
 } from "./layout.ts";
 
@@ -57,7 +57,7 @@ export type LegacyVerdict =
 export function judgeLegacy(type: PointType, config: Buffer, files: ReadonlySet<string>): LegacyVerdict {
   if (config.length === 0) return { problem: "it has no manifest, and its guest config is empty" };
   if (type === "lxc") {
-    const containerArchive = [...files].find((name) => CONTAINER_ARCHIVE_PATTERN.test(name));
+    const containerArchive = pickContainerArchive(files);
     if (containerArchive === undefined) return { problem: "it has no manifest and no container archive" };
     return { devices: [], containerArchive };
   }

@@ -5,7 +5,14 @@ import type { Digest } from "../block/index.ts";
 import { oneLine } from "../core/index.ts";
 import type { GuestIdentity } from "./guest-identity.ts";
 import { checkFormat, Fields, formatJson, JsonProblem, parseJson } from "./json.ts";
-import { isDeviceName, isPlainFileName, type PointType, STOREID_PATTERN, UUID_PATTERN } from "./layout.ts";
+import {
+  CONTAINER_ARCHIVE_PATTERN,
+  isDeviceName,
+  isPlainFileName,
+  type PointType,
+  STOREID_PATTERN,
+  UUID_PATTERN,
+} from "./layout.ts";
 
 export const MANIFEST_FORMAT = "pve-backup-host-manifest";
 export const MANIFEST_VERSION = 1;
@@ -49,6 +56,19 @@ export interface ManifestFile {
   readonly digest?: Digest;
 }
 
+/** What the archive of a container held when it was read back before the commit. */
+export interface ManifestContainer {
+  readonly archive: string;
+  /** Files, folders and everything else that it lists. */
+  readonly members: number;
+  /** Sum of the members' sizes. */
+  readonly totalBytes: number;
+  /** Without a member "sbin" Proxmox VE refuses to restore it. */
+  readonly hasSbin: boolean;
+  /** How many warnings the archiver gave: files that changed or vanished while they were read. */
+  readonly warnings: number;
+}
+
 export interface Manifest {
   readonly uuid: string;
   readonly sequence: number;
@@ -61,6 +81,8 @@ export interface Manifest {
   readonly committedAt: string;
   readonly guest: GuestIdentity;
   readonly devices: readonly ManifestDevice[];
+  /** Present for containers. */
+  readonly container?: ManifestContainer;
   readonly files: readonly ManifestFile[];
 }
 
@@ -82,6 +104,7 @@ export function formatManifest(manifest: Manifest): Buffer {
 export function parseManifest(bytes: Buffer): Manifest {
   const fields = new Fields(parseJson(bytes));
   checkFormat(fields, MANIFEST_FORMAT, MANIFEST_VERSION);
+  const container = fields.has("container") ? parseContainer(fields.object("container")) : undefined;
   const manifest: Manifest = {
     uuid: fields.text("uuid", UUID_PATTERN),
     sequence: fields.count("sequence", MAX_SEQUENCE),
@@ -93,6 +116,7 @@ export function parseManifest(bytes: Buffer): Manifest {
     committedAt: fields.text("committedAt", LINE_PATTERN),
     guest: parseGuestIdentity(fields.object("guest")),
     devices: fields.list("devices", MAX_DEVICES).map((one, at) => parseDevice(new Fields(one, `devices[${at}]`))),
+    ...(container === undefined ? {} : { container }),
     files: fields.list("files", MAX_FILES).map((one, at) => parseFile(new Fields(one, `files[${at}]`))),
   };
   checkConsistent(manifest);
@@ -140,6 +164,16 @@ function parseDevice(fields: Fields): ManifestDevice {
   };
 }
 
+function parseContainer(fields: Fields): ManifestContainer {
+  return {
+    archive: fields.text("archive", CONTAINER_ARCHIVE_PATTERN),
+    members: fields.count("members"),
+    totalBytes: fields.count("totalBytes"),
+    hasSbin: fields.flag("hasSbin"),
+    warnings: fields.count("warnings"),
+  };
+}
+
 function parseFile(fields: Fields): ManifestFile {
   const digest = fields.has("digest") ? parseDigest(fields.object("digest")) : undefined;
   return {
@@ -163,6 +197,10 @@ function plainFile(fields: Fields, name: string): string {
 function checkConsistent(manifest: Manifest): void {
   const files = new Set(manifest.files.map((file) => file.name));
   if (files.size !== manifest.files.length) throw new JsonProblem("a file is listed twice");
+  if (manifest.container !== undefined) {
+    if (manifest.type !== "lxc") throw new JsonProblem("it records an archive, but is not of a container");
+    if (!files.has(manifest.container.archive)) throw new JsonProblem("the container's archive is not listed");
+  }
   const names = new Set<string>();
   for (const device of manifest.devices) {
     if (names.has(device.name)) throw new JsonProblem(`device ${device.name} is listed twice`);

@@ -11,11 +11,11 @@ import { damagedFile, readImageFile, unreadableFile } from "./image-file.ts";
 import { readSmallFile } from "./json.ts";
 import {
   type ArchiveName,
-  CONTAINER_ARCHIVE_PATTERN,
   deviceFileName,
   FIREWALL_CONFIG_FILE,
   GUEST_CONFIG_FILE,
   parseArchiveName,
+  pickContainerArchive,
   volnameOf,
 } from "./layout.ts";
 import type { DeviceMode, Manifest, ManifestBase } from "./manifest.ts";
@@ -77,7 +77,7 @@ export function completePoint(
   for (const { name: device, file, virtualBytes, mode, base } of manifest.devices) {
     devices.set(device, { name: device, path: join(folder, file), virtualBytes, mode, base });
   }
-  const archive = manifest.files.find((file) => name.type === "lxc" && CONTAINER_ARCHIVE_PATTERN.test(file.name));
+  const archive = name.type === "lxc" ? pickContainerArchive(manifest.files.map((file) => file.name)) : undefined;
   return {
     ...name,
     kind: "complete",
@@ -89,7 +89,7 @@ export function completePoint(
     storeid: manifest.storeid,
     manifest,
     devices,
-    containerArchive: archive === undefined ? undefined : join(folder, archive.name),
+    containerArchive: archive === undefined ? undefined : join(folder, archive),
     guestConfig: async () => await readRecorded(folder, manifest, GUEST_CONFIG_FILE),
     firewallConfig: async () =>
       manifest.files.some((file) => file.name === FIREWALL_CONFIG_FILE)

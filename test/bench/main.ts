@@ -5,6 +5,7 @@ import { writeFile } from "node:fs/promises";
 import { parseArgs } from "node:util";
 import type { Bench } from "./bench.ts";
 import { measureCompressed } from "./compressed.ts";
+import { measureContainer } from "./container.ts";
 import { measureDirtyMap } from "./dirty-map.ts";
 import { measureFull } from "./full.ts";
 import { measureIncremental } from "./incremental.ts";
@@ -21,6 +22,7 @@ const PARTS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   "dirty-map": measureDirtyMap,
   memory: measureMemory,
   shim: measureShim,
+  container: measureContainer,
 };
 
 interface Options {

@@ -1,9 +1,16 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // A test double of the directory provider: keeps everything in memory, records each call, and does on
 // demand what a test needs. Its knobs are keys of the storage section that begin with "test-".
+import { readdirSync, readFileSync, readlinkSync, writeFileSync, writeSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { RequestError, UnsupportedError } from "../../src/core/index.ts";
-import type { BackupProvider, ProviderContext, VolumeEntry } from "../../src/provider/backup-provider.ts";
+import type {
+  BackupProvider,
+  ContainerHandoff,
+  ProviderContext,
+  VolumeEntry,
+} from "../../src/provider/backup-provider.ts";
+import { HandoffChannel, HandoffListener } from "../../src/provider/container-handoff.ts";
 
 const CONFIG = Buffer.from([0x6e, 0x61, 0x6d, 0x65, 0x3a, 0x20, 0xff, 0x00, 0x0a]); // "name: ", no UTF-8, NUL
 const ENTRY: VolumeEntry = {
@@ -66,11 +73,23 @@ export async function createFakeProvider(context: ProviderContext): Promise<Back
       if (behaviour === "stderr") process.stderr.write("first line\nsecond line\n");
       if (behaviour === "file-handle") await readFileHandles(context, [...volumes.keys()], signal);
     },
-    backupContainerPrepare: async () => {
-      throw new UnsupportedError("Cannot back up containers: this version does not do it");
+    backupContainerPrepare: async (_vmid, info) => {
+      if (behaviour === "refuse") throw new UnsupportedError("Cannot back up containers: refused on purpose");
+      return await prepareContainer(info.directory);
     },
-    backupContainer: async (vmid, guestConfig, patterns, info) =>
-      log("info", `backup_container ${vmid} ${guestConfig} ${patterns.join(" ")} ${JSON.stringify(info)}`),
+    backupContainer: async (vmid, guestConfig, patterns, info, { archiveFd, handoffFd }) => {
+      log("info", `backup_container ${vmid} ${guestConfig} ${patterns.join(" ")} ${JSON.stringify(info)}`);
+      log("info", `handles ${(await inheritedHandles()).filter((fd) => fd !== archiveFd && fd !== handoffFd)}`);
+      if (behaviour === "container-fails") throw new UnsupportedError("Cannot do it: refused on purpose");
+      if (behaviour === "container-crashes") process.exit(7);
+      using channel = HandoffChannel.inherit(handoffFd);
+      writeSync(archiveFd, "archive");
+      channel.send({ commit: process.pid });
+      for (let answer = await channel.next(); answer !== undefined; answer = await channel.next()) {
+        log("info", `answer ${JSON.stringify(answer)}`);
+        if (answer.ok === true) return;
+      }
+    },
     restoreGetMechanism: async (volname) =>
       volname.includes("/lxc-") ? { mechanism: "tar", vmtype: "lxc" } : { mechanism: "qemu-img", vmtype: "qemu" },
     archiveGetGuestConfig: async () => CONFIG,
@@ -103,6 +122,41 @@ export async function createFakeProvider(context: ProviderContext): Promise<Back
       if (behaviour === "dispose-says") process.stderr.write("provider disposed\n");
     },
   };
+}
+
+/** Plays the side that owns the store: an archive in the folder, and one connection that gets an answer. */
+async function prepareContainer(directory: string): Promise<ContainerHandoff> {
+  const archivePath = `${directory}/archive.tar`;
+  writeFileSync(archivePath, "", { flag: "wx", mode: 0o600 });
+  const listener = await HandoffListener.open(`${directory}/run`);
+  void listener.accept(new AbortController().signal).then(async (channel) => {
+    const message = await channel.next();
+    if (message?.commit !== undefined) {
+      channel.send({ log: ["info", `archive of ${readFileSync(archivePath).length} bytes`] });
+      channel.send({ ok: true });
+    }
+    channel.end();
+  });
+  return { archivePath, socketPath: listener.path, token: listener.token };
+}
+
+/** Handles above stderr that this process got from the one that started it: sockets, pipes and files. */
+async function inheritedHandles(): Promise<number[]> {
+  const found: number[] = [];
+  for (const fd of readdirSync("/proc/self/fd").map(Number)) {
+    const target = fd > 2 ? tryReadLink(`/proc/self/fd/${fd}`) : "";
+    // Node's own are anonymous, or pipes to itself: the tests look for files and sockets.
+    if (/^(\/(?!proc\/|dev\/)|socket:)/.test(target)) found.push(fd);
+  }
+  return found.sort((a, b) => a - b);
+}
+
+function tryReadLink(file: string): string {
+  try {
+    return readlinkSync(file);
+  } catch {
+    return "";
+  }
 }
 
 /** Pulls all dirty regions in small batches and gives them back. */

@@ -30,7 +30,7 @@ my %live;
 sub new {
     my ($class, %param) = @_;
 
-    my $self = bless({ %param, created_in => $$ }, $class);
+    my $self = bless({%param}, $class);
     $live{$self} = $self;
     weaken($live{$self});
     return $self;
@@ -84,13 +84,6 @@ END {
     for my $self (grep { defined } values(%live)) {
         eval { $self->close() };
     }
-}
-
-# True in a forked child that has a Node of its own.
-sub is_foreign {
-    my ($self) = @_;
-
-    return $self->{created_in} != $$;
 }
 
 # A fork took a copy of the object, but Node stays its parent's: the child gets a Node of its own.

@@ -27,6 +27,7 @@ use constant PATTERNS => {
     'bitmap name' => qr!^([A-Za-z0-9._:-]{1,1023})$!,
     path => qr!^(/[^\x00-\x1f\x7f]{0,4095})$!,
     format => qr!^(directory)$!,
+    token => qr!^([0-9a-f]{64})$!,
     number => qr!^([0-9]{1,16})$!,
     text => qr!^(.*)$!s,
 };

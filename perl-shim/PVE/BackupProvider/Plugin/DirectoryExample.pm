@@ -8,6 +8,7 @@ use warnings;
 
 use PVE::BackupProvider::Bridge;
 use PVE::BackupProvider::Bridge::FileHandles;
+use PVE::BackupProvider::Bridge::Handoff;
 use PVE::BackupProvider::Bridge::Values
     qw(encode_bytes decode_bytes number numbers_in one_line untaint untainted_size);
 use PVE::INotify;
@@ -28,14 +29,21 @@ sub new {
         },
         $class,
     );
-    $self->{bridge} = PVE::BackupProvider::Bridge->new(
-        scfg => $scfg,
-        storeid => $storeid,
-        log => $log_function,
+    $self->{bridge} = $self->new_bridge();
+    return $self;
+}
+
+# Starts nothing yet.
+sub new_bridge {
+    my ($self) = @_;
+
+    return PVE::BackupProvider::Bridge->new(
+        scfg => $self->{scfg},
+        storeid => $self->{storeid},
+        log => $self->{log},
         apiver => PVE::Storage::APIVER(),
         nodename => PVE::INotify::nodename(),
     );
-    return $self;
 }
 
 sub provider_name {
@@ -77,6 +85,7 @@ sub backup_init {
 sub backup_cleanup {
     my ($self, $vmid, $vmtype, $success, $info) = @_;
 
+    $self->close_handoff();
     my $error = $info->{error};
     my $result = $self->{bridge}->call(
         'backup_cleanup',
@@ -170,25 +179,38 @@ sub backup_vm {
 
 # Hooks for the backup of a container.
 
+# Still root of the host: opens here what the child will inherit.
 sub backup_container_prepare {
     my ($self, $vmid, $info) = @_;
 
-    $self->{bridge}->call(
+    $self->close_handoff();
+    my $result = $self->{bridge}->call(
         'backup_container_prepare',
         { vmid => number($vmid, 'the guest id'), info => info_for_rpc($info) },
+    );
+    $self->{handoff} = PVE::BackupProvider::Bridge::Handoff->take(
+        untaint($result->{'archive-path'}, 'path'),
+        untaint($result->{'socket-path'}, 'path'),
+        untaint($result->{token}, 'token'),
     );
     return;
 }
 
-# Runs in a forked child, where the bridge starts a Node of its own. PVE encodes what this returns as
-# JSON, and the child leaves by _exit: so nothing is returned, and Node is ended here.
+# A second Node reads the container: the first one cannot. In a forked child this is the container's user
+# namespace; for a privileged container there is no child, but the container is mounted in a mount
+# namespace that came after the first Node. The second one inherits the open archive, and a connection to
+# the first, which owns the store. PVE encodes what this returns as JSON, and a child leaves by _exit: so
+# nothing is returned, and the second Node is ended here.
 sub backup_container {
     my ($self, $vmid, $guest_config, $exclude_patterns, $info) = @_;
 
+    my $handoff = $self->{handoff} // die "Cannot back up container $vmid: it was not prepared\n";
+    my $bridge = $self->new_bridge();
     eval {
-        $self->{bridge}->call(
+        $bridge->call(
             'backup_container',
             {
+                %{ $handoff->inheritable() },
                 vmid => number($vmid, 'the guest id'),
                 'guest-config' => encode_bytes($guest_config),
                 'exclude-patterns' => [map { "$_" } @{ $exclude_patterns // [] }],
@@ -197,8 +219,18 @@ sub backup_container {
         );
     };
     my $err = $@;
-    $self->{bridge}->close() if $self->{bridge}->is_foreign();
+    $bridge->close();
+    $self->close_handoff();
     die "$err" if $err;
+    return;
+}
+
+# This process has no use for the handles any more.
+sub close_handoff {
+    my ($self) = @_;
+
+    my $handoff = delete($self->{handoff});
+    $handoff->close() if $handoff;
     return;
 }
 

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Holds a process that has no fitting limit of its own below a number of bytes per second: stopped when
+// it has read more than its share, continued when the share has caught up.
+import { readProcessBytes } from "./progress.ts";
+import { startTimer } from "./timer.ts";
+import type { Tool } from "./tool.ts";
+
+/** Short, for a process reads a gigabyte per second between two looks. */
+const LOOK_EVERY_MS = 4;
+/** After a time of reading less, it may read ahead by no more than this. */
+const MAX_CREDIT_MS = 100;
+
+/** Decides, without a clock of its own. Times are monotonic milliseconds. */
+export class Pace {
+  readonly #bytesPerMs: number;
+  #allowedBytes = 0;
+  #lastMs: number;
+
+  constructor(bytesPerSecond: number, nowMs: number) {
+    this.#bytesPerMs = bytesPerSecond / 1000;
+    this.#lastMs = nowMs;
+  }
+
+  /** @returns true if the process, having read `readBytes` in all, has to stand still now */
+  mustStop(readBytes: number, nowMs: number): boolean {
+    const credit = readBytes + MAX_CREDIT_MS * this.#bytesPerMs;
+    this.#allowedBytes = Math.min(credit, this.#allowedBytes + (nowMs - this.#lastMs) * this.#bytesPerMs);
+    this.#lastMs = nowMs;
+    return readBytes > this.#allowedBytes;
+  }
+}
+
+/** Paces `tool` until disposed; it runs on then. */
+export function pace(tool: Tool, bytesPerSecond: number): AsyncDisposable {
+  const share = new Pace(bytesPerSecond, performance.now());
+  let isStopped = false;
+  const timer = startTimer(LOOK_EVERY_MS, async () => {
+    const readBytes = await readProcessBytes(tool.pid);
+    if (readBytes === undefined || tool.hasExited) return;
+    const mustStop = share.mustStop(readBytes, performance.now());
+    if (mustStop !== isStopped) tool.send(mustStop ? "SIGSTOP" : "SIGCONT");
+    isStopped = mustStop;
+  });
+  return {
+    async [Symbol.asyncDispose]() {
+      await timer[Symbol.asyncDispose]();
+      if (isStopped) tool.send("SIGCONT");
+      isStopped = false;
+    },
+  };
+}

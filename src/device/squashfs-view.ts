@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The content of a squashfs image as a read-only folder: the kernel's own file system, or squashfuse where
+// the kernel has none or may not mount (in a container of its own).
+import { execFile } from "node:child_process";
+import { mkdir } from "node:fs/promises";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { promisify } from "node:util";
+import { ChildProcessError, CleanupStack, messageOf, oneLine, RequestError } from "../core/index.ts";
+import { mountsBelow } from "./mounts.ts";
+import { ToolProcess } from "./tool-process.ts";
+import { ViewFolder } from "./view-folder.ts";
+
+const MOUNT_TIMEOUT_MS = 30_000;
+const POLL_MS = 10;
+const MOUNT_FLAGS = "ro,nosuid,nodev";
+
+const run = promisify(execFile);
+
+export type SquashfsMechanism = "kernel" | "squashfuse";
+
+/** A folder that exists until it is disposed. */
+export interface DirectoryView extends AsyncDisposable {
+  readonly path: string;
+}
+
+export interface SquashfsOptions {
+  /** Absolute path of the image. */
+  readonly image: string;
+  /** Folder for mounts, on a local file system; made if missing. */
+  readonly runDir: string;
+  /** Default: the kernel, then squashfuse. */
+  readonly mechanism?: SquashfsMechanism;
+  readonly signal: AbortSignal;
+}
+
+/**
+ * Mounts an image read-only, without setuid and devices, at a place of its own. Owners are those in the image.
+ *
+ * @throws ChildProcessError if neither way works; EnvironmentError if `runDir` cannot be written; RequestError;
+ *   the abort reason of `signal`
+ */
+export async function mountSquashfs(options: SquashfsOptions): Promise<DirectoryView> {
+  const { image, mechanism, signal } = options;
+  signal.throwIfAborted();
+  if (!path.isAbsolute(image) || image.includes("\0")) {
+    throw new RequestError(`Cannot mount ${JSON.stringify(image)}: an absolute path is wanted`);
+  }
+  await using stack = new CleanupStack();
+  const folder = stack.use(await ViewFolder.create(options.runDir));
+  const target = path.join(folder.path, "files");
+  await mkdir(target, { mode: 0o700 });
+  const problem = mechanism === "squashfuse" ? undefined : await mountByKernel(image, target, signal);
+  if (mechanism === "squashfuse" || (problem !== undefined && mechanism === undefined)) {
+    await mountByFuse({ image, target, folder, stack, signal, before: problem });
+  } else if (problem !== undefined) {
+    throw new ChildProcessError(`Cannot mount ${JSON.stringify(image)}: ${problem}`);
+  }
+  signal.throwIfAborted();
+  const owned = stack.move();
+  return { path: target, [Symbol.asyncDispose]: () => owned[Symbol.asyncDispose]() };
+}
+
+/** @returns what went wrong; undefined if it is mounted */
+async function mountByKernel(image: string, target: string, signal: AbortSignal): Promise<string | undefined> {
+  const options = { timeout: MOUNT_TIMEOUT_MS, killSignal: "SIGKILL", signal, env: toolEnv() } as const;
+  try {
+    await run("mount", ["-t", "squashfs", "-o", `loop,${MOUNT_FLAGS}`, "--", image, target], options);
+    return undefined;
+  } catch (error) {
+    signal.throwIfAborted();
+    const said = oneLine(String((error as { stderr?: string }).stderr ?? ""));
+    return said === "" ? messageOf(error) : said;
+  }
+}
+
+interface FuseMount {
+  readonly image: string;
+  readonly target: string;
+  readonly folder: ViewFolder;
+  readonly stack: CleanupStack;
+  readonly signal: AbortSignal;
+  /** Why the kernel did not do it. */
+  readonly before: string | undefined;
+}
+
+async function mountByFuse({ image, target, folder, stack, signal, before }: FuseMount): Promise<void> {
+  const act = `Cannot mount ${JSON.stringify(image)}`;
+  const kernel = before === undefined ? "" : `; the kernel said: ${before}`;
+  const server = stack.use(
+    await ToolProcess.start("squashfuse", ["-f", "-o", MOUNT_FLAGS, image, target], folder.path),
+  );
+  await folder.addChild(server);
+  const deadline = performance.now() + MOUNT_TIMEOUT_MS;
+  while ((await mountsBelow(target)).length === 0) {
+    signal.throwIfAborted();
+    if (server.hasExited) {
+      throw new ChildProcessError(`${act}: squashfuse ${server.describeExit()}${kernel}`, {
+        hint: "install the package squashfuse where the kernel cannot mount squashfs",
+      });
+    }
+    if (performance.now() > deadline) throw new ChildProcessError(`${act}: squashfuse does not answer${kernel}`);
+    await sleep(POLL_MS);
+  }
+}
+
+function toolEnv(): NodeJS.ProcessEnv {
+  return { ...process.env, LC_ALL: "C" };
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The archive file of a container's backup, between its making and the commit: made by root, filled by
+// somebody else through an open handle, taken back by root.
+import { constants } from "node:fs";
+import { type FileHandle, lstat, open, statfs } from "node:fs/promises";
+import { type Digest, preferredDigest, tryCreateDigester } from "../block/index.ts";
+import { EnvironmentError, environmentError, formatBytes, MIB } from "../core/index.ts";
+
+const CREATE_FLAGS = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
+const FILE_MODE = 0o600;
+const DIGEST_READ_BYTES = 4 * MIB;
+/** A file system that compresses holds more than its size; a planted sparse file claims far more. */
+const MOST_TIMES_FILE_SYSTEM = 4;
+
+export class ContainerArchive implements AsyncDisposable {
+  readonly path: string;
+  readonly #handle: FileHandle;
+
+  private constructor(path: string, handle: FileHandle) {
+    this.path = path;
+    this.#handle = handle;
+  }
+
+  /** @throws EnvironmentError, also if the name is taken */
+  static async create(path: string): Promise<ContainerArchive> {
+    try {
+      return new ContainerArchive(path, await open(path, CREATE_FLAGS, FILE_MODE));
+    } catch (error) {
+      throw environmentError("create", path, error);
+    }
+  }
+
+  /** For a tool that has to open it again, through /proc: that takes the owner. */
+  async giveTo(userId: number): Promise<void> {
+    try {
+      await this.#handle.chown(userId, userId);
+    } catch (error) {
+      throw environmentError("change the owner of", this.path, error);
+    }
+  }
+
+  /** From here on it belongs to root again. @throws EnvironmentError unless it is the very file that was made */
+  async takeBack(): Promise<void> {
+    const { path } = this;
+    try {
+      await this.#handle.chown(process.getuid?.() ?? 0, process.getgid?.() ?? 0);
+      await this.#handle.chmod(FILE_MODE);
+      const [ours, named] = [await this.#handle.stat(), await lstat(path)];
+      if (named.dev !== ours.dev || named.ino !== ours.ino || !named.isFile()) {
+        throw new EnvironmentError(`Cannot commit "${path}": it is not the file that was created for the backup`);
+      }
+      if (named.nlink !== 1) {
+        throw new EnvironmentError(`Cannot commit "${path}": it has ${named.nlink} names, 1 is wanted`);
+      }
+      const { blocks, bsize } = await statfs(path);
+      if (ours.size > blocks * bsize * MOST_TIMES_FILE_SYSTEM) {
+        throw new EnvironmentError(`Cannot commit "${path}": it claims ${formatBytes(ours.size)}, more than fits here`);
+      }
+    } catch (error) {
+      throw environmentError("take back", path, error);
+    }
+  }
+
+  /** In plain order, from the first byte to the last, as xxhsum and sha256sum do. */
+  async digest(signal: AbortSignal): Promise<Digest | undefined> {
+    const digester = tryCreateDigester(preferredDigest());
+    if (digester === undefined) return undefined;
+    const buffer = Buffer.allocUnsafe(DIGEST_READ_BYTES);
+    try {
+      for (let at = 0; ; ) {
+        signal.throwIfAborted();
+        const { bytesRead } = await this.#handle.read(buffer, 0, buffer.length, at);
+        if (bytesRead === 0) return digester.finish();
+        digester.update(buffer.subarray(0, bytesRead));
+        at += bytesRead;
+      }
+    } catch (error) {
+      signal.throwIfAborted();
+      throw environmentError("read", this.path, error);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#handle.close().catch(() => undefined); // closed twice
+  }
+}
