@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Holds a process that has no fitting limit of its own below a number of bytes per second: stopped when
 // it has read more than its share, continued when the share has caught up.
-import { readProcessBytes } from "./progress.ts";
+import { readProcessBytesSync } from "./progress.ts";
 import { startTimer } from "./timer.ts";
 import type { Tool } from "./tool.ts";
 
 /** Short, for a process reads a gigabyte per second between two looks. */
 const LOOK_EVERY_MS = 4;
+/** After a release it is watched without a break for so long: on a busy machine the next look may come late. */
+const WATCH_MS = 1;
+/** It runs on unwatched only if its share is larger than this, which it has not used in the watches before. */
+const UNWATCHED_SHARE_MS = 50;
 /** After a time of reading less, it may read ahead by no more than this. */
 const MAX_CREDIT_MS = 100;
 
@@ -28,18 +32,31 @@ export class Pace {
     this.#lastMs = nowMs;
     return readBytes > this.#allowedBytes;
   }
+
+  /** How many milliseconds of its share it has left, having read `readBytes`, at the time of the last look. */
+  shareMs(readBytes: number): number {
+    return (this.#allowedBytes - readBytes) / this.#bytesPerMs;
+  }
 }
 
 /** Paces `tool` until disposed; it runs on then. */
 export function pace(tool: Tool, bytesPerSecond: number): AsyncDisposable {
   const share = new Pace(bytesPerSecond, performance.now());
   let isStopped = false;
-  const timer = startTimer(LOOK_EVERY_MS, async () => {
-    const readBytes = await readProcessBytes(tool.pid);
-    if (readBytes === undefined || tool.hasExited) return;
-    const mustStop = share.mustStop(readBytes, performance.now());
+  const setStopped = (mustStop: boolean): void => {
     if (mustStop !== isStopped) tool.send(mustStop ? "SIGSTOP" : "SIGCONT");
     isStopped = mustStop;
+  };
+  const timer = startTimer(LOOK_EVERY_MS, async () => {
+    const startMs = performance.now();
+    let readBytes = readProcessBytesSync(tool.pid);
+    if (readBytes === undefined || tool.hasExited) return;
+    setStopped(share.mustStop(readBytes, startMs));
+    while (!isStopped && performance.now() - startMs < WATCH_MS) {
+      readBytes = readProcessBytesSync(tool.pid) ?? readBytes;
+      if (share.shareMs(readBytes) < 0) setStopped(true);
+    }
+    if (share.shareMs(readBytes) < UNWATCHED_SHARE_MS) setStopped(true);
   });
   return {
     async [Symbol.asyncDispose]() {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Progress lines of an archive: its size in the end is not known, so files, bytes and rates.
+import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { formatDuration } from "../block/index.ts";
 import { formatBytes } from "../core/index.ts";
@@ -71,6 +72,16 @@ function fileRate(files: number, ms: number): string {
 export async function readProcessBytes(pid: number): Promise<number | undefined> {
   try {
     const value = /^rchar: (\d+)$/m.exec(await readFile(`/proc/${pid}/io`, "utf8"))?.[1];
+    return value === undefined ? undefined : Number(value);
+  } catch {
+    return undefined;
+  }
+}
+
+/** readProcessBytes() at once: what it is for cannot wait for its turn in the event loop. */
+export function readProcessBytesSync(pid: number): number | undefined {
+  try {
+    const value = /^rchar: (\d+)$/m.exec(readFileSync(`/proc/${pid}/io`, "utf8"))?.[1];
     return value === undefined ? undefined : Number(value);
   } catch {
     return undefined;
