@@ -10,7 +10,7 @@ const LOOK_EVERY_MS = 4;
 /** After a release it is watched without a break for so long: on a busy machine the next look may come late. */
 const WATCH_MS = 1;
 /** It runs on unwatched only if its share is larger than this, which it has not used in the watches before. */
-const UNWATCHED_SHARE_MS = 50;
+const UNWATCHED_SHARE_MS = 90;
 /** After a time of reading less, it may read ahead by no more than this. */
 const MAX_CREDIT_MS = 100;
 
