@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Holds a process that has no fitting limit of its own below a number of bytes per second: stopped when
 // it has read more than its share, continued when the share has caught up.
-import { readProcessBytesSync } from "./progress.ts";
+import { readProcessBytes } from "./progress.ts";
 import { startTimer } from "./timer.ts";
 import type { Tool } from "./tool.ts";
 
@@ -49,11 +49,11 @@ export function pace(tool: Tool, bytesPerSecond: number): AsyncDisposable {
   };
   const timer = startTimer(LOOK_EVERY_MS, async () => {
     const startMs = performance.now();
-    let readBytes = readProcessBytesSync(tool.pid);
+    let readBytes = readProcessBytes(tool.pid);
     if (readBytes === undefined || tool.hasExited) return;
     setStopped(share.mustStop(readBytes, startMs));
     while (!isStopped && performance.now() - startMs < WATCH_MS) {
-      readBytes = readProcessBytesSync(tool.pid) ?? readBytes;
+      readBytes = readProcessBytes(tool.pid) ?? readBytes;
       if (share.shareMs(readBytes) < 0) setStopped(true);
     }
     if (share.shareMs(readBytes) < UNWATCHED_SHARE_MS) setStopped(true);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Progress lines of an archive: its size in the end is not known, so files, bytes and rates.
 import { readFileSync } from "node:fs";
-import { readFile } from "node:fs/promises";
 import { formatDuration } from "../block/index.ts";
 import { formatBytes } from "../core/index.ts";
 
@@ -68,18 +67,11 @@ function fileRate(files: number, ms: number): string {
   return `${Math.round(Math.max(0, (files / Math.max(1, ms)) * 1000))} files/s`;
 }
 
-/** Bytes the process has read so far, by the kernel's count; undefined when it is gone or not ours. */
-export async function readProcessBytes(pid: number): Promise<number | undefined> {
-  try {
-    const value = /^rchar: (\d+)$/m.exec(await readFile(`/proc/${pid}/io`, "utf8"))?.[1];
-    return value === undefined ? undefined : Number(value);
-  } catch {
-    return undefined;
-  }
-}
-
-/** readProcessBytes() at once: what it is for cannot wait for its turn in the event loop. */
-export function readProcessBytesSync(pid: number): number | undefined {
+/**
+ * Bytes the process has read so far, by the kernel's count; undefined when it is gone or not ours. At once:
+ * pacing cannot wait for its turn in the event loop.
+ */
+export function readProcessBytes(pid: number): number | undefined {
   try {
     const value = /^rchar: (\d+)$/m.exec(readFileSync(`/proc/${pid}/io`, "utf8"))?.[1];
     return value === undefined ? undefined : Number(value);

@@ -55,7 +55,7 @@ export async function writeSquashfs(job: ArchiveJob): Promise<ArchiveSummary> {
     startTimer(PROGRESS_POLL_MS, async () => {
       const nowMs = performance.now();
       if (!progress.isDue(nowMs)) return;
-      const readBytes = (await readProcessBytes(tool.pid)) ?? 0;
+      const readBytes = readProcessBytes(tool.pid) ?? 0;
       const line = progress.update({ files: messages.files, readBytes, writtenBytes: await sizeOf(job) }, nowMs);
       if (line !== undefined) job.log("info", line);
     }),

@@ -77,7 +77,7 @@ export async function writeTar(job: ArchiveJob): Promise<ArchiveSummary> {
   const progress = new ArchiveProgress(performance.now());
   const counters = async () => ({
     files: await counter.count(),
-    readBytes: messages.totalBytes ?? (await readProcessBytes(chain.tar.pid)) ?? 0,
+    readBytes: messages.totalBytes ?? readProcessBytes(chain.tar.pid) ?? 0,
     writtenBytes: (await fstatAsync(job.archiveFd)).size,
   });
   const timer = stack.use(
