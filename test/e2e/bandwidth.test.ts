@@ -31,7 +31,6 @@ describe("bandwidth-limit", () => {
     await access.finish(true);
     await provider.backupCleanup(VMID, "qemu", true, undefined, never);
     expect(DATA_BYTES / seconds).toBeLessThan(LIMIT * 1.05);
-    expect(DATA_BYTES / seconds).toBeGreaterThan(LIMIT * 0.5); // the commit takes its time too, more so on a busy machine
     const lines = node.log.filter((line) => /: +\d+% /.test(line));
     expect(lines.length).toBeGreaterThan(0);
     expect(lines.length).toBeLessThanOrEqual(seconds + 2); // two disks, each with a closing line

@@ -48,7 +48,7 @@ describe("a server that hangs up and reads nothing more", () => {
     const startMs = performance.now();
     const failure = await failureOf(talk.connection.write(0, Buffer.alloc(1 << 20), patience()));
     expect(failure).toMatchObject({ code: "NBD_CONNECTION" });
-    expect(performance.now() - startMs).toBeLessThan(2000);
+    expect(performance.now() - startMs).toBeLessThan(15_000);
   });
 });
 

@@ -120,11 +120,8 @@ describe("readQcow2Header()", () => {
   it.for([
     ["extended L2 entries", ["-o", "extended_l2=on"], /extended L2/],
     ["an external data file", ["-o", "data_file=data.raw"], /another file/],
-    [
-      "LUKS",
-      ["--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"],
-      /encrypted/,
-    ],
+    // Not LUKS: on a busy machine QEMU cannot always measure how fast it derives a key, and gives up.
+    ["encryption", ["--object", "secret,id=s,data=x", "-o", "encrypt.format=aes,encrypt.key-secret=s"], /encrypted/],
   ] as Array<[string, string[], RegExp]>)(
     "refuses an image of QEMU with %s",
     { timeout: 30_000 },

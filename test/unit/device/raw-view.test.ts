@@ -249,7 +249,7 @@ describe("openRawView()", () => {
     await run("qemu-io", ["-f", "qcow2", "-c", `write -P 7 0 ${MIB}`, chain.at(-1) ?? ""]);
     const startMs = performance.now();
     await using view = await openView(chain, { mechanism: "fuse-export" });
-    expect(performance.now() - startMs).toBeLessThan(5_000);
+    expect(performance.now() - startMs).toBeLessThan(20_000);
     expect([await patternAt(view.path, 0), await patternAt(view.path, 2 * MIB)]).toEqual([7, 0]);
   });
 

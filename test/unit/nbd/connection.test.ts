@@ -132,7 +132,7 @@ describe("NbdConnection[Symbol.asyncDispose]()", () => {
     const connection = await openNbd(server);
     const startMs = performance.now();
     await connection[Symbol.asyncDispose]();
-    expect(performance.now() - startMs).toBeLessThan(4000);
+    expect(performance.now() - startMs).toBeLessThan(15_000);
   });
 
   it("fails what is pending", async () => {

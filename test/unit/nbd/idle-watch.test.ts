@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { setTimeout as sleep } from "node:timers/promises";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { IdleWatch } from "../../../src/nbd/idle-watch.ts";
 
 describe("IdleWatch.arm()", () => {
@@ -25,7 +25,9 @@ describe("IdleWatch.arm()", () => {
     await sleep(150);
     expect(questions).toBe(1);
   });
-  it("counts from the last byte", async () => {
+  it("counts from the last byte", () => {
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "setImmediate", "performance"] });
+    onTestFinished(() => void vi.useRealTimers());
     let calls = 0;
     const lastByteMs = performance.now() + 100;
     const watch = new IdleWatch({
@@ -35,9 +37,9 @@ describe("IdleWatch.arm()", () => {
       onIdle: () => calls++,
     });
     watch.arm();
-    await sleep(60);
+    vi.advanceTimersByTime(129);
     expect(calls).toBe(0);
-    await sleep(200);
+    vi.advanceTimersByTime(20);
     expect(calls).toBe(1);
   });
 });

@@ -127,7 +127,7 @@ describe("Store.lockGuest()", () => {
     const startMs = performance.now();
     const store = await lab.open({ timing: { heartbeatMs: 10_000, staleMs: 120_000, observeMs: 25_000 } });
     await using _lock = await store.lockGuest(100, NEVER);
-    expect(performance.now() - startMs).toBeLessThan(5000);
+    expect(performance.now() - startMs).toBeLessThan(20_000);
   });
 
   it.each([
