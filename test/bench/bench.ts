@@ -52,6 +52,7 @@ export function fullJob(
   bench: Bench,
   compression: JobOptions["compression"],
   source: SourceDisk = bench.source,
+  bandwidthLimit = 0,
 ): FullJob {
   const storePath = path.join(bench.area.diskDir, `store-${compression}`);
   let last: JobRun | undefined;
@@ -71,6 +72,7 @@ export function fullJob(
         bitmapMode: "none",
         bitmapName: undefined,
         guestConfig: GUEST_CONFIG,
+        bandwidthLimit,
       });
       return last.ms;
     },

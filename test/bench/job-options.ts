@@ -16,6 +16,8 @@ export interface JobOptions {
   readonly bitmapMode: BitmapMode;
   readonly bitmapName: string | undefined;
   readonly guestConfig: string;
+  /** Bytes per second; absent: no limit. */
+  readonly bandwidthLimit?: number;
 }
 
 export interface JobReport {
@@ -25,5 +27,7 @@ export interface JobReport {
   readonly peakBytes: number;
   /** From the call of backup_vm to the end of the first read; undefined if nothing was read. */
   readonly firstByteMs: number | undefined;
+  /** How long backup_vm took. */
+  readonly backupMs: number;
   readonly log: readonly string[];
 }

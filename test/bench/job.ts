@@ -43,8 +43,9 @@ async function runJob(options: JobOptions): Promise<JobReport> {
   const volumes = new Map([[device, { size: sizeBytes, bitmapMode, bitmapName, nbdPath }]]);
   const firstRead = watchFirstRead();
   const startMs = performance.now();
-  const info = { bandwidthLimit: 0, firewallConfig: undefined };
+  const info = { bandwidthLimit: options.bandwidthLimit ?? 0, firewallConfig: undefined };
   await provider.backupVm(vmid, Buffer.from(options.guestConfig), volumes, info, never);
+  const backupMs = performance.now() - startMs;
   await provider.backupCleanup(vmid, "qemu", true, undefined, never);
   await provider.jobCleanup(never);
   const firstMs = firstRead.atMs();
@@ -52,6 +53,7 @@ async function runJob(options: JobOptions): Promise<JobReport> {
     archive: archiveName,
     peakBytes: process.resourceUsage().maxRSS * 1024,
     firstByteMs: firstMs === undefined ? undefined : firstMs - startMs,
+    backupMs,
     log,
   };
 }

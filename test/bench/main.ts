@@ -10,6 +10,7 @@ import { measureDirtyMap } from "./dirty-map.ts";
 import { measureFull } from "./full.ts";
 import { measureIncremental } from "./incremental.ts";
 import { measureMemory } from "./memory.ts";
+import { measureRate } from "./rate.ts";
 import { describeMachine, formatTable, isMet, type Row } from "./report.ts";
 import { measureShim } from "./shim.ts";
 import { makeSourceDisk, PLAIN_DISK } from "./source-disk.ts";
@@ -23,6 +24,7 @@ const PARTS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   memory: measureMemory,
   shim: measureShim,
   container: measureContainer,
+  rate: measureRate,
 };
 
 interface Options {

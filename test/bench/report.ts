@@ -12,7 +12,7 @@ export interface Row {
   readonly against: string;
   /** What is compared with the goal. */
   readonly value: number;
-  readonly unit: "times" | "MiB" | "s";
+  readonly unit: "times" | "MiB" | "s" | "%";
   /** Undefined where the line only helps to understand the others. */
   readonly goal: number | undefined;
   readonly isGoalMinimum: boolean;
@@ -43,6 +43,19 @@ export function memoryRow(measure: string, bytes: number, goalMib: number): Row 
   return { measure, ours: formatBytes(bytes), against: "", value, unit: "MiB", goal: goalMib, isGoalMinimum: false };
 }
 
+/** How far `measured` is from `wanted`, in per cent of it; no more than `goalPercent`. */
+export function deviationRow(measure: string, measured: number, wanted: number, goalPercent: number): Row {
+  return {
+    measure,
+    ours: `${formatBytes(measured)}/s`,
+    against: `${formatBytes(wanted)}/s`,
+    value: Math.abs(measured / wanted - 1) * 100,
+    unit: "%",
+    goal: goalPercent,
+    isGoalMinimum: false,
+  };
+}
+
 export function isMet({ goal, isGoalMinimum, value }: Row): boolean {
   if (goal === undefined) return true;
   return isGoalMinimum ? value >= goal : value <= goal;
@@ -68,7 +81,8 @@ export function formatTable(rows: readonly Row[]): string {
 }
 
 function quantity(value: number, unit: Row["unit"]): string {
-  return `${unit === "MiB" ? value.toFixed(0) : value.toFixed(2)}${unitSuffix(unit)}`;
+  const digits = { times: 2, s: 2, "%": 1, MiB: 0 }[unit];
+  return `${value.toFixed(digits)}${unitSuffix(unit)}`;
 }
 
 function goalText({ goal, isGoalMinimum, unit }: Row): string {

@@ -15,6 +15,8 @@ const CONNECTIONS = 16;
 export interface SourceDisk extends AsyncDisposable {
   readonly path: string;
   readonly sizeBytes: number;
+  /** Without the holes. */
+  readonly dataBytes: number;
   readonly socket: string;
   /** For tools that know NBD URIs. */
   readonly uri: string;
@@ -45,6 +47,7 @@ export async function makeSourceDisk(dir: string, name: string, shape: DiskShape
   return {
     path: file,
     sizeBytes: shape.sizeBytes,
+    dataBytes: shape.runs * shape.runBytes,
     socket,
     uri: `nbd+unix:///${DEVICE}?socket=${encodeURIComponent(socket)}`,
     [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
