@@ -254,8 +254,11 @@ export class AppendFile implements AsyncDisposable {
     this.#pool[Symbol.dispose]();
     const direct = this.#direct;
     this.#direct = undefined;
-    await direct?.close();
-    await this.#handle.close();
+    try {
+      await direct?.close();
+    } finally {
+      await this.#handle.close();
+    }
   }
 
   /** Without finish(): waits for writes in flight, whose memory is borrowed, and deletes the file. */

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // A disk as the guest saw it: an image over its backing images, each given by path. What a header
 // names is never opened.
-import { CleanupStack, RequestError } from "../core/index.ts";
+import { CleanupStack, MIB, RequestError } from "../core/index.ts";
 import { Qcow2FormatError } from "./errors.ts";
 import type { Qcow2Header } from "./header.ts";
 import { Qcow2Image } from "./image.ts";
 
 /** Longer chains are a mistake of somebody: every image costs a file handle and its L1 table. */
 export const MAX_CHAIN_IMAGES = 1024;
+/** All L1 tables of a chain together: 256 images of a disk of 64 TiB, at 64 KiB a cluster. */
+export const MAX_CHAIN_L1_BYTES = 256 * MIB;
 
 export class Qcow2Chain implements AsyncDisposable {
   readonly #images: readonly Qcow2Image[];
@@ -21,7 +23,7 @@ export class Qcow2Chain implements AsyncDisposable {
   /**
    * Opens a chain, the top image first, the base last.
    *
-   * @throws Qcow2FormatError if an image is unsound or comes twice, if one that is not the last has no
+   * @throws Qcow2FormatError if an image is unsound or comes twice, if their L1 tables are too large, if one that is not the last has no
    *   backing file or a format other than qcow2 for it, or if the last one has a backing file;
    *   EnvironmentError if one cannot be read
    */
@@ -32,6 +34,7 @@ export class Qcow2Chain implements AsyncDisposable {
     await using owned = new CleanupStack();
     const images: Qcow2Image[] = [];
     const seen = new Set<string>();
+    let l1Bytes = 0;
     for (const [index, path] of paths.entries()) {
       signal.throwIfAborted();
       const image = owned.use(await Qcow2Image.open(path));
@@ -39,6 +42,10 @@ export class Qcow2Chain implements AsyncDisposable {
       if (seen.has(`${dev}:${ino}`)) throw new Qcow2FormatError(`Cannot open chain: "${path}" comes twice in it`);
       seen.add(`${dev}:${ino}`);
       checkLink(path, image.header, index === paths.length - 1);
+      l1Bytes += image.l1Bytes;
+      if (l1Bytes > MAX_CHAIN_L1_BYTES) {
+        throw new Qcow2FormatError(`Cannot open chain: with "${path}" its L1 tables have ${l1Bytes} bytes, too many`);
+      }
       images.push(image);
     }
     return new Qcow2Chain(images, owned.move());

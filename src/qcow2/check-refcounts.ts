@@ -4,7 +4,7 @@
 import type { ErrorList } from "./check-report.ts";
 import { TABLE_ENTRY_BYTES } from "./constants.ts";
 import { Qcow2FormatError } from "./errors.ts";
-import { type ImageFile, readExactly } from "./file-io.ts";
+import { type ImageFile, readTable } from "./file-io.ts";
 import type { Qcow2Header } from "./header.ts";
 import { decodeRefcount, decodeRefcountTableEntry } from "./tables.ts";
 
@@ -29,13 +29,24 @@ export class RecordedRefcounts {
   /** Reads the refcount table (at most 8 MiB); unusable entries go to `errors` and count as absent. */
   static async open(file: ImageFile, header: Qcow2Header, errors: ErrorList): Promise<RecordedRefcounts> {
     const { clusterBytes } = header;
-    const table = Buffer.alloc(header.refcountTableClusters * clusterBytes);
-    await readExactly(file, table, header.refcountTableOffset);
+    const table = await readTable(file, header.refcountTableOffset, header.refcountTableClusters * clusterBytes);
     const offsets: number[] = [];
     for (let at = 0; at < table.length; at += TABLE_ENTRY_BYTES) {
       offsets.push(blockOffset(table.readBigUInt64BE(at), at / TABLE_ENTRY_BYTES, file, clusterBytes, errors));
     }
     return new RecordedRefcounts(file, header, offsets);
+  }
+
+  /** The windows of `clusters` clusters each, by number, in which anything is counted. */
+  windows(clusters: number): Set<number> {
+    const windows = new Set<number>();
+    for (const [index, offset] of this.blockOffsets.entries()) {
+      if (offset === 0) continue;
+      const last = (index + 1) * this.clustersPerBlock - 1;
+      for (let at = index * this.clustersPerBlock; at <= last; at += clusters) windows.add(Math.floor(at / clusters));
+      windows.add(Math.floor(last / clusters));
+    }
+    return windows;
   }
 
   /** The block that counts `cluster`, or undefined where nothing is counted. */
@@ -46,8 +57,7 @@ export class RecordedRefcounts {
     const offset = this.blockOffsets[index] ?? 0;
     if (offset === 0) return undefined;
     const { clusterBytes } = this.#header;
-    const block = Buffer.alloc(clusterBytes);
-    await readExactly(this.#file, block, offset);
+    const block = await readTable(this.#file, offset, clusterBytes);
     this.#blocks.set(index, block);
     const limit = Math.max(MIN_CACHED_BLOCKS, Math.floor(CACHE_BYTES / clusterBytes));
     for (const oldest of this.#blocks.keys()) {

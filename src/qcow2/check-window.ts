@@ -12,6 +12,8 @@ const COUNT_MASK = 0x7fff;
 export class ReferenceWindow {
   readonly start: number;
   readonly end: number;
+  /** The windows of this one's size behind it, by number, that were referred to. */
+  readonly windowsBeyond = new Set<number>();
   readonly #counts: Uint16Array;
 
   /** Covers host clusters [start, end). */
@@ -23,7 +25,7 @@ export class ReferenceWindow {
 
   /** Counts one reference to a cluster; false if it is already somebody else's alone. */
   addExclusive(cluster: number): boolean {
-    if (cluster < this.start || cluster >= this.end) return true;
+    if (this.#isElsewhere(cluster)) return true;
     const at = cluster - this.start;
     const before = this.#counts[at] as number;
     this.#count(at);
@@ -33,7 +35,7 @@ export class ReferenceWindow {
 
   /** Counts one reference to a cluster that compressed clusters share. */
   addShared(cluster: number): boolean {
-    if (cluster < this.start || cluster >= this.end) return true;
+    if (this.#isElsewhere(cluster)) return true;
     const at = cluster - this.start;
     this.#count(at);
     return ((this.#counts[at] as number) & EXCLUSIVE) === 0;
@@ -42,6 +44,11 @@ export class ReferenceWindow {
   /** References to a cluster of the window. */
   references(cluster: number): number {
     return (this.#counts[cluster - this.start] as number) & COUNT_MASK;
+  }
+
+  #isElsewhere(cluster: number): boolean {
+    if (cluster >= this.end) this.windowsBeyond.add(Math.floor(cluster / (this.end - this.start)));
+    return cluster < this.start || cluster >= this.end;
   }
 
   #count(at: number): void {

@@ -41,6 +41,9 @@ export const Incompatible = {
   extendedL2: 1n << 4n,
 } as const;
 
+/** Bits of the autoclear features field: who does not know one ignores it, and clears it when he writes. */
+export const Autoclear = { rawExternalData: 1n << 1n } as const;
+
 /** Values of the compression type field. */
 export const CompressionType = { zlib: 0, zstd: 1 } as const;
 

@@ -41,11 +41,25 @@ export async function openImageFile(path: string): Promise<ImageFile> {
  */
 export async function readExactly(file: ImageFile, target: Buffer, offset: number): Promise<void> {
   const got = await readUpTo(file, target, offset);
-  if (got < target.length) {
-    throw new Qcow2FormatError(
-      `Cannot read "${file.path}": it ends at byte ${offset + got}, ${target.length} bytes from ${offset} on are wanted`,
-    );
-  }
+  if (got < target.length) throw endsBefore(file, offset + got, offset, target.length);
+}
+
+function endsBefore(file: ImageFile, end: number, offset: number, wanted: number): Qcow2FormatError {
+  return new Qcow2FormatError(
+    `Cannot read "${file.path}": it ends at byte ${end}, ${wanted} bytes from ${offset} on are wanted`,
+  );
+}
+
+/**
+ * Reads a table whose place and length the file itself names: nothing is allocated for what is not there.
+ *
+ * @throws Qcow2FormatError if the file ends before, EnvironmentError if reading fails
+ */
+export async function readTable(file: ImageFile, offset: number, length: number): Promise<Buffer> {
+  if (offset + length > file.fileBytes) throw endsBefore(file, file.fileBytes, offset, length);
+  const table = Buffer.alloc(length);
+  await readExactly(file, table, offset);
+  return table;
 }
 
 /** As readExactly(), but ends at the end of the file. Returns the number of bytes read. */

@@ -42,8 +42,8 @@ export function decodeExtensions(bytes: Buffer, start: number, clusterBytes: num
   for (let at = start; at + 8 <= limit; ) {
     const type = bytes.readUInt32BE(at);
     const length = bytes.readUInt32BE(at + 4);
-    if (type === Extension.end) break;
     if (length > limit - at - 8) throw fail(`its header extension 0x${type.toString(16)} overruns the header`);
+    if (type === Extension.end) break;
     if (type === Extension.externalDataFile) throw fail("it names an external data file");
     if (type === Extension.bitmaps) hasBitmaps = true;
     if (type === Extension.featureNames) hasFeatureNames = true;

@@ -2,6 +2,7 @@
 // The header and its extensions: bytes <-> value. Strict: who passes decodeQcow2Header() is a plain
 // image that the reader understands completely.
 import {
+  Autoclear,
   CompressionType,
   Extension,
   HEADER_BYTES_V2,
@@ -151,6 +152,7 @@ export function decodeQcow2Header(bytes: Buffer, path: string): Qcow2Header {
   if (refcountTableClusters * clusterBytes > Math.max(MAX_REFCOUNT_TABLE_BYTES, clusterBytes)) {
     throw fail(`its refcount table has ${refcountTableClusters} clusters, too many`);
   }
+  offsetAt(HeaderField.snapshotsOffset, "snapshot table"); // QEMU looks at it also where there are no snapshots
   const extensions = decodeExtensions(bytes, v3.headerBytes, clusterBytes, fail);
   return {
     version,
@@ -204,6 +206,9 @@ function decodeV3Fields(bytes: Buffer, clusterBytes: number, fail: Fail): V3Fiel
   if ((features & Incompatible.extendedL2) !== 0n) throw fail("it has extended L2 entries, standard ones are wanted");
   const unknown = features & ~(Incompatible.dirty | Incompatible.compressionType);
   if (unknown !== 0n) throw fail(`it has unknown incompatible features 0x${unknown.toString(16)}`);
+  if ((bytes.readBigUInt64BE(HeaderField.autoclear) & Autoclear.rawExternalData) !== 0n) {
+    throw fail("it says that its data is in another file");
+  }
   const refcountOrder = bytes.readUInt32BE(HeaderField.refcountOrder);
   if (refcountOrder > MAX_REFCOUNT_ORDER) {
     throw fail(`its refcount order is ${refcountOrder}, at most ${MAX_REFCOUNT_ORDER} is allowed`);

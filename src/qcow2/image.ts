@@ -4,7 +4,7 @@ import { alignDown } from "../core/index.ts";
 import { TABLE_ENTRY_BYTES } from "./constants.ts";
 import { decompressCluster } from "./decompress.ts";
 import { Qcow2FormatError } from "./errors.ts";
-import { type ImageFile, openImageFile, readExactly, readUpTo } from "./file-io.ts";
+import { type ImageFile, openImageFile, readExactly, readTable, readUpTo } from "./file-io.ts";
 import type { Qcow2Header } from "./header.ts";
 import { readHeaderOf } from "./read-header.ts";
 import { decodeL1Entry, decodeL2Entry, type L2Entry, l2CoverageBytes } from "./tables.ts";
@@ -44,13 +44,17 @@ export class Qcow2Image implements AsyncDisposable {
     try {
       const header = await readHeaderOf(file);
       const entries = Math.ceil(header.virtualBytes / l2CoverageBytes(header.clusterBytes));
-      const l1 = Buffer.alloc(entries * TABLE_ENTRY_BYTES);
-      await readExactly(file, l1, header.l1Offset);
+      const l1 = await readTable(file, header.l1Offset, entries * TABLE_ENTRY_BYTES);
       return new Qcow2Image(file, header, l1);
     } catch (error) {
       await file[Symbol.asyncDispose]();
       throw error;
     }
+  }
+
+  /** What the L1 table takes in memory. */
+  get l1Bytes(): number {
+    return this.#l1.length;
   }
 
   /** Cuts [offset, offset + length), which must be within the disk, into runs of one kind. */
@@ -106,9 +110,9 @@ export class Qcow2Image implements AsyncDisposable {
     const index = Math.floor(guestOffset / this.#l2Bytes);
     const table = this.#tables.get(index) ?? (await this.#loadTable(index, signal));
     if (table === undefined) return { kind: "unallocated" };
-    const { clusterBytes } = this.header;
+    const { clusterBytes, version } = this.header;
     const at = Math.floor((guestOffset % this.#l2Bytes) / clusterBytes) * TABLE_ENTRY_BYTES;
-    return decodeL2Entry(table.readBigUInt64BE(at), clusterBytes);
+    return decodeL2Entry(table.readBigUInt64BE(at), clusterBytes, version);
   }
 
   async #loadTable(index: number, signal: AbortSignal): Promise<Buffer | undefined> {
@@ -116,8 +120,7 @@ export class Qcow2Image implements AsyncDisposable {
     const { clusterBytes } = this.header;
     const { l2Offset } = decodeL1Entry(this.#l1.readBigUInt64BE(index * TABLE_ENTRY_BYTES), clusterBytes);
     if (l2Offset === 0) return undefined;
-    const table = Buffer.alloc(clusterBytes);
-    await readExactly(this.file, table, l2Offset);
+    const table = await readTable(this.file, l2Offset, clusterBytes);
     this.#tables.set(index, table);
     for (const oldest of this.#tables.keys()) {
       if (this.#tables.size <= this.#maxTables) break;

@@ -81,21 +81,25 @@ export function encodeCompressedEntry(hostOffset: number, length: number, cluste
 }
 
 /**
- * Decodes one standard (8-byte) L2 table entry of a version 3 image.
+ * Decodes one standard (8-byte) L2 table entry.
  *
  * @param entry the big-endian u64 as read from the table
  * @param clusterBytes cluster size in bytes, a power of two, 512 or more
+ * @param version of the image: version 2 knows no zero clusters
  * @throws Qcow2FormatError if reserved bits are set or the offset is not cluster-aligned
  *
  * Source: QEMU docs/interop/qcow2, "Standard Cluster Descriptor".
  */
-export function decodeL2Entry(entry: bigint, clusterBytes: number): L2Entry {
+export function decodeL2Entry(entry: bigint, clusterBytes: number, version: 2 | 3 = 3): L2Entry {
   if (entry === 0n) return { kind: "unallocated" };
   if ((entry & ENTRY_COMPRESSED) !== 0n) return decodeCompressedEntry(entry, clusterBytes);
   if ((entry & L2_RESERVED_MASK) !== 0n) throw badEntry("L2", entry, "reserved bits are set");
   const hostOffset = decodeOffset("L2", entry, clusterBytes);
   const isCopied = (entry & ENTRY_COPIED) !== 0n;
-  if ((entry & L2_ZERO) !== 0n) return { kind: "zero", hostOffset, isCopied };
+  if ((entry & L2_ZERO) !== 0n) {
+    if (version === 2) throw badEntry("L2", entry, "a version 2 image has no zero clusters");
+    return { kind: "zero", hostOffset, isCopied };
+  }
   if (hostOffset === 0) return { kind: "unallocated" };
   return { kind: "data", hostOffset, isCopied };
 }

@@ -124,7 +124,7 @@ describe("readQcow2Header()", () => {
     ["encryption", ["--object", "secret,id=s,data=x", "-o", "encrypt.format=aes,encrypt.key-secret=s"], /encrypted/],
   ] as Array<[string, string[], RegExp]>)(
     "refuses an image of QEMU with %s",
-    { timeout: 30_000 },
+    { timeout: 180_000 },
     async ([, options, message], context) => {
       requireTool(context, "qemu-img");
       using dir = scratchDir();

@@ -103,7 +103,7 @@ describe("Qcow2Writer", () => {
     );
   });
 
-  it("writes a 16 TiB disk in a few clusters", { timeout: 60_000 }, async (context) => {
+  it("writes a 16 TiB disk in a few clusters", { timeout: 180_000 }, async (context) => {
     requireTool(context, "qemu-img", "qemu-io");
     using dir = scratchDir();
     const path = dir.file("big.qcow2");
