@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 # make demo, make test: the two commands of a newcomer. Both do all of their own set-up.
-.PHONY: all build demo test unit perl-test lint bench install clean setup
+.PHONY: all build demo test test-vm unit perl-test lint bench install clean setup
 SHELL := /bin/bash
 PREFIX ?= /usr
 DESTDIR ?=
@@ -9,7 +9,7 @@ SHAREDIR = $(DESTDIR)$(PREFIX)/share/pve-backup-host
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 MANDIR = $(DESTDIR)$(PREFIX)/share/man
 
-SOURCES := $(shell find src bridge scripts fixtures -name '*.ts' -o -name '*.mjs' -o -name '*.json' 2>/dev/null)
+SOURCES := $(shell find src bridge scripts fixtures test/bench test/support test/vm -name '*.ts' -o -name '*.mjs' -o -name '*.json' 2>/dev/null)
 
 all: build
 
@@ -37,6 +37,11 @@ lint: node_modules/.package-lock.json
 # Everything that proves the product: types, style, unit, interop, hostile, fault, end to end.
 test: setup build
 	@./scripts/test.sh
+
+# /dev/nbdX on a real kernel, in an emulated machine; fetches QEMU's emulator and a kernel when they are missing.
+test-vm: build
+	@./scripts/setup.sh vm
+	@./scripts/test-vm.sh
 
 bench: setup build
 	@node dist/bench.mjs

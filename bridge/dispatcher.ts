@@ -8,7 +8,10 @@ import { PROVIDER_METHODS } from "./methods.ts";
 import type { WireParams } from "./params.ts";
 import { assertParams, assertResult, hasValidators } from "./validate.ts";
 
-/** Raised by one with every change of protocol.schema.json that an older peer would not understand. */
+/**
+ * Raised by one with every change that an older peer would not understand: of protocol.schema.json, or of what the
+ * two Node processes of a container's backup say to each other. The second one starts late, perhaps after an upgrade.
+ */
 export const PROTOCOL_VERSION = 1;
 export const PROVIDER_NAME = "Directory backup provider";
 
@@ -127,7 +130,7 @@ function assertVersion(params: unknown): void {
   }
   throw new ProtocolVersionError(
     `Cannot initialize the backup bridge: it speaks protocol version ${PROTOCOL_VERSION}, the Perl side ${theirs}`,
-    { hint: "install both sides from one package version, then restart the Proxmox VE daemons" },
+    { hint: "the package was upgraded meanwhile: start the job again, and restart a daemon that says this" },
   );
 }
 

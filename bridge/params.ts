@@ -7,6 +7,7 @@ import type {
   ContainerBackupInfo,
   ContainerDescriptors,
   GuestType,
+  HandleReference,
   VmBackupInfo,
   VmVolume,
   VolumeEntry,
@@ -17,6 +18,7 @@ export interface WireVmVolume {
   readonly "bitmap-mode": BitmapMode;
   readonly "nbd-path"?: string;
   readonly "bitmap-name"?: string;
+  readonly "file-handle"?: HandleReference;
 }
 
 export interface WireVmInfo {
@@ -74,6 +76,7 @@ export function decodeVmVolumes(volumes: Readonly<Record<string, WireVmVolume>>)
         bitmapMode: volume["bitmap-mode"],
         nbdPath: volume["nbd-path"],
         bitmapName: volume["bitmap-name"],
+        ...(volume["file-handle"] === undefined ? {} : { fileHandle: volume["file-handle"] }),
       },
     ]),
   );

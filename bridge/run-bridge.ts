@@ -5,13 +5,13 @@ import {
   createMessageConnection,
   type MessageConnection,
   ResponseError,
-  StreamMessageReader,
   StreamMessageWriter,
 } from "vscode-jsonrpc/node.js";
 import { CancelledError } from "../src/core/index.ts";
 import { reportInternalError } from "./diagnostics.ts";
 import { Dispatcher, type ProviderFactory } from "./dispatcher.ts";
 import { isInternal, toRpcError } from "./error-map.ts";
+import { FrameReader } from "./frame-reader.ts";
 import { Lifecycle } from "./lifecycle.ts";
 import { ReverseCalls } from "./reverse-calls.ts";
 
@@ -19,10 +19,7 @@ import { ReverseCalls } from "./reverse-calls.ts";
 export function runBridge(createProvider: ProviderFactory): void {
   // Backups hold secrets.
   process.umask(0o077);
-  const connection = createMessageConnection(
-    new StreamMessageReader(process.stdin),
-    new StreamMessageWriter(process.stdout),
-  );
+  const connection = createMessageConnection(new FrameReader(process.stdin), new StreamMessageWriter(process.stdout));
   const reverse = new ReverseCalls(connection);
   const log = reverse.log.bind(reverse);
   const dispatcher = new Dispatcher({ createProvider, log, fileHandles: reverse });

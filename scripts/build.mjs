@@ -30,6 +30,8 @@ const programs = [
   ["fixtures/demo/demo.ts", "dist/demo.mjs"],
   ["test/bench/main.ts", "dist/bench.mjs"],
   ["test/bench/job.ts", "dist/bench-job.mjs"],
+  ["test/vm/main.ts", "dist/test-vm.mjs"],
+  ["test/vm/guest/main.ts", "dist/test-vm-guest.mjs"],
 ];
 for (const [entry, outfile] of programs) {
   await build({

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: AGPL-3.0-or-later
 # Installs what the build, the tests and the demo need: Debian packages (as root) and node_modules.
-# Says what it installs and is silent when there is nothing to do.
+# Says what it installs and is silent when there is nothing to do. With the argument "vm" also what test-vm needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,8 +10,9 @@ needs=(
   qemu-img:qemu-utils qemu-nbd:qemu-utils qemu-storage-daemon:qemu-system-common
   nbdkit:nbdkit nbdcopy:libnbd-bin nbdfuse:libnbd-bin fusermount3:fuse3 mke2fs:e2fsprogs debugfs:e2fsprogs setpriv:util-linux
   xxhsum:xxhash zstd:zstd perl:perl
-  mksquashfs:squashfs-tools squashfuse:squashfuse newuidmap:uidmap pigz:pigz setfattr:attr setfacl:acl setcap:libcap2-bin
+  mksquashfs:squashfs-tools squashfuse:squashfuse newuidmap:uidmap pigz:pigz strace:strace setfattr:attr setfacl:acl setcap:libcap2-bin
 )
+[ "${1:-}" != vm ] || needs+=(qemu-system-x86_64:qemu-system-x86 busybox:busybox-static)
 missing=()
 for need in "${needs[@]}"; do
   command -v "${need%%:*}" > /dev/null || missing+=("${need##*:}")

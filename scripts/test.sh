@@ -44,5 +44,15 @@ for t in perl-shim/t/*.t; do
   step "$t" prove -T -I perl-shim -I fixtures/pve/lib "$t"
 done
 
+# /dev/nbdX on a real kernel, where one can be booted.
+if [ "$(uname -m)" = x86_64 ]; then
+  ./scripts/setup.sh vm && ./scripts/test-vm.sh | tee "$results/vm"
+  read -r vp vf < <(sed -nE '$s/^([0-9]+) passed, ([0-9]+) failed$/\1 \2/p' "$results/vm") || vf=1 # it did not get so far
+  passed=$((passed + ${vp:-0}))
+  failed=$((failed + vf))
+else
+  echo "skipped make test-vm: it boots a kernel for x86_64"
+fi
+
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

@@ -48,6 +48,12 @@ is($check->('vm-backup-mode' => 'incremental')->{ids}->{bk}->{'vm-backup-mode'},
 is($check->(path => '/a//b/')->{ids}->{bk}->{path}, '/a/b', 'the path is made canonical');
 like(BridgeTest::failure(sub { $check->(path => '/a;b') }), qr/^Cannot use the path "\/a;b"/, 'a strange path is refused');
 like(BridgeTest::failure(sub { $check->('vm-backup-mode' => 'x') }), qr/vm-backup-mode/, 'an unknown value is refused');
+is($check->('dir-device-view' => 'nbd')->{ids}->{bk}->{'dir-device-view'}, 'nbd', 'dir-device-view is kept');
+like(BridgeTest::failure(sub { $check->('dir-device-view' => 'nbdfuse') }), qr/dir-device-view/, 'and has three values');
+is($check->('dir-nbd-timeout' => 60)->{ids}->{bk}->{'dir-nbd-timeout'}, 60, 'dir-nbd-timeout is kept');
+for my $bad (4, 3601, 'long', '1.5', '') {
+    like(BridgeTest::failure(sub { $check->('dir-nbd-timeout' => $bad) }), qr/dir-nbd-timeout/, "dir-nbd-timeout '$bad' is refused");
+}
 like(BridgeTest::failure(sub { $check->('nonsense' => 1) }), qr/nonsense/, 'an unknown option is refused');
 
 # The folder

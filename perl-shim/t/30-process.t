@@ -196,6 +196,25 @@ for my $behaviour (qw(hang hang-deaf)) {
     is(BridgeTest::failure(sub { (BridgeTest::provider())[0]->job_init(1) }), '', 'and where children are not waited for');
 }
 
+# Somebody asked Node to end: it cleans up, and the end of the program must not hurry it on.
+{
+    local $ENV{PVE_BACKUP_HOST_BRIDGE} = $ENV{PVE_BACKUP_HOST_BRIDGE};
+    my $done = File::Temp::tempdir(CLEANUP => 1) . '/done';
+    my $script = BridgeTest::use_script(<<"END");
+import { writeFileSync } from "node:fs";
+onMessage(({ id, method }) => {
+  if (method === "initialize") return welcome(id);
+  send({ id, error: { code: -32800, message: "Cancelled: the backup bridge got SIGTERM" } });
+  if (method === "shutdown") setTimeout(() => { writeFileSync("$done", ""); process.exit(143); }, 300);
+});
+process.stdin.removeAllListeners("end");
+END
+    my ($provider) = BridgeTest::provider();
+    is(BridgeTest::failure(sub { $provider->job_init(1) }), "Cancelled: the backup bridge got SIGTERM\n", 'Node ends');
+    undef($provider);
+    ok(-e $done, 'and has the time to clean up');
+}
+
 # File handles
 {
     my $file = File::Temp->new();

@@ -26,7 +26,7 @@ sub result_with {
 
 my @lies = (
     ['another protocol version', 'onMessage(({ id }) => reply(id, { "protocol-version": 2 }));',
-        qr/^Cannot use the backup bridge: it speaks protocol version 2, this process 1; install both sides from one package/],
+        qr/^Cannot use the backup bridge: it speaks protocol version 2, this process 1; the package was upgraded meanwhile: start the job again, and restart a daemon that says this$/],
     ['no protocol version', 'onMessage(({ id }) => reply(id, {}));', qr/it speaks protocol version unknown/],
     ['text instead of a header', 'raw("Hello, world\n".repeat(1000)); setInterval(() => {}, 1000);',
         qr/^Cannot talk to the backup bridge: there is no header in \d+ bytes$/],
@@ -43,7 +43,7 @@ my @lies = (
     ['hang-up in the middle of the answer', 'onMessage(() => { raw("Content-Length: 100\r\n\r\n{"); process.exit(0); });',
         qr/^Cannot finish "initialize": the backup bridge is gone, it exited with status 0$/],
     ['killed, with last words', 'onMessage(() => process.stderr.write("last words\n", () => process.kill(process.pid, "SIGKILL")));',
-        qr/^Cannot finish "initialize": the backup bridge is gone, it was ended by signal 9 \(last words\)$/],
+        qr/^Cannot finish "initialize": the backup bridge is gone, it was ended by SIGKILL, .*memory.* \(last words\)$/],
     ['stdout closed, still running', 'onMessage(() => { (await import("node:fs")).closeSync(1); });' =~ s/\(\) =>/async () =>/r,
         qr/^Cannot finish "initialize": the backup bridge is gone, it closed the connection$/],
     ['an error without a message', 'onMessage(({ id }) => send({ id, error: { code: 1 } }));',

@@ -3,6 +3,7 @@
 // bandwidth limit no byte passes this process: tar writes to the file or to the compressor.
 import { fstat, write } from "node:fs";
 import type { FileHandle } from "node:fs/promises";
+import type { Writable } from "node:stream";
 import { promisify } from "node:util";
 import { Throttle } from "../block/index.ts";
 import { CleanupStack } from "../core/index.ts";
@@ -134,19 +135,22 @@ async function startCompressor(compressor: Compressor | undefined, pipe: KernelP
 async function pump(tar: Tool, compressor: Tool | undefined, job: ArchiveJob): Promise<undefined> {
   const throttle = new Throttle(job.bandwidthLimit);
   const sink = compressor?.stdin ?? undefined;
-  let sinkError: unknown;
-  sink?.on("error", (error) => {
-    sinkError = error;
-  });
+  sink?.on("error", () => undefined); // the write that fails tells it
   // Leaving this loop in any way destroys the stream: tar then ends by SIGPIPE and does not wait for a reader.
   for await (const chunk of (tar.stdout ?? []) as AsyncIterable<Buffer>) {
     await throttle.pass(chunk.byteLength, job.signal);
-    if (sinkError !== undefined) throw sinkError;
     if (sink === undefined) await writeFully(job.archiveFd, chunk);
-    else await new Promise<void>((resolve) => sink.write(chunk, () => resolve()));
+    else await writeTo(sink, chunk);
   }
   sink?.end();
   return undefined;
+}
+
+/** A compressor that has ended makes no event of it: only its writes fail. */
+function writeTo(sink: Writable, chunk: Buffer): Promise<void> {
+  return new Promise((resolve, reject) => {
+    sink.write(chunk, (error) => (error == null ? resolve() : reject(error)));
+  });
 }
 
 async function writeFully(fd: number, chunk: Buffer): Promise<void> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // `pve-backup-host list`: what a store holds.
-import { formatBytes } from "../core/index.ts";
+import { formatBytes, oneLine } from "../core/index.ts";
 import type { PointEntry, Store } from "../store/index.ts";
 
 export interface ListOptions {
@@ -34,6 +34,6 @@ function toRow(point: PointEntry): string[] {
     formatBytes(point.occupiedBytes),
     point.protected ? `${kind}, protected` : kind,
     point.parent?.replace(/^backup\//, "") ?? "-",
-    point.notes?.split("\n", 1)[0] ?? "",
+    oneLine(point.notes?.split("\n", 1)[0] ?? ""), // somebody else's words on a terminal
   ];
 }

@@ -84,9 +84,18 @@ const ERRNO_SENTENCES: Readonly<Record<string, string>> = {
   ETIMEDOUT: "it did not answer in time",
 };
 
+const MAX_UNWRAP = 16;
+
+/** The failure that came first: a SuppressedError adds that giving something back failed too, and has no words. */
+export function firstError(error: unknown): unknown {
+  let at = error;
+  for (let depth = 0; depth < MAX_UNWRAP && at instanceof Error && "suppressed" in at; depth++) at = at.suppressed;
+  return at;
+}
+
 /** The errno name ("ENOSPC") of a Node system error, also through `cause`; undefined for others. */
 export function errnoOf(error: unknown): string | undefined {
-  for (let at = error, depth = 0; at instanceof Error && depth < 8; at = at.cause, depth++) {
+  for (let at = firstError(error), depth = 0; at instanceof Error && depth < 8; at = firstError(at.cause), depth++) {
     if (at instanceof EnvironmentError && at.errno !== undefined) return at.errno;
     const code: unknown = (at as NodeJS.ErrnoException).code;
     if (typeof code === "string" && /^E[A-Z0-9]+$/.test(code) && "syscall" in at) return code;
@@ -98,7 +107,8 @@ export function errnoOf(error: unknown): string | undefined {
  * Words a system error: `Cannot <act> "<path>": no space left on the device (ENOSPC)`.
  * A `HostError` passes unchanged: the layer that raised it said it better.
  */
-export function environmentError(act: string, path: string, cause: unknown): HostError {
+export function environmentError(act: string, path: string, thrown: unknown): HostError {
+  const cause = firstError(thrown);
   if (cause instanceof HostError) return cause;
   const errno = errnoOf(cause);
   const state = errno === undefined ? messageOf(cause) : `${ERRNO_SENTENCES[errno] ?? "failed"} (${errno})`;
@@ -107,11 +117,12 @@ export function environmentError(act: string, path: string, cause: unknown): Hos
 
 /** Text of anything that was thrown. */
 export function messageOf(error: unknown): string {
-  return oneLine(error instanceof Error ? error.message : String(error));
+  const first = firstError(error);
+  return oneLine(first instanceof Error ? first.message : String(first));
 }
 
 /** Folds a text into one line, without control characters: task logs are line based. */
 export function oneLine(text: string): string {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is replaced
-  return text.trim().replace(/[\u0000-\u001f\u007f]+/g, " ");
+  return text.trim().replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, " ");
 }

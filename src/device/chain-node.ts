@@ -3,10 +3,13 @@
 // not followed, and no file name is parsed as a protocol or an option.
 import { realpath } from "node:fs/promises";
 import path from "node:path";
-import { environmentError } from "../core/index.ts";
+import { environmentError, UnsupportedError } from "../core/index.ts";
 
 /** Longer chains are refused: every image costs an open file and a share of the command line. */
 export const MAX_CHAIN_LENGTH = 2_000;
+
+/** Linux takes 128 KiB as one argument, QEMU's JSON parser 1024 levels; an image needs a level and 100 bytes or more. */
+const MAX_NESTED_BYTES = 100_000;
 
 /** A node of QEMU's block layer, in QMP's JSON form. */
 export interface BlockdevNode {
@@ -73,8 +76,21 @@ export function planChainNodes(chain: readonly string[]): BlockdevNode[] {
   return nodes;
 }
 
-/** The same chain as one nested node, for tools that take a single "json:" file name. */
-export function planNestedChain(chain: readonly string[]): BlockdevNode {
+/**
+ * The same chain as one nested node, for tools that take a single "json:" file name.
+ *
+ * @throws UnsupportedError if the name would be longer than an argument of a program can be, or nested deeper than
+ *   QEMU reads; that is beyond some hundred images
+ */
+export function nestedChainName(chain: readonly string[]): string {
+  const name = `json:${JSON.stringify(planNestedChain(chain))}`;
+  if (Buffer.byteLength(name) <= MAX_NESTED_BYTES) return name;
+  throw new UnsupportedError(
+    `Cannot open ${JSON.stringify(chain[0])} with qemu-nbd: its chain of ${chain.length} images is too long for that`,
+  );
+}
+
+function planNestedChain(chain: readonly string[]): BlockdevNode {
   let node: BlockdevNode | null = null;
   for (let index = chain.length - 1; index >= 0; index--) {
     const file: BlockdevNode = { driver: "file", filename: chain[index] as string, "read-only": true };

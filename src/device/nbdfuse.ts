@@ -4,7 +4,7 @@ import { access } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ChildProcessError } from "../core/index.ts";
-import { planNestedChain } from "./chain-node.ts";
+import { nestedChainName } from "./chain-node.ts";
 import type { ServeOptions } from "./fuse-export.ts";
 import { ToolProcess } from "./tool-process.ts";
 
@@ -13,8 +13,7 @@ const POLL_MS = 10;
 
 export async function startNbdfuse({ chain, file, folder, stack, signal }: ServeOptions): Promise<ToolProcess[]> {
   const socket = path.join(folder.path, "nbd");
-  const image = `json:${JSON.stringify(planNestedChain(chain.names))}`;
-  const nbdArgs = ["--read-only", "--persistent", "--shared=0", "--socket", socket, image];
+  const nbdArgs = ["--read-only", "--persistent", "--shared=0", "--socket", socket, nestedChainName(chain.names)];
   const server = stack.use(await ToolProcess.start("qemu-nbd", nbdArgs, chain.cwd));
   await folder.addChild(server);
   const deadline = performance.now() + SOCKET_TIMEOUT_MS;

@@ -2,6 +2,7 @@
 // owner.json in the folder of a raw view: whose it is and which processes serve it, for whoever sweeps up later.
 import { readFile, rename, writeFile } from "node:fs/promises";
 import path from "node:path";
+import { environmentError } from "../core/index.ts";
 import type { ProcessIdentity } from "../host/index.ts";
 
 const OWNER_FILE = "owner.json";
@@ -10,12 +11,19 @@ const MAX_CHILDREN = 8;
 export interface OwnerRecord {
   readonly owner: ProcessIdentity;
   readonly children: readonly ProcessIdentity[];
+  /** X of the /dev/nbdX that the children serve, or are about to. */
+  readonly nbdNode?: number;
 }
 
+/** @throws EnvironmentError */
 export async function writeOwnerRecord(folder: string, record: OwnerRecord): Promise<void> {
   const target = path.join(folder, OWNER_FILE);
-  await writeFile(`${target}.new`, `${JSON.stringify(record)}\n`, { mode: 0o600 });
-  await rename(`${target}.new`, target);
+  try {
+    await writeFile(`${target}.new`, `${JSON.stringify(record)}\n`, { mode: 0o600 });
+    await rename(`${target}.new`, target);
+  } catch (error) {
+    throw environmentError("write", target, error);
+  }
 }
 
 /** undefined where there is no record, or none that can be understood. */
@@ -28,7 +36,8 @@ export async function readOwnerRecord(folder: string): Promise<OwnerRecord | und
   }
   if (!isRecord(value) || !isIdentity(value.owner)) return undefined;
   const children = Array.isArray(value.children) ? value.children.slice(0, MAX_CHILDREN).filter(isIdentity) : [];
-  return { owner: value.owner, children };
+  const record = { owner: value.owner, children };
+  return isNodeIndex(value.nbdNode) ? { ...record, nbdNode: value.nbdNode } : record;
 }
 
 function isIdentity(value: unknown): value is ProcessIdentity {
@@ -39,6 +48,10 @@ function isIdentity(value: unknown): value is ProcessIdentity {
     Number.isSafeInteger(value.pid) &&
     Number(value.pid) > 1
   );
+}
+
+function isNodeIndex(value: unknown): value is number {
+  return Number.isSafeInteger(value) && Number(value) >= 0;
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {

@@ -6,7 +6,7 @@ import { mkdir } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
-import { ChildProcessError, CleanupStack, messageOf, oneLine, RequestError } from "../core/index.ts";
+import { ChildProcessError, CleanupStack, environmentError, messageOf, oneLine, RequestError } from "../core/index.ts";
 import { mountsBelow } from "./mounts.ts";
 import { ToolProcess } from "./tool-process.ts";
 import { ViewFolder } from "./view-folder.ts";
@@ -49,7 +49,9 @@ export async function mountSquashfs(options: SquashfsOptions): Promise<Directory
   await using stack = new CleanupStack();
   const folder = stack.use(await ViewFolder.create(options.runDir));
   const target = path.join(folder.path, "files");
-  await mkdir(target, { mode: 0o700 });
+  await mkdir(target, { mode: 0o700 }).catch((error: unknown) => {
+    throw environmentError("create", target, error);
+  });
   const problem = mechanism === "squashfuse" ? undefined : await mountByKernel(image, target, signal);
   if (mechanism === "squashfuse" || (problem !== undefined && mechanism === undefined)) {
     await mountByFuse({ image, target, folder, stack, signal, before: problem });

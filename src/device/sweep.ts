@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Clears away what raw views of dead processes left behind: servers, mounts, folders.
+// Clears away what raw views of dead processes left behind: servers, /dev/nbdX nodes, mounts, folders.
 import { readdir } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { environmentError, errnoOf, messageOf } from "../core/index.ts";
 import { isRunning, type ProcessIdentity, readProcess } from "../host/index.ts";
+import { type NbdHost, nbdHost } from "./nbd-host.ts";
+import { waitForRelease } from "./nbd-release.ts";
 import { readOwnerRecord } from "./owner-record.ts";
 import { removeViewFolder, VIEW_FOLDER } from "./view-folder.ts";
 
@@ -17,7 +19,11 @@ const POLL_MS = 20;
  *
  * @throws EnvironmentError if the folder cannot be read
  */
-export async function sweepRawViews(runDir: string, warn: (message: string) => void = () => undefined): Promise<void> {
+export async function sweepRawViews(
+  runDir: string,
+  warn: (message: string) => void = () => undefined,
+  host: NbdHost = nbdHost(),
+): Promise<void> {
   const absolute = path.resolve(runDir);
   let names: string[];
   try {
@@ -28,14 +34,14 @@ export async function sweepRawViews(runDir: string, warn: (message: string) => v
   }
   for (const name of names) {
     try {
-      await sweepOne(absolute, name);
+      await sweepOne(absolute, name, host);
     } catch (error) {
       warn(messageOf(error)); // it is in nobody's way
     }
   }
 }
 
-async function sweepOne(runDir: string, name: string): Promise<void> {
+async function sweepOne(runDir: string, name: string, host: NbdHost): Promise<void> {
   const pid = VIEW_FOLDER.exec(name)?.[1];
   if (pid === undefined) return; // not ours
   const folder = path.join(runDir, name);
@@ -43,7 +49,10 @@ async function sweepOne(runDir: string, name: string): Promise<void> {
   // Without a record it is being made right now, or its maker died between two steps.
   const isOwned = record === undefined ? (await readProcess(Number(pid))) !== undefined : await isRunning(record.owner);
   if (isOwned) return;
-  for (const child of record?.children ?? []) await endProcess(child);
+  const children = record?.children ?? [];
+  for (const child of children) await endProcess(child);
+  const servers = children.map((child) => child.pid);
+  if (record?.nbdNode !== undefined) await waitForRelease(host, record.nbdNode, servers);
   await removeViewFolder(folder);
 }
 

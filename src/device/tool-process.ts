@@ -24,7 +24,8 @@ export class ToolProcess implements AsyncDisposable {
     this.pid = pid;
     this.#child = child;
     this.#exited = new Promise((resolve) => {
-      child.once("exit", () => {
+      // Not "exit": that may come before the last words on stderr.
+      child.once("close", () => {
         this.#hasExited = true;
         resolve();
       });

@@ -19,6 +19,7 @@ export class ViewFolder implements AsyncDisposable {
   readonly path: string;
   readonly #owner: ProcessIdentity;
   readonly #children: ProcessIdentity[] = [];
+  #nbdNode: number | undefined;
 
   private constructor(folder: string, owner: ProcessIdentity) {
     this.path = folder;
@@ -33,7 +34,12 @@ export class ViewFolder implements AsyncDisposable {
       const owner = await readProcess(process.pid);
       if (owner === undefined) throw new EnvironmentError(`Cannot read "/proc/${process.pid}/stat": is /proc mounted?`);
       const folder = new ViewFolder(await makeFreeFolder(absolute, kind), owner);
-      await writeOwnerRecord(folder.path, { owner, children: [] });
+      try {
+        await folder.#writeRecord();
+      } catch (error) {
+        await rm(folder.path, { recursive: true, force: true }).catch(() => undefined); // a sweep takes it later
+        throw error;
+      }
       return folder;
     } catch (error) {
       throw environmentError("prepare a folder below", absolute, error);
@@ -45,7 +51,19 @@ export class ViewFolder implements AsyncDisposable {
     const identity = await readProcess(child.pid);
     if (identity === undefined) return; // gone already; whoever waits for it says so
     this.#children.push(identity);
-    await writeOwnerRecord(this.path, { owner: this.#owner, children: this.#children });
+    await this.#writeRecord();
+  }
+
+  /** Notes a /dev/nbdX before it is connected, so that a sweep can tell whether it is free again. */
+  async setNbdNode(index: number): Promise<void> {
+    this.#nbdNode = index;
+    await this.#writeRecord();
+  }
+
+  async #writeRecord(): Promise<void> {
+    const record = { owner: this.#owner, children: this.#children };
+    const node = this.#nbdNode;
+    await writeOwnerRecord(this.path, node === undefined ? record : { ...record, nbdNode: node });
   }
 
   /** Unmounts what is left in it and removes it. @throws as removeViewFolder() */

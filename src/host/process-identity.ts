@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Processes and hosts by what is unique about them: a pid alone is reused.
 import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
+import { readFile, readlink } from "node:fs/promises";
 import { hostname } from "node:os";
 
 export interface ProcessIdentity {
@@ -21,12 +21,14 @@ export async function readBootId(): Promise<string> {
 
 /**
  * Tells hosts apart. The host name is part of it: cloned machines often share their machine id, and
- * a lock of the one must not look like an old lock of the other.
+ * a lock of the one must not look like an old lock of the other. So is the pid namespace (the same for all hosts
+ * outside of containers): who cannot see a process must not call it dead.
  */
 export async function readHostId(): Promise<string> {
   if (hostId === undefined) {
     const machineId = await readFile("/etc/machine-id", "latin1").catch(() => "");
-    const text = `pve-backup-host ${machineId.trim()} ${hostname()}`;
+    const pids = await readlink("/proc/self/ns/pid").catch(() => "");
+    const text = `pve-backup-host ${machineId.trim()} ${hostname()} ${pids}`;
     hostId = createHash("sha256").update(text).digest("hex").slice(0, 32);
   }
   return hostId;

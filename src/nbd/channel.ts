@@ -13,6 +13,8 @@ import type { Receiver, Send } from "./receiver.ts";
 const CLOSE_TIMEOUT_MS = 2_000;
 /** Where bytes go that nobody wants any more. */
 const DISCARD_BYTES = 4096;
+/** How it shows that the server's process ended while it owed us something. */
+const GONE = new Set(["ECONNRESET", "EPIPE"]);
 
 export class NbdChannel {
   readonly #address: NbdAddress;
@@ -123,15 +125,17 @@ export class NbdChannel {
   }
 
   #lost(error: Error): NbdConnectionError {
-    const act = this.#socket.bytesRead === 0 ? "connect to" : "talk to";
-    return new NbdConnectionError(`Cannot ${act} NBD server at ${this.#name}: ${messageOf(error)}`, {
-      cause: error,
-      errno: errnoOf(error),
-    });
+    const errno = errnoOf(error);
+    const isMidRun = this.#socket.bytesRead > 0;
+    const state = isMidRun && GONE.has(errno ?? "") ? `it went away in mid-run (${errno})` : messageOf(error);
+    const act = isMidRun ? "talk to" : "connect to";
+    return new NbdConnectionError(`Cannot ${act} NBD server at ${this.#name}: ${state}`, { cause: error, errno });
   }
 
   #hungUp(): NbdConnectionError {
-    return new NbdConnectionError(`Cannot talk to NBD server at ${this.#name}: it closed the connection`);
+    return new NbdConnectionError(`Cannot talk to NBD server at ${this.#name}: it closed the connection`, {
+      errno: "ECONNRESET",
+    });
   }
 
   get #name(): string {

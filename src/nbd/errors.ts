@@ -32,7 +32,7 @@ export class NbdServerError extends HostError {
 /** No connection, or it was lost, or the server hangs. Every pending command fails with the same one. */
 export class NbdConnectionError extends HostError {
   override readonly code = "NBD_CONNECTION";
-  /** Name of the system error that caused it, e.g. "ECONNREFUSED". */
+  /** Name of the system error that caused it, e.g. "ECONNREFUSED"; "ECONNRESET" also if the server hung up. */
   readonly errno: string | undefined;
 
   constructor(message: string, options: HostErrorOptions & { errno?: string | undefined } = {}) {

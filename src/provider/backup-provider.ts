@@ -43,14 +43,22 @@ export interface ProviderContext {
   readonly fileHandles?: FileHandleCalls;
 }
 
+/** A file that another process holds open: the Perl side's, which outlives the call. */
+export interface HandleReference {
+  readonly pid: number;
+  readonly fd: number;
+}
+
 /** A volume as `backup_vm` gets it. */
 export interface VmVolume {
   readonly size: number;
   readonly bitmapMode: BitmapMode;
   /** Unix socket of the NBD server; present with mechanism nbd. */
   readonly nbdPath: string | undefined;
-  /** Present if a bitmap is used. */
+  /** With mechanism nbd, present if a bitmap is used. */
   readonly bitmapName: string | undefined;
+  /** Present with mechanism file-handle: the raw disk. Its dirty regions are asked for by FileHandleCalls. */
+  readonly fileHandle?: HandleReference;
 }
 
 export interface VmBackupInfo {

@@ -9,6 +9,9 @@ export interface DirectoryConfig {
   readonly vmMode: "full" | "incremental";
   readonly lxcMode: "tar" | "squashfs";
   readonly compression: "none" | "zlib" | "zstd";
+  readonly deviceView: "auto" | "fuse" | "nbd";
+  /** Longest silence of a VM's NBD server. */
+  readonly nbdTimeoutSeconds: number;
 }
 
 /** Option name, values it may have, the first one being the default. */
@@ -17,8 +20,12 @@ const CHOICES = {
   "vm-backup-mode": ["full", "incremental"],
   "lxc-backup-mode": ["tar", "squashfs"],
   "dir-compression": ["zstd", "zlib", "none"],
+  "dir-device-view": ["auto", "fuse", "nbd"],
 } as const;
 type Choice = keyof typeof CHOICES;
+
+const NBD_TIMEOUT = "dir-nbd-timeout";
+const NBD_TIMEOUT_SECONDS = { min: 5, max: 3600, default: 300 } as const;
 
 /** Options of PVE's own that reach us with the section; the shim or PVE acts on them. */
 const PVE_OPTIONS = new Set([
@@ -43,10 +50,9 @@ const PVE_OPTIONS = new Set([
  */
 export function parseConfig(scfg: Readonly<Record<string, unknown>>): DirectoryConfig {
   for (const name of Object.keys(scfg)) {
-    if (!PVE_OPTIONS.has(name) && !Object.hasOwn(CHOICES, name)) {
-      throw new RequestError(
-        `Cannot use option "${name}" of the storage: it is unknown, wanted one of ${Object.keys(CHOICES).join(", ")}`,
-      );
+    if (!PVE_OPTIONS.has(name) && !Object.hasOwn(CHOICES, name) && name !== NBD_TIMEOUT) {
+      const known = [...Object.keys(CHOICES), NBD_TIMEOUT].join(", ");
+      throw new RequestError(`Cannot use option "${name}" of the storage: it is unknown, wanted one of ${known}`);
     }
   }
   const { path } = scfg;
@@ -59,6 +65,8 @@ export function parseConfig(scfg: Readonly<Record<string, unknown>>): DirectoryC
     vmMode: choose(scfg, "vm-backup-mode"),
     lxcMode: choose(scfg, "lxc-backup-mode"),
     compression: choose(scfg, "dir-compression"),
+    deviceView: choose(scfg, "dir-device-view"),
+    nbdTimeoutSeconds: nbdTimeout(scfg),
   };
 }
 
@@ -71,4 +79,17 @@ function choose<C extends Choice>(scfg: Readonly<Record<string, unknown>>, optio
     );
   }
   return value as (typeof CHOICES)[C][number];
+}
+
+/** PVE hands numbers of its configuration over as text. */
+function nbdTimeout(scfg: Readonly<Record<string, unknown>>): number {
+  const { min, max } = NBD_TIMEOUT_SECONDS;
+  const value = scfg[NBD_TIMEOUT] ?? NBD_TIMEOUT_SECONDS.default;
+  const seconds = typeof value === "string" && /^[0-9]{1,9}$/.test(value) ? Number(value) : value;
+  if (typeof seconds !== "number" || !Number.isInteger(seconds) || seconds < min || seconds > max) {
+    throw new RequestError(
+      `Cannot use "${NBD_TIMEOUT}" of the storage: its value is ${JSON.stringify(value)}, wanted a number of seconds from ${min} to ${max}`,
+    );
+  }
+  return seconds;
 }

@@ -34,6 +34,7 @@ export interface ContainerBackupEnvironment {
 export class ContainerBackup implements AsyncDisposable {
   readonly vmid: number;
   readonly #environment: ContainerBackupEnvironment;
+  readonly #lock: GuestLock;
   readonly #staged: StagedPoint;
   readonly #owned: CleanupStack;
   readonly #ending = new AbortController();
@@ -55,6 +56,7 @@ export class ContainerBackup implements AsyncDisposable {
   ) {
     this.vmid = lock.vmid;
     this.#environment = environment;
+    this.#lock = lock;
     this.#staged = staged;
     this.#owned = owned;
     this.#signal = AbortSignal.any([this.#ending.signal, lock.lost]);
@@ -127,7 +129,8 @@ export class ContainerBackup implements AsyncDisposable {
       await this.#answer(this.#channel, message);
     } catch (error) {
       if (this.#channel === undefined) return; // nobody came
-      this.#channel.send(errorMessage(error));
+      // Whoever broke our lock has swept our files too.
+      this.#channel.send(errorMessage(this.#signal.aborted ? error : await this.#lock.causeOf(error)));
     } finally {
       this.#signal.removeEventListener("abort", onAbort);
       this.#channel?.end();

@@ -6,7 +6,7 @@ import { rm } from "node:fs/promises";
 import { connect, createServer, type Server, Socket } from "node:net";
 import path from "node:path";
 import { CancelledError, EnvironmentError, environmentError, HostError, messageOf } from "../core/index.ts";
-import { ViewFolder } from "../device/index.ts";
+import { sweepRawViews, ViewFolder } from "../device/index.ts";
 
 /** The largest message holds a guest config of 4 MiB in base64. */
 const MAX_LINE_BYTES = 8 * 1024 * 1024;
@@ -124,6 +124,7 @@ export class HandoffListener implements AsyncDisposable {
 
   /** @param runDir folder of root alone, on a local file system; made if missing. @throws EnvironmentError */
   static async open(runDir: string): Promise<HandoffListener> {
+    await sweepRawViews(runDir).catch(() => undefined); // what killed processes left is in nobody's way
     const folder = await ViewFolder.create(runDir, "handoff");
     const socketPath = path.join(folder.path, "sock");
     const server = createServer();
@@ -134,7 +135,7 @@ export class HandoffListener implements AsyncDisposable {
       });
       return new HandoffListener(server, folder, socketPath);
     } catch (error) {
-      await folder[Symbol.asyncDispose]();
+      await folder[Symbol.asyncDispose]().catch(() => undefined);
       throw environmentError("listen on", socketPath, error);
     }
   }
@@ -166,11 +167,14 @@ export class HandoffListener implements AsyncDisposable {
     return theirs.length === ours.length && timingSafeEqual(ours, theirs);
   }
 
-  /** Closes the way in; a connection that is there stays. */
+  /**
+   * Closes the way in; a connection that is there stays. A folder that cannot be removed is left to a sweep: the
+   * connection must be answered all the same, and the backup be cleaned up.
+   */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#server.close();
-    await rm(this.path, { force: true });
-    await this.#folder[Symbol.asyncDispose]();
+    await rm(this.path, { force: true }).catch(() => undefined);
+    await this.#folder[Symbol.asyncDispose]().catch(() => undefined);
   }
 }
 

@@ -26,7 +26,7 @@ export const READS_IN_FLIGHT = 16;
 /** More than are read into: the rest is being compressed or written. */
 export const POOL_SLOTS = 28;
 
-/** What is copied. Implemented by NbdSource. */
+/** What is copied. Implemented by NbdSource and FileHandleSource. */
 export interface CopySource {
   readonly sizeBytes: number;
   readonly canDiscard: boolean;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The directory provider: PVE's hooks on a store of plain files.
 import path from "node:path";
+import { preferredDigest } from "../block/index.ts";
 import { EnvironmentError, formatBytes, messageOf, RequestError, UnsupportedError } from "../core/index.ts";
+import { nbdHost } from "../device/index.ts";
 import { type ClusterCompressor, createCompressor } from "../qcow2/index.ts";
-import { type Point, Store } from "../store/index.ts";
+import { type LockTiming, type Point, Store } from "../store/index.ts";
 import type {
   AttributeValue,
   BackupProvider,
@@ -27,12 +29,13 @@ import { RestoreSession } from "./restore-session.ts";
 import { VmBackup } from "./vm-backup.ts";
 import { toVolumeEntry, toVolumeInfo } from "./volumes.ts";
 
-const DEFAULT_TIMEOUTS: NbdTimeouts = { connectTimeoutMs: 30_000, replyTimeoutMs: 300_000 };
-
 export interface DirectoryProviderOptions {
   /** Prefix before /etc/pve, /run and /var/lib, for tests beside a real system. */
   readonly root?: string;
+  /** In place of the storage's dir-nbd-timeout. */
   readonly timeouts?: NbdTimeouts;
+  /** For tests: how lively locks are, and how long a dead host's are respected. */
+  readonly lockTiming?: LockTiming;
 }
 
 /** The guest being backed up, and what became of it: the log file arrives after the cleanup. */
@@ -50,6 +53,7 @@ export class DirectoryProvider implements BackupProvider {
   readonly #config: DirectoryConfig;
   readonly #root: string;
   readonly #timeouts: NbdTimeouts;
+  readonly #lockTiming: LockTiming | undefined;
   readonly #restores = new Map<string, RestoreSession>();
   readonly #containerRestores = new Map<string, ContainerRestore>();
   #store: Promise<Store> | undefined;
@@ -62,12 +66,15 @@ export class DirectoryProvider implements BackupProvider {
     this.#context = context;
     this.#config = parseConfig(context.scfg);
     this.#root = options.root ?? "";
-    this.#timeouts = options.timeouts ?? DEFAULT_TIMEOUTS;
+    this.#lockTiming = options.lockTiming;
+    const waitMs = this.#config.nbdTimeoutSeconds * 1000;
+    this.#timeouts = options.timeouts ?? { connectTimeoutMs: waitMs, replyTimeoutMs: waitMs };
   }
 
   async jobInit(): Promise<void> {
     await this.#openStore(); // a missing share is the job's error, not each guest's
     await this.#startCompressor();
+    preferredDigest(); // loads its library now: an upgrade of the package during the job changes nothing
     const { compression } = this.#config;
     this.#context.log(
       "info",
@@ -98,11 +105,13 @@ export class DirectoryProvider implements BackupProvider {
     }
     const environment = {
       store: await this.#openStore(),
+      storeid: this.#context.storeid,
       root: this.#root,
       mode: this.#config.vmMode,
       compression: this.#config.compression,
       compressor: await this.#startCompressor(),
       timeouts: this.#timeouts,
+      fileHandles: this.#context.fileHandles,
       log: this.#context.log,
     };
     this.#backup = await VmBackup.begin(environment, vmid, startTime, signal);
@@ -139,14 +148,6 @@ export class DirectoryProvider implements BackupProvider {
 
   async backupGetMechanism(_vmid: number, vmtype: GuestType): Promise<VmMechanism | "directory"> {
     if (vmtype === "lxc") return "directory";
-    if (this.#config.vmMechanism === "file-handle") {
-      throw new UnsupportedError(
-        'Cannot back up with vm-backup-mechanism "file-handle": it is not part of this version',
-        {
-          hint: `set it to nbd: pvesm set ${this.#context.storeid} --vm-backup-mechanism nbd`,
-        },
-      );
-    }
     return this.#config.vmMechanism;
   }
 
@@ -222,7 +223,14 @@ export class DirectoryProvider implements BackupProvider {
 
   async restoreVmInit(volname: string, signal: AbortSignal): Promise<ReadonlyMap<string, { readonly size: number }>> {
     await this.restoreVmCleanup(volname); // a second init of the same backup starts afresh
-    const session = await RestoreSession.open(await this.#openStore(), volname, this.#runDir, this.#warn, signal);
+    const environment = {
+      store: await this.#openStore(),
+      runDir: this.#runDir,
+      host: nbdHost(this.#root),
+      deviceView: this.#config.deviceView,
+      warn: this.#warn,
+    };
+    const session = await RestoreSession.open(environment, volname, signal);
     this.#restores.set(volname, session);
     return session.sizes;
   }
@@ -342,6 +350,7 @@ export class DirectoryProvider implements BackupProvider {
       root: this.#root,
       nodename: this.#context.nodename,
       warn: this.#warn,
+      ...(this.#lockTiming === undefined ? {} : { timing: this.#lockTiming }),
     }).catch((error: unknown) => {
       this.#store = undefined; // the share may be back at the next call
       throw error;

@@ -8,6 +8,7 @@ import { type Extent, endOf, type SourceExtent, splitAt } from "../block/index.t
 import { GIB, HostError, orderedMap, RequestError } from "../core/index.ts";
 import { AllocationFlag, BASE_ALLOCATION, DirtyFlag, NbdConnection } from "../nbd/index.ts";
 import type { VmVolume } from "./backup-provider.ts";
+import { explainRefusal } from "./source-failure.ts";
 
 /** Longest range of one block status query; the length field of NBD has 32 bits. */
 const STATUS_MAX_BYTES = 2 * GIB;
@@ -86,7 +87,7 @@ export class NbdSource implements AsyncDisposable {
   /** Bytes that QEMU's bitmap calls dirty, or the size of the disk; one pass over the map. */
   async dirtyBytes(signal: AbortSignal): Promise<number> {
     let sum = 0;
-    for await (const range of this.#dirtyRanges(signal)) sum += range.length;
+    for await (const range of this.dirtyRanges(signal)) sum += range.length;
     return sum;
   }
 
@@ -95,7 +96,7 @@ export class NbdSource implements AsyncDisposable {
    * touched, not even asked about. Only what the server flags as zero is `zero`.
    */
   async *extents(signal: AbortSignal): AsyncGenerator<SourceExtent, void, undefined> {
-    const asked = orderedMap(this.#dirtyRanges(signal), STATUS_IN_FLIGHT, (range) => this.#firstStatus(range, signal));
+    const asked = orderedMap(this.dirtyRanges(signal), STATUS_IN_FLIGHT, (range) => this.#firstStatus(range, signal));
     for await (const { range, known } of asked) {
       yield* known;
       // The server may describe only the beginning of what it was asked.
@@ -110,8 +111,12 @@ export class NbdSource implements AsyncDisposable {
   }
 
   /** Fills `target` with the bytes at `offset`, which must lie inside the ranges of extents(). */
-  read(offset: number, target: Buffer, signal: AbortSignal): Promise<void> {
-    return this.#data.read(offset, target, signal);
+  async read(offset: number, target: Buffer, signal: AbortSignal): Promise<void> {
+    try {
+      await this.#data.read(offset, target, signal);
+    } catch (error) {
+      throw explainRefusal(this.#device, error);
+    }
   }
 
   get canDiscard(): boolean {
@@ -128,7 +133,8 @@ export class NbdSource implements AsyncDisposable {
     await this.#data[Symbol.asyncDispose]();
   }
 
-  async *#dirtyRanges(signal: AbortSignal): AsyncGenerator<Extent, void, undefined> {
+  /** The dirty ranges of the bitmap, or the whole disk; ascending, neighbours not always joined. */
+  async *dirtyRanges(signal: AbortSignal): AsyncGenerator<Extent, void, undefined> {
     if (this.#map === undefined) {
       for (let offset = 0; offset < this.sizeBytes; offset += STATUS_MAX_BYTES) {
         yield { offset, length: Math.min(STATUS_MAX_BYTES, this.sizeBytes - offset) };
@@ -161,7 +167,9 @@ export class NbdSource implements AsyncDisposable {
 
   async #allocation(range: Extent, signal: AbortSignal): Promise<SourceExtent[]> {
     if (!this.#hasAllocation) return [{ ...range, zero: false }];
-    const status = await this.#data.blockStatus(range.offset, range.length, signal);
+    const status = await this.#data.blockStatus(range.offset, range.length, signal).catch((error: unknown) => {
+      throw explainRefusal(this.#device, error);
+    });
     return this.#mustKnow(status.get(BASE_ALLOCATION), range.offset).map(({ offset, length, flags }) => ({
       offset,
       length,

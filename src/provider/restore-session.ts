@@ -1,34 +1,36 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Restores under way: which point is open, and the raw views of its disks.
-import { CleanupStack, RequestError } from "../core/index.ts";
-import { openRawView, type RawView, sweepRawViews } from "../device/index.ts";
+import { ChildProcessError, CleanupStack, RequestError } from "../core/index.ts";
+import { type NbdHost, openRawView, type RawView, type RawViewMechanism, sweepRawViews } from "../device/index.ts";
 import type { Point, Store } from "../store/index.ts";
 import { assertSound } from "./sound-image.ts";
 
+export interface RestoreEnvironment {
+  readonly store: Store;
+  /** Folder for mounts; what killed processes left in it is swept first. */
+  readonly runDir: string;
+  readonly host: NbdHost;
+  /** How a disk is offered. */
+  readonly deviceView: RawViewMechanism;
+  readonly warn: (message: string) => void;
+}
+
 /** One VM restore: holds the chain's lock and the views until it is disposed. */
 export class RestoreSession implements AsyncDisposable {
-  readonly #store: Store;
+  readonly #environment: RestoreEnvironment;
   readonly #point: Point;
-  readonly #runDir: string;
   readonly #owned: CleanupStack;
   readonly #views = new Map<string, RawView>();
 
-  private constructor(store: Store, point: Point, runDir: string, owned: CleanupStack) {
-    this.#store = store;
+  private constructor(environment: RestoreEnvironment, point: Point, owned: CleanupStack) {
+    this.#environment = environment;
     this.#point = point;
-    this.#runDir = runDir;
     this.#owned = owned;
   }
 
-  /** @param runDir folder for mounts; what killed processes left in it is swept first */
-  static async open(
-    store: Store,
-    volname: string,
-    runDir: string,
-    warn: (message: string) => void,
-    signal: AbortSignal,
-  ): Promise<RestoreSession> {
-    await sweepRawViews(runDir, warn);
+  static async open(environment: RestoreEnvironment, volname: string, signal: AbortSignal): Promise<RestoreSession> {
+    const { store, runDir, host, warn } = environment;
+    await sweepRawViews(runDir, warn, host);
     const point = await store.openPoint(volname, signal);
     if (point.type !== "qemu") {
       throw new RequestError(`Cannot restore "${point.volname}" as a VM: it is the backup of a container`);
@@ -42,31 +44,45 @@ export class RestoreSession implements AsyncDisposable {
       if (point.kind === "legacy") continue;
       for (const image of paths) await assertSound(`restore "${point.volname}"`, image, signal);
     }
-    return new RestoreSession(store, point, runDir, stack.move());
+    return new RestoreSession(environment, point, stack.move());
   }
 
   get sizes(): ReadonlyMap<string, { readonly size: number }> {
     return new Map([...this.#point.devices].map(([name, { virtualBytes }]) => [name, { size: virtualBytes }]));
   }
 
-  /** Offers a disk as a raw file. Asked twice for the same disk it answers with the same file. */
+  /** Offers a disk as a raw file or block device. Asked twice for the same disk it answers with the same path. */
   async offer(device: string, signal: AbortSignal): Promise<string> {
     const known = this.#views.get(device);
     if (known !== undefined) return known.path;
     if (!this.#point.devices.has(device)) {
       throw new RequestError(`Cannot restore "${device}" of "${this.#point.volname}": this backup has no such disk`);
     }
-    const { paths, sizeBytes } = await this.#store.resolveChain(this.#point, device, signal);
-    const view = await openRawView({ chain: paths, sizeBytes, runDir: this.#runDir, name: device, signal });
+    const { store, runDir, host, deviceView, warn } = this.#environment;
+    const { paths, sizeBytes } = await store.resolveChain(this.#point, device, signal);
+    const options = { chain: paths, sizeBytes, runDir, name: device, mechanism: deviceView, host, warn, signal };
+    const view = await openRawView(options);
     this.#views.set(device, view);
     return view.path;
   }
 
-  /** Takes a raw file back. A disk that is not offered is no error: cleanup comes after failures too. */
+  /**
+   * Takes a raw view back. A disk that is not offered is no error: cleanup comes after failures too.
+   *
+   * @throws ChildProcessError if the disk was served no longer. PVE's qemu-img may have found an empty disk and have
+   *   been content, and an error here is the last thing that makes PVE call the restore failed.
+   */
   async withdraw(device: string): Promise<void> {
     const view = this.#views.get(device);
+    if (view === undefined) return;
     this.#views.delete(device);
-    await view?.[Symbol.asyncDispose]();
+    await using _view = view;
+    const trouble = await view.findTrouble();
+    if (trouble === undefined) return;
+    throw new ChildProcessError(
+      `Cannot vouch for the restored "${device}": it was not on offer to the end, ${trouble}`,
+      { hint: "restore again" },
+    );
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -19,19 +19,24 @@ import {
   type StagedPoint,
   type Store,
 } from "../store/index.ts";
-import type { LogFunction, VmBackupInfo, VmVolume } from "./backup-provider.ts";
-import { copyDevice, POOL_SLOTS, READ_BYTES } from "./copy-device.ts";
+import type { FileHandleCalls, LogFunction, VmBackupInfo, VmVolume } from "./backup-provider.ts";
+import { type CopySource, copyDevice, POOL_SLOTS, READ_BYTES } from "./copy-device.ts";
+import { FileHandleSource } from "./file-handle-source.ts";
 import { NbdSource, type NbdTimeouts } from "./nbd-source.ts";
 import { assertSound } from "./sound-image.ts";
+import { explainLoss } from "./source-failure.ts";
 
 export interface VmBackupEnvironment {
   readonly store: Store;
+  readonly storeid: string;
   readonly root: string;
   readonly mode: "full" | "incremental";
   readonly compression: Compression;
   /** Started with the job; undefined for compression "none". */
   readonly compressor: ClusterCompressor | undefined;
   readonly timeouts: NbdTimeouts;
+  /** Present where a Perl side can be asked about its file handles. */
+  readonly fileHandles: FileHandleCalls | undefined;
   readonly log: LogFunction;
 }
 
@@ -131,16 +136,30 @@ export class VmBackup implements AsyncDisposable {
   /**
    * Copies, checks and commits. When this returns, or when `point` is set, the backup is safe and stays.
    *
-   * @throws BaseUnusableError if QEMU gives only what changed since a base that is gone meanwhile
+   * @throws BaseUnusableError if QEMU gives only what changed since a base that is gone meanwhile; LockedError if
+   *   another host took this one for dead
    */
   async run(
     guestConfig: Buffer,
     volumes: ReadonlyMap<string, VmVolume>,
     info: VmBackupInfo,
-    callerSignal: AbortSignal,
+    signal: AbortSignal,
+  ): Promise<Point> {
+    try {
+      return await this.#run(guestConfig, volumes, info, AbortSignal.any([signal, this.#lock.lost]));
+    } catch (error) {
+      // Whoever broke our lock has swept our files too: what failed first is a missing file then.
+      throw signal.aborted ? error : await this.#lock.causeOf(error);
+    }
+  }
+
+  async #run(
+    guestConfig: Buffer,
+    volumes: ReadonlyMap<string, VmVolume>,
+    info: VmBackupInfo,
+    signal: AbortSignal,
   ): Promise<Point> {
     const { log } = this.#environment;
-    const signal = AbortSignal.any([callerSignal, this.#lock.lost]);
     const guest = await this.#guestIdentity(guestConfig);
     for (const device of volumes.keys()) checkDeviceName(device);
     await this.#staged.writeFile(GUEST_CONFIG_FILE, guestConfig);
@@ -151,7 +170,12 @@ export class VmBackup implements AsyncDisposable {
     for (const [device, volume] of [...volumes].sort(([a], [b]) => (a < b ? -1 : 1))) {
       const decision = await this.#decide(device, volume, guest, signal);
       log("info", describe(device, volume, decision));
-      devices.push(await this.#backUpDevice({ device, volume, decision, pool, throttle, signal }));
+      const job = { device, volume, decision, pool, throttle, signal };
+      devices.push(
+        await this.#backUpDevice(job).catch((error: unknown) => {
+          throw explainLoss(this.vmid, device, error);
+        }),
+      );
     }
     const point = await this.#staged.commit({ devices, process: guest.process }, signal);
     this.#point = point;
@@ -189,10 +213,10 @@ export class VmBackup implements AsyncDisposable {
   }
 
   async #backUpDevice(job: DeviceJob): Promise<StagedDevice> {
-    const { compression, compressor, log, store, timeouts } = this.#environment;
+    const { compression, compressor, log, store } = this.#environment;
     const { decision, device, signal, volume } = job;
     await using stack = new CleanupStack();
-    const source = stack.use(await NbdSource.open(device, volume, timeouts, signal));
+    const source = stack.use(await this.#openSource(device, volume, signal));
     let base: Qcow2Chain | undefined;
     let backing: { file: string; format: "qcow2" } | undefined;
     if (decision.mode === "incremental") {
@@ -229,6 +253,14 @@ export class VmBackup implements AsyncDisposable {
       fileBytes: image.fileBytes,
       digest: image.digest,
     };
+  }
+
+  async #openSource(device: string, volume: VmVolume, signal: AbortSignal): Promise<CopySource & AsyncDisposable> {
+    const { fileHandles: calls, log, storeid, timeouts } = this.#environment;
+    const { fileHandle: handle } = volume;
+    if (handle === undefined) return await NbdSource.open(device, volume, timeouts, signal);
+    if (calls === undefined) throw new RequestError(`Cannot back up "${device}": nobody tells its dirty regions`);
+    return await FileHandleSource.open({ device, volume, handle, storeid, calls, timeouts, log }, signal);
   }
 }
 

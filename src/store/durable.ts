@@ -25,18 +25,16 @@ const CREATE_FLAGS = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL |
 /** The real thing; every failure is an EnvironmentError. */
 export const durableIo: DurableIo = {
   async createFile(path, bytes) {
-    await explain("write", path, async () => {
-      await using handle = await open(path, CREATE_FLAGS, FILE_MODE);
-      await handle.writeFile(bytes);
-      await sync(() => handle.sync());
-    });
+    await explain("write", path, () => create(path, bytes));
   },
 
   async replaceFile(path, bytes) {
     const staged = join(dirname(path), `${TEMP_PREFIX}${randomUUID()}`);
     try {
-      await this.createFile(staged, bytes);
-      await explain("write", path, () => rename(staged, path));
+      await explain("write", path, async () => {
+        await create(staged, bytes);
+        await rename(staged, path);
+      });
     } catch (error) {
       await rm(staged, { force: true }).catch(() => undefined);
       throw error;
@@ -62,6 +60,12 @@ export const durableIo: DurableIo = {
     await explain("rename", from, () => rename(from, to));
   },
 };
+
+async function create(path: string, bytes: Buffer): Promise<void> {
+  await using handle = await open(path, CREATE_FLAGS, FILE_MODE);
+  await handle.writeFile(bytes);
+  await sync(() => handle.sync());
+}
 
 /** File systems without fsync (CIFS for folders, the cluster file system of PVE) answer EINVAL. */
 async function sync(act: () => Promise<void>): Promise<void> {

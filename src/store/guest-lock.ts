@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { checkSameStore } from "./catalog.ts";
 import type { StoreContext } from "./context.ts";
 import { makeFolder } from "./durable.ts";
+import { LockedError } from "./errors.ts";
 import { GUEST_LOCK_FILE, guestFolder } from "./layout.ts";
 import { LockFile } from "./lock-file.ts";
 
@@ -43,6 +44,14 @@ export class GuestLock implements AsyncDisposable {
   /** @throws LockedError unless the share says that the lock is still ours */
   async assertHeld(): Promise<void> {
     await this.#file.assertHeld();
+  }
+
+  /** What a job failed with: if the lock was lost meanwhile, that is why, else `error` itself. Never rejects. */
+  async causeOf(error: unknown): Promise<unknown> {
+    return await this.assertHeld().then(
+      () => error,
+      (lost: unknown) => (lost instanceof LockedError ? lost : error),
+    );
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

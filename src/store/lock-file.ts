@@ -14,6 +14,7 @@ import {
   createLockRecord,
   describeHolder,
   encodeLockRecord,
+  heldHere,
   isSameLock,
   isStale,
   type LockRecord,
@@ -59,6 +60,22 @@ export class LockFile implements AsyncDisposable {
    */
   static async acquire(path: string, what: string, timing: LockTiming, signal: AbortSignal): Promise<LockFile> {
     const record = await createLockRecord();
+    heldHere.add(record.uuid);
+    try {
+      return await LockFile.#acquire(path, what, record, timing, signal);
+    } catch (error) {
+      heldHere.delete(record.uuid);
+      throw error;
+    }
+  }
+
+  static async #acquire(
+    path: string,
+    what: string,
+    record: LockRecord,
+    timing: LockTiming,
+    signal: AbortSignal,
+  ): Promise<LockFile> {
     for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
       signal.throwIfAborted();
       if (await tryCreate(path, record)) return new LockFile(path, what, record, timing);
@@ -101,6 +118,7 @@ export class LockFile implements AsyncDisposable {
     // A share that went away must not turn a finished backup into a failed one; the lock dies with us.
     const seen = await readLock(this.path).catch(() => undefined);
     if (seen?.record?.uuid === this.#record.uuid) await rm(this.path, { force: true }).catch(() => undefined);
+    heldHere.delete(this.#record.uuid); // a file that could not be removed is nobody's now
   }
 
   /** Writes a new heartbeat. A share that does not answer is no loss yet: the next beat tries again. */
@@ -189,7 +207,7 @@ async function tryCreate(path: string, record: LockRecord): Promise<boolean> {
 async function createWith(path: string, record: LockRecord): Promise<void> {
   await using handle = await open(path, CREATE_FLAGS, FILE_MODE);
   try {
-    await handle.write(encodeLockRecord(record));
+    await handle.writeFile(encodeLockRecord(record)); // finishes short writes
     await handle.sync();
   } catch (error) {
     await rm(path, { force: true }).catch(() => undefined);
@@ -203,7 +221,10 @@ async function tryLink(temp: string, path: string): Promise<boolean> {
     await link(temp, path);
     return true;
   } catch (error) {
+    // The link was made and its reply was lost: NFS asks again, and may fail then.
+    const made = await lstat(temp).catch(() => undefined);
+    if (made?.nlink === 2) return true;
     if (errnoOf(error) !== "EEXIST") throw error;
-    return (await lstat(temp)).nlink === 2; // NFS: the link was made, its reply was lost
+    return false;
   }
 }

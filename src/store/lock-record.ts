@@ -45,6 +45,9 @@ const LOCK_VERSION = 1;
 const LOCK_FILE_BYTES = 1024;
 const MAX_HOSTNAME_CHARS = 255;
 
+/** UUIDs of the locks that this process holds, or is about to. */
+export const heldHere = new Set<string>();
+
 export async function createLockRecord(): Promise<LockRecord> {
   const self = await readProcess(process.pid);
   if (self === undefined) throw environmentError("read", `/proc/${process.pid}/stat`, new Error("it is not readable"));
@@ -108,21 +111,32 @@ export async function readLockFrom(handle: FileHandle): Promise<SeenLock> {
   return { record: decodeLockRecord(bytes.subarray(0, bytesRead)), mtimeMs };
 }
 
-/** True if the holder was a process of this host that is gone: no clock is asked. */
+/** Whether the process table here can tell of the holder. */
+export async function isOfThisHost({ record }: Pick<SeenLock, "record">): Promise<boolean> {
+  return record !== undefined && record.hostId === (await readHostId());
+}
+
+/** True if the holder was a process of this host that is gone, or this one, which released it: no clock is asked. */
 export async function isHolderDead({ record }: SeenLock): Promise<boolean> {
-  return record !== undefined && record.hostId === (await readHostId()) && !(await isRunning(record.process));
+  if (record === undefined || !(await isOfThisHost({ record }))) return false;
+  if (!(await isRunning(record.process))) return true;
+  return record.process.pid === process.pid && !heldHere.has(record.uuid);
 }
 
 /**
  * True if the lock may be broken. On this host only the process table decides; a lock of another host
- * must be old by the server's clock and must not move while it is watched.
+ * must be old by the server's clock and must not move while it is watched. Where that clock jumped back, a lock is
+ * from the future and says nothing of its age: it is watched for as long as it would have to be old.
  *
  * @throws the abort reason of `signal`
  */
 export async function isStale(path: string, seen: SeenLock, timing: LockTiming, signal: AbortSignal): Promise<boolean> {
-  if (seen.record !== undefined && seen.record.hostId === (await readHostId())) return await isHolderDead(seen);
-  if ((await readServerNowMs(dirname(path))) - seen.mtimeMs <= timing.staleMs) return false;
-  await sleep(timing.observeMs, undefined, { signal }).catch((error: unknown) => {
+  if (await isOfThisHost(seen)) return await isHolderDead(seen);
+  if (!Number.isFinite(seen.mtimeMs)) return false; // no file that one of us wrote
+  const ageMs = (await readServerNowMs(dirname(path))) - seen.mtimeMs;
+  if (Math.abs(ageMs) <= timing.staleMs) return false;
+  const watchMs = ageMs > 0 ? timing.observeMs : timing.staleMs + timing.observeMs;
+  await sleep(watchMs, undefined, { signal }).catch((error: unknown) => {
     signal.throwIfAborted(); // the reason, not Node's own AbortError
     throw error;
   });

@@ -3,7 +3,7 @@
 import { randomUUID } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { messageOf, RequestError } from "../core/index.ts";
+import { environmentError, RequestError } from "../core/index.ts";
 import { scanGuest } from "./catalog.ts";
 import { type CommitParts, commitPoint } from "./commit.ts";
 import { pointFolder, type StoreContext } from "./context.ts";
@@ -99,7 +99,8 @@ export class StagedPoint implements AsyncDisposable {
     try {
       await rm(this.folder, { recursive: true, force: true });
     } catch (error) {
-      this.#context.warn(`Cannot remove "${this.folder}": ${messageOf(error)}; the next backup tries again`);
+      const { message } = environmentError("remove", this.folder, error);
+      this.#context.warn(`${message}; the next backup tries again`);
     }
   }
 }

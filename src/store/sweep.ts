@@ -2,7 +2,7 @@
 // Removes what jobs that died left behind. Only under the guest's lock: then nobody writes there.
 import { lstat, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { environmentError, errnoOf, messageOf } from "../core/index.ts";
+import { environmentError, errnoOf } from "../core/index.ts";
 import type { StoreContext } from "./context.ts";
 import type { GuestLock } from "./guest-lock.ts";
 import {
@@ -15,8 +15,9 @@ import {
   TRASH_PREFIX,
 } from "./layout.ts";
 import { breakLock } from "./lock-file.ts";
-import { isHolderDead, readLock } from "./lock-record.ts";
+import { isHolderDead, isOfThisHost, readLock } from "./lock-record.ts";
 import { pruneFailedLogs } from "./logs.ts";
+import { witnessFolder } from "./witness.ts";
 
 /** Temporary files live for moments, but some are made without the guest's lock. */
 const TEMP_FILE_MAX_AGE_MS = 60 * 60 * 1000;
@@ -38,7 +39,7 @@ export async function sweepGuest(context: StoreContext, lock: GuestLock): Promis
     try {
       await work();
     } catch (error) {
-      if (errnoOf(error) !== "ENOENT") context.warn(`Cannot sweep "${what}": ${messageOf(error)}`);
+      if (errnoOf(error) !== "ENOENT") context.warn(environmentError("sweep", what, error).message);
     }
   };
   await attempt(folder, async () => {
@@ -55,6 +56,10 @@ export async function sweepGuest(context: StoreContext, lock: GuestLock): Promis
   const locks = join(folder, POINT_LOCKS_FOLDER);
   await attempt(locks, () => sweepPointLocks(locks, nowMs));
   await attempt(join(folder, FAILED_LOGS_FOLDER), () => pruneFailedLogs(join(folder, FAILED_LOGS_FOLDER), nowMs));
+  await attempt(context.storeid, async () => {
+    const witnesses = await witnessFolder(context);
+    await attempt(witnesses, () => sweepTempFiles(witnesses, Date.now())); // another file system, another clock
+  });
 }
 
 async function sweepTempFiles(folder: string, nowMs: number): Promise<void> {
@@ -72,7 +77,8 @@ async function sweepPointLocks(folder: string, nowMs: number): Promise<void> {
     const path = join(folder, name);
     const seen = await readLock(path);
     if (seen === undefined) continue;
-    const isDead = (await isHolderDead(seen)) || nowMs - seen.mtimeMs > POINT_LOCK_MAX_AGE_MS;
+    // A clock that jumps forward must not end a reader that can be seen to live.
+    const isDead = (await isOfThisHost(seen)) ? await isHolderDead(seen) : nowMs - seen.mtimeMs > POINT_LOCK_MAX_AGE_MS;
     if (isDead) await breakLock(path, seen);
   }
 }

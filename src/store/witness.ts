@@ -36,6 +36,23 @@ const CLUSTER_FOLDER = "etc/pve/priv";
 const LOCAL_FOLDER = "var/lib/pve-backup-host";
 const CLUSTER_SUBFOLDER = "pve-backup-host";
 
+/**
+ * Where the records of a storage are. See Witness.locate().
+ *
+ * @throws EnvironmentError if nobody can tell
+ */
+export async function witnessFolder({ root, storeid }: { root: string; storeid: string }): Promise<string> {
+  const cluster = join(root || "/", CLUSTER_FOLDER);
+  const isCluster = await stat(cluster).then(
+    (found) => found.isDirectory(),
+    (error: unknown) => {
+      if (errnoOf(error) === "ENOENT") return false;
+      throw environmentError("look at", cluster, error);
+    },
+  );
+  return join(isCluster ? join(cluster, CLUSTER_SUBFOLDER) : join(root || "/", LOCAL_FOLDER), storeid);
+}
+
 /** One guest's record, opened where this host keeps it. */
 export class Witness {
   readonly path: string;
@@ -57,16 +74,8 @@ export class Witness {
    * @throws EnvironmentError if nobody can tell
    */
   static async locate(root: string, storeid: string, vmid: number, io: DurableIo): Promise<Witness> {
-    const cluster = join(root || "/", CLUSTER_FOLDER);
-    const isCluster = await stat(cluster).then(
-      (found) => found.isDirectory(),
-      (error: unknown) => {
-        if (errnoOf(error) === "ENOENT") return false;
-        throw environmentError("look at", cluster, error);
-      },
-    );
-    const base = isCluster ? join(cluster, CLUSTER_SUBFOLDER) : join(root || "/", LOCAL_FOLDER);
-    return new Witness(join(base, storeid, `${checkVmid(vmid)}.json`), storeid, vmid, io);
+    const folder = await witnessFolder({ root, storeid });
+    return new Witness(join(folder, `${checkVmid(vmid)}.json`), storeid, vmid, io);
   }
 
   /** @throws EnvironmentError if the file is there and cannot be read */

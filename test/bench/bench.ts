@@ -52,12 +52,12 @@ export function fullJob(
   bench: Bench,
   compression: JobOptions["compression"],
   source: SourceDisk = bench.source,
-  bandwidthLimit = 0,
+  more: Pick<JobOptions, "bandwidthLimit" | "fuseFile"> = {},
 ): FullJob {
   const storePath = path.join(bench.area.diskDir, `store-${compression}`);
   let last: JobRun | undefined;
   return {
-    name: `pve-backup-host, ${compression === "none" ? "no compression" : compression}`,
+    name: `pve-backup-host, ${compression === "none" ? "no compression" : compression}${more.fuseFile === undefined ? "" : ", file handle"}`,
     remove: () => rm(storePath, { recursive: true, force: true }),
     async run() {
       last = await runJob({
@@ -72,7 +72,7 @@ export function fullJob(
         bitmapMode: "none",
         bitmapName: undefined,
         guestConfig: GUEST_CONFIG,
-        bandwidthLimit,
+        ...more,
       });
       return last.ms;
     },

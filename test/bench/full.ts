@@ -72,26 +72,32 @@ function diskContestant(bench: Bench): Contestant {
   };
 }
 
-/** The loop of the upstream example: 4 MiB at a time, everything, from one FUSE file into another. Only the copy counts. */
+/** The loop of the upstream example: 4 MiB at a time, everything, from one FUSE file into another. */
 async function fuseLoop(bench: Bench): Promise<number> {
+  const from = path.join(bench.area.memoryDir, "loop-source");
+  await (await open(from, "w")).close();
+  await using _source = await mountFuse(bench, from, ["-r", from, bench.source.uri]);
+  return await loopFrom(bench, from);
+}
+
+/** Serves a FUSE file until disposed. */
+export async function mountFuse(bench: Bench, file: string, args: readonly string[]): Promise<AsyncDisposable> {
+  return await startServer("nbdfuse", args, () => isMounted(file, bench.source.sizeBytes));
+}
+
+/** Copies `from` into a FUSE file on a new image, 4 MiB at a time, by dd with `flags`. Only the copy counts. */
+export async function loopFrom(bench: Bench, from: string, ...flags: string[]): Promise<number> {
   const target = imageOf(bench);
   const { memoryDir } = bench.area;
   await runTimed("qemu-img", ["create", "-q", "-f", "qcow2", target, `${bench.source.sizeBytes}`]);
   await using stack = new CleanupStack();
   const socket = path.join(memoryDir, "target.sock");
   stack.use(await startServer("qemu-nbd", ["-t", "-f", "qcow2", "-k", socket, target], () => exists(socket)));
-  const from = path.join(memoryDir, "loop-source");
   const to = path.join(memoryDir, "loop-target");
-  const targetUri = `nbd+unix:///?socket=${encodeURIComponent(socket)}`;
-  for (const [file, args] of [
-    [from, ["-r", from, bench.source.uri]],
-    [to, [to, targetUri]],
-  ] as const) {
-    await (await open(file, "w")).close();
-    stack.use(await startServer("nbdfuse", args, () => isMounted(file, bench.source.sizeBytes)));
-  }
+  await (await open(to, "w")).close();
+  stack.use(await mountFuse(bench, to, [to, `nbd+unix:///?socket=${encodeURIComponent(socket)}`]));
   bench.progress("the loop on FUSE files takes about half a minute");
-  const { ms } = await runTimed("dd", [`if=${from}`, `of=${to}`, `bs=${4 * MIB}`, "conv=notrunc"]);
+  const { ms } = await runTimed("dd", [`if=${from}`, `of=${to}`, `bs=${4 * MIB}`, "conv=notrunc", ...flags]);
   await stack[Symbol.asyncDispose]();
   await rm(target);
   return ms;

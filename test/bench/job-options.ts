@@ -18,6 +18,8 @@ export interface JobOptions {
   readonly guestConfig: string;
   /** Bytes per second; absent: no limit. */
   readonly bandwidthLimit?: number;
+  /** The disk as a FUSE file, handed over instead of the NBD socket. */
+  readonly fuseFile?: string;
 }
 
 export interface JobReport {

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One backup job in a process of its own: PVE's hooks in PVE's order, then a line of JSON about it.
 // Usage: node dist/bench-job.mjs '{"storePath": ...}'
+import { constants } from "node:fs";
+import { open } from "node:fs/promises";
+import { CleanupStack } from "../../src/core/index.ts";
 import { NbdConnection } from "../../src/nbd/index.ts";
-import { DirectoryProvider } from "../../src/provider/index.ts";
+import { DirectoryProvider, type FileHandleCalls, type VmVolume } from "../../src/provider/index.ts";
 import type { JobOptions, JobReport } from "./job-options.ts";
 
 const never = new AbortController().signal;
@@ -21,6 +24,24 @@ function watchFirstRead(): { readonly atMs: () => number | undefined } {
   return { atMs: () => atMs };
 }
 
+/** The Perl side's answers: the whole disk is dirty, and what is given up stays. */
+function fileHandleCalls(sizeBytes: number): FileHandleCalls {
+  return {
+    nextDirtyRegions: async () => ({ regions: [{ offset: 0, length: sizeBytes }], done: true }),
+    deallocate: async () => undefined,
+  };
+}
+
+/** The volume as `backup_vm` gets it. This process also plays the one that holds the file open. */
+async function volumeOf(options: JobOptions, stack: CleanupStack): Promise<VmVolume> {
+  const { bitmapMode, bitmapName, fuseFile, nbdPath, sizeBytes: size } = options;
+  if (fuseFile === undefined) return { size, bitmapMode, bitmapName, nbdPath };
+  const handle = await open(fuseFile, constants.O_RDONLY | constants.O_DIRECT);
+  stack.defer(() => handle.close());
+  const fileHandle = { pid: process.pid, fd: handle.fd };
+  return { size, bitmapMode, bitmapName: undefined, nbdPath: undefined, fileHandle };
+}
+
 async function runJob(options: JobOptions): Promise<JobReport> {
   const log: string[] = [];
   const { device, epoch, sizeBytes, vmid } = options;
@@ -30,7 +51,11 @@ async function runJob(options: JobOptions): Promise<JobReport> {
     "dir-compression": options.compression,
   };
   await using provider = new DirectoryProvider(
-    { storeid: "bench", scfg, nodename: "bench", apiver: 15, log: (_level, message) => void log.push(message) },
+    {
+      ...{ storeid: "bench", scfg, nodename: "bench", apiver: 15 },
+      log: (_level, message) => void log.push(message),
+      fileHandles: fileHandleCalls(sizeBytes),
+    },
     { root: options.root },
   );
   await provider.jobInit();
@@ -39,8 +64,8 @@ async function runJob(options: JobOptions): Promise<JobReport> {
   if (options.bitmapMode === "reuse" && answers.get(device) !== "use") {
     throw new Error(`The provider does not want to reuse the bitmap of ${device}: ${log.join("\n")}`);
   }
-  const { bitmapMode, bitmapName, nbdPath } = options;
-  const volumes = new Map([[device, { size: sizeBytes, bitmapMode, bitmapName, nbdPath }]]);
+  await using stack = new CleanupStack();
+  const volumes = new Map([[device, await volumeOf(options, stack)]]);
   const firstRead = watchFirstRead();
   const startMs = performance.now();
   const info = { bandwidthLimit: options.bandwidthLimit ?? 0, firewallConfig: undefined };

@@ -7,6 +7,7 @@ import type { Bench } from "./bench.ts";
 import { measureCompressed } from "./compressed.ts";
 import { measureContainer } from "./container.ts";
 import { measureDirtyMap } from "./dirty-map.ts";
+import { measureFileHandle } from "./file-handle.ts";
 import { measureFull } from "./full.ts";
 import { measureIncremental } from "./incremental.ts";
 import { measureMemory } from "./memory.ts";
@@ -18,6 +19,7 @@ import { BenchError, openWorkArea } from "./work-area.ts";
 
 const PARTS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   full: measureFull,
+  "file-handle": measureFileHandle,
   compressed: measureCompressed,
   incremental: measureIncremental,
   "dirty-map": measureDirtyMap,

@@ -44,7 +44,7 @@ async function makeTree(tree: string): Promise<void> {
 
 /** The whole of backup_vm counts, with the check of the image and the commit. */
 async function vmRow(bench: Bench): Promise<Row> {
-  const job = fullJob(bench, "none", bench.source, LIMIT);
+  const job = fullJob(bench, "none", bench.source, { bandwidthLimit: LIMIT });
   await job.run();
   const measured = bench.source.dataBytes / (job.last().backupMs / 1000);
   await job.remove();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The command line on a store with real backups in it.
 import { execFile } from "node:child_process";
-import { open, rm } from "node:fs/promises";
+import { open, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { promisify } from "node:util";
 import { build } from "esbuild";
@@ -70,6 +70,15 @@ describe("pve-backup-host list", () => {
     expect(lines[2]).toMatch(
       /^100\/qemu-1700000100 +2023-11-14T22:15:00Z +[\d.]+ MiB +incremental +100\/qemu-1700000000$/,
     );
+  });
+
+  it("prints nothing of the notes that a terminal would obey", async () => {
+    const attributes = path.join(node.storePath, full, "attributes.json");
+    const notes = "a\u001b[31mb\rc\u009b2Jd\ne";
+    await writeFile(attributes, JSON.stringify({ format: "pve-backup-host-attributes", version: 1, notes }));
+    const { stdout } = await cli("list", node.storePath);
+    await rm(attributes);
+    expect(stdout.split("\n")[1]).toMatch(/- +a \[31mb c 2Jd$/);
   });
 
   it("prints JSON that a script can read, of one guest", async () => {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The real bridge with the real provider as a process of its own, to be ended in every way there is.
 import { type ChildProcess, spawn } from "node:child_process";
+import { randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { rm } from "node:fs/promises";
+import { readFile, rm } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 import type { LabBackup, LabGuest } from "../../fixtures/lab/index.ts";
@@ -14,17 +15,30 @@ export interface BridgeBundle extends AsyncDisposable {
   readonly path: string;
 }
 
+export interface BridgeOptions {
+  /** Name of another host: the process gets host name and pids of its own. */
+  readonly host?: string;
+  readonly storeid?: string;
+  readonly scfg?: Record<string, unknown>;
+}
+
 /** Bundles the bridge as a release does; it lies below dist/, where it finds its native libraries. */
-export async function buildBridge(): Promise<BridgeBundle> {
-  const path = `${root}dist/test/bridge-${process.pid}-${Date.now()}.mjs`;
+export async function buildBridge(entryPoint = "bridge/main.ts"): Promise<BridgeBundle> {
+  const path = `${root}dist/test/bridge-${process.pid}-${randomUUID()}.mjs`;
   await build({
-    ...{ absWorkingDir: root, entryPoints: ["bridge/main.ts"], outfile: path, bundle: true, platform: "node" },
+    ...{ absWorkingDir: root, entryPoints: [entryPoint], outfile: path, bundle: true, platform: "node" },
     ...{ format: "esm", target: "node20.19", external: ["koffi"], logLevel: "warning" },
     banner: {
       js: 'import { createRequire as __createRequire } from "node:module"; const require = __createRequire(import.meta.url);',
     },
   });
   return { path, [Symbol.asyncDispose]: () => rm(path, { force: true }) };
+}
+
+/** Arguments of unshare(1) for a process that lives, and dies, as on another host. */
+function asHost(host: string, bundle: string): string[] {
+  const inside = ["sh", "-c", 'hostname "$0"; exec "$@"', host, process.execPath, bundle];
+  return ["--uts", "--pid", "--fork", "--mount-proc", "--kill-child", "--", ...inside];
 }
 
 interface Answer {
@@ -41,8 +55,9 @@ export class BridgeProcess implements AsyncDisposable {
   #received = Buffer.alloc(0);
   #nextId = 1;
 
-  private constructor(bundle: string, node: TestNode) {
-    this.child = spawn(process.execPath, [bundle], {
+  private constructor(bundle: string, node: TestNode, host: string | undefined) {
+    const [command, args] = host === undefined ? [process.execPath, [bundle]] : ["unshare", asHost(host, bundle)];
+    this.child = spawn(command, args, {
       stdio: ["pipe", "pipe", "ignore"],
       env: { ...process.env, PVE_BACKUP_HOST_ROOT: node.root },
     });
@@ -54,12 +69,24 @@ export class BridgeProcess implements AsyncDisposable {
     });
   }
 
-  static async start(bundle: BridgeBundle, node: TestNode): Promise<BridgeProcess> {
-    const bridge = new BridgeProcess(bundle.path, node);
-    const scfg = { path: node.storePath, "vm-backup-mode": "incremental", "dir-compression": "none" };
-    const hello = { "protocol-version": 1, storeid: node.storeid, scfg, apiver: 15, nodename: "node1" };
+  static async start(bundle: BridgeBundle, node: TestNode, options: BridgeOptions = {}): Promise<BridgeProcess> {
+    const { host, storeid = node.storeid } = options;
+    const bridge = new BridgeProcess(bundle.path, node, host);
+    const scfg = {
+      ...{ path: node.storePath, "vm-backup-mode": "incremental", "dir-compression": "none" },
+      "dir-device-view": "fuse",
+      ...options.scfg,
+    };
+    const hello = { "protocol-version": 1, storeid, scfg, apiver: 15, nodename: host ?? "node1" };
     await bridge.call("initialize", hello);
     return bridge;
+  }
+
+  /** Pid of Node itself, as this host sees it; that of another host is a child of the process that was started. */
+  async nodePid(): Promise<number> {
+    const pid = this.child.pid ?? 0;
+    const children = await readFile(`/proc/${pid}/task/${pid}/children`, "latin1");
+    return this.child.spawnfile === "unshare" ? Number(children.trim()) : pid;
   }
 
   /** @returns undefined if the process ended before it answered @throws an Error with the answer's own words */

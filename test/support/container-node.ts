@@ -56,6 +56,8 @@ export interface ProgramResult {
 export interface Program {
   readonly child: ChildProcess;
   readonly result: Promise<ProgramResult>;
+  /** What it has printed so far. */
+  readonly lines: readonly string[];
   /** Resolves with the first line that matches. */
   line(pattern: RegExp): Promise<string>;
 }
@@ -178,7 +180,8 @@ export class ContainerNode implements AsyncDisposable {
   }
 }
 
-function watch(child: ReturnType<typeof spawn>): Program {
+/** The output of a child, line by line, and its end. */
+export function watch(child: ReturnType<typeof spawn>): Program {
   const lines: string[] = [];
   const waiting: Array<{ pattern: RegExp; resolve: (line: string) => void }> = [];
   for (const stream of [child.stdout, child.stderr]) {
@@ -201,7 +204,7 @@ function watch(child: ReturnType<typeof spawn>): Program {
     });
     return await Promise.race([found, ended]);
   };
-  return { child, result, line };
+  return { child, result, lines, line };
 }
 
 /** One line per entry: owner, mode, mtime, link, device, xattrs and content, names as bytes in latin1. */

@@ -8,6 +8,7 @@ import type {
   BackupProvider,
   ContainerHandoff,
   ProviderContext,
+  VmVolume,
   VolumeEntry,
 } from "../../src/provider/backup-provider.ts";
 import { HandoffChannel, HandoffListener } from "../../src/provider/container-handoff.ts";
@@ -71,7 +72,7 @@ export async function createFakeProvider(context: ProviderContext): Promise<Back
         throw new UnsupportedError("Cannot do it: refused on purpose", { hint: "try something else" });
       }
       if (behaviour === "stderr") process.stderr.write("first line\nsecond line\n");
-      if (behaviour === "file-handle") await readFileHandles(context, [...volumes.keys()], signal);
+      if (behaviour === "file-handle") await readFileHandles(context, volumes, signal);
     },
     backupContainerPrepare: async (_vmid, info) => {
       if (behaviour === "refuse") throw new UnsupportedError("Cannot back up containers: refused on purpose");
@@ -160,10 +161,17 @@ function tryReadLink(file: string): string {
 }
 
 /** Pulls all dirty regions in small batches and gives them back. */
-async function readFileHandles(context: ProviderContext, devices: string[], signal: AbortSignal): Promise<void> {
+async function readFileHandles(
+  context: ProviderContext,
+  volumes: ReadonlyMap<string, VmVolume>,
+  signal: AbortSignal,
+): Promise<void> {
   const { fileHandles } = context;
   if (fileHandles === undefined) throw new Error("no Perl side");
-  for (const device of devices) {
+  for (const [device, { fileHandle }] of volumes) {
+    if (fileHandle !== undefined) {
+      context.log("info", `handle of ${device}: ${tryReadLink(`/proc/${fileHandle.pid}/fd/${fileHandle.fd}`)}`);
+    }
     for (let done = false; !done; ) {
       const batch = await fileHandles.nextDirtyRegions(device, 2, signal);
       done = batch.done;

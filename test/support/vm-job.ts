@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Plays vzdump and qmrestore on a provider in this process, in PVE's order, with a failure wherever wanted.
 import { execFile } from "node:child_process";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
 import type { LabBackup, LabGuest } from "../../fixtures/lab/index.ts";
-import { DirectoryProvider, type LogLevel } from "../../src/provider/index.ts";
+import { DirectoryProvider, type DirectoryProviderOptions, type LogLevel } from "../../src/provider/index.ts";
+import type { HandedOver } from "./file-handles.ts";
 
 const run = promisify(execFile);
 const never = new AbortController().signal;
@@ -26,6 +27,12 @@ export interface JobOptions {
   readonly oracleDir?: string;
   readonly firewallConfig?: Buffer;
   readonly bandwidthLimit?: number;
+  /** Room of each fleecing image. */
+  readonly fleecingBytes?: number;
+  /** Cancels backup_vm. */
+  readonly signal?: AbortSignal;
+  /** Hands the devices over as files, not as NBD exports. */
+  readonly handOver?: (access: LabBackup) => Promise<HandedOver>;
   /** Between the answers and the backup access: what may happen to the store meanwhile. */
   readonly afterQuery?: (() => Promise<void>) | undefined;
 }
@@ -43,10 +50,13 @@ export interface JobResult {
 /** A store, a fake root for /etc/pve, /run and /var/lib, and providers on them. */
 export class TestNode implements AsyncDisposable {
   readonly dir: string;
-  readonly storePath: string;
+  /** Where the storage's section says that the store is; changes with moveStore(). */
+  storePath: string;
   readonly root: string;
   readonly storeid = "bk";
   readonly log: string[] = [];
+  /** What the Perl side would hold open. */
+  handedOver: HandedOver | undefined;
   readonly #scfg: Record<string, unknown>;
 
   private constructor(dir: string, storePath: string, scfg: Record<string, unknown>) {
@@ -63,18 +73,38 @@ export class TestNode implements AsyncDisposable {
     return node;
   }
 
-  provider(scfg: Record<string, unknown> = {}): DirectoryProvider {
+  provider(scfg: Record<string, unknown> = {}, options: DirectoryProviderOptions = {}): DirectoryProvider {
     const log = (level: LogLevel, message: string): void => void this.log.push(`${level}: ${message}`);
+    const perlSide = (): HandedOver => {
+      if (this.handedOver === undefined) throw new Error("no device is handed over as a file");
+      return this.handedOver;
+    };
     return new DirectoryProvider(
       {
         storeid: this.storeid,
-        scfg: { path: this.storePath, "vm-backup-mode": "incremental", ...this.#scfg, ...scfg },
+        scfg: {
+          path: this.storePath,
+          "vm-backup-mode": "incremental",
+          "dir-device-view": "fuse",
+          ...this.#scfg,
+          ...scfg,
+        },
         nodename: "node1",
         apiver: 15,
         log,
+        fileHandles: {
+          nextDirtyRegions: async (device, max) => await perlSide().nextDirtyRegions(device, max),
+          deallocate: async (device, ranges) => await perlSide().deallocate(device, ranges),
+        },
       },
-      { root: this.root, timeouts: { connectTimeoutMs: 5_000, replyTimeoutMs: 5_000 } },
+      { root: this.root, timeouts: { connectTimeoutMs: 5_000, replyTimeoutMs: 5_000 }, ...options },
     );
+  }
+
+  /** The admin moves the folder, and then says so in the storage's section. */
+  async moveStore(to: string): Promise<void> {
+    await rename(this.storePath, to);
+    this.storePath = to;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -106,20 +136,26 @@ export async function backUp(node: TestNode, guest: LabGuest, options: JobOption
     access = await guest.openBackup({
       modes,
       ...(options.oracleDir === undefined ? {} : { oracleDir: options.oracleDir }),
+      ...(options.fleecingBytes === undefined ? {} : { fleecingBytes: options.fleecingBytes }),
     });
     const cancel = new AbortController();
     const info = { bandwidthLimit: options.bandwidthLimit ?? 0, firewallConfig: options.firewallConfig };
-    const backup = provider.backupVm(vmid, Buffer.from(guest.guestConfig), access.vmVolumes(), info, cancel.signal);
+    const signal = AbortSignal.any([cancel.signal, options.signal ?? never]);
+    node.handedOver = await options.handOver?.(access);
+    const volumes = node.handedOver?.volumes ?? access.vmVolumes();
+    const backup = provider.backupVm(vmid, Buffer.from(guest.guestConfig), volumes, info, signal);
     if (options.failAt === "backup_vm") setTimeout(() => cancel.abort(new InjectedFailure("cancelled")), 15).unref();
     const [copied, meanwhile] = await Promise.allSettled([backup, options.during?.()]);
     if (copied.status === "rejected") throw copied.reason;
     if (meanwhile.status === "rejected") throw meanwhile.reason;
+    await node.handedOver?.[Symbol.asyncDispose]();
     await access.finish(true); // PVE tells QEMU "success" as soon as backup_vm has returned
     mayFail("after_backup_vm");
     await provider.backupCleanup(vmid, "qemu", true, undefined, never);
     volname = `backup/${archiveName}`;
   } catch (error) {
     failure = error;
+    await node.handedOver?.[Symbol.asyncDispose]();
     await access?.finish(false);
     await provider.backupCleanup(vmid, "qemu", false, String(error), never);
   }

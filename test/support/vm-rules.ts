@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What the tests of single rules share: one small guest, backups that must succeed, and the judgement of
 // a point by copies of the disks taken at its time.
+import { readdir } from "node:fs/promises";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { expect } from "vitest";
 import { compareRaw, type LabBackup, LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
 import type { LabGuestOptions } from "../../fixtures/lab/lab-machine.ts";
@@ -97,4 +100,15 @@ export async function refusalOf(promise: Promise<unknown>): Promise<Pick<HostErr
   );
   const { code, message } = error as HostError;
   return { code, message };
+}
+
+/** Until the image of the disk is being written: QEMU is connected then, and the copy has begun. */
+export async function untilCopying(node: TestNode): Promise<void> {
+  const folder = path.join(node.storePath, String(VMID));
+  for (const deadline = performance.now() + 30_000; performance.now() < deadline; await sleep(5)) {
+    const staging = (await readdir(folder)).find((name) => name.startsWith(".staging-")) ?? "none";
+    const files = await readdir(path.join(folder, staging)).catch((): string[] => []);
+    if (files.includes(`${DISK}.qcow2`)) return;
+  }
+  throw new Error("the copy does not begin");
 }

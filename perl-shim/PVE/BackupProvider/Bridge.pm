@@ -26,6 +26,9 @@ use constant RPC_HANDLER_FAILED => -32000;
 
 my %live;
 
+# Of a message of our own that answers whatever is waited for; no peer can send it.
+my $any_id = [];
+
 # Keys: scfg, storeid, apiver, nodename, log (a function of level and message). Does not start Node.
 sub new {
     my ($class, %param) = @_;
@@ -44,7 +47,7 @@ sub call {
     local $SIG{__DIE__};
     $self->_start() if !$self->_is_running();
     my $answer = $self->_request($method, $params, $reverse, $seconds);
-    return $answer->{result} if !$answer->{error};
+    return PVE::BackupProvider::Bridge::Values::object_in($answer->{result} // {}, 'it') if !$answer->{error};
     if ($answer->{is_lost}) {
         $self->{process}->stop(0);
         delete($self->{process});
@@ -63,7 +66,8 @@ sub close {
             local $SIG{__DIE__};
             $process->is_gone() ? undef : $self->_request('shutdown', {}, undef, $STOP_SECONDS);
         };
-        $process->stop($answer && !$answer->{error} ? $STOP_SECONDS : 0);
+        # One that answers with an error is ending already: hurried on now, it would leave things behind.
+        $process->stop($answer && !$answer->{is_lost} ? $STOP_SECONDS : 0);
     }
     delete($self->{process});
     return;
@@ -132,11 +136,12 @@ sub _initialize_problem {
         my $too_old = $answer->{is_lost} ? PVE::BackupProvider::Bridge::NodeProgram::age_problem($node) : undef;
         return $too_old // $sentence;
     }
-    my $theirs = $answer->{result}->{'protocol-version'} // 'unknown';
+    my $result = ref($answer->{result}) eq 'HASH' ? $answer->{result} : {};
+    my $theirs = PVE::BackupProvider::Bridge::Values::text_of($result->{'protocol-version'}) || 'unknown';
     return undef if $theirs eq PROTOCOL_VERSION;
     return "Cannot use the backup bridge: it speaks protocol version $theirs, this process "
-        . "@{[PROTOCOL_VERSION]}; install both sides from one package version, then restart the"
-        . " Proxmox VE daemons\n";
+        . "@{[PROTOCOL_VERSION]}; the package was upgraded meanwhile: start the job again, and restart"
+        . " a daemon that says this\n";
 }
 
 # Sends one request and waits for its answer: { result } or { error }. With $seconds, waits no longer.
@@ -155,8 +160,6 @@ sub _request {
         $self->_cancel($wait);
         die $interruption;
     }
-    # What a reverse handler died with says more than what Node makes of it.
-    die $wait->{handler_error} if $answer->{error} && defined($wait->{handler_error});
     return $answer;
 }
 
@@ -207,7 +210,7 @@ sub _next_message {
     return $message if !$@;
     chomp(my $problem = $@);
     $process->stop(0);
-    return { id => 'any', error => { message => "Cannot talk to the backup bridge: $problem" } };
+    return { id => $any_id, error => { message => "Cannot talk to the backup bridge: $problem" } };
 }
 
 sub _lost {
@@ -225,7 +228,8 @@ sub _handle {
         return $self->_notified($message) if !defined($id);
         return $self->_reverse($message, $wait);
     }
-    return undef if !defined($id) || ($id ne $wait->{id} && $id ne 'any'); # late answer to a cancelled one
+    my $is_ours = ref($id) eq 'ARRAY' && $id == $any_id;
+    return undef if !defined($id) || ($id ne $wait->{id} && !$is_ours); # late answer to a cancelled one
     return { error => $message->{error} } if defined($message->{error});
     return { result => $message->{result} };
 }
@@ -236,29 +240,33 @@ sub _notified {
     my ($method, $params) = @$message{qw(method params)};
     return undef if $method ne 'log' || ref($params) ne 'HASH';
     my ($level) = ($params->{level} // '') =~ m/^(info|warn|err)$/;
-    my $text = PVE::BackupProvider::Bridge::Values::one_line($params->{message} // '');
+    my $text = PVE::BackupProvider::Bridge::Values::text_of($params->{message});
     $self->{log}->($level // 'info', $text);
     return undef;
 }
 
+# A handler returns a result, or undef and why it could not do it. If it dies, the call that waits ends with
+# that: it may be a signal handler of the caller's, and it always says more than what Node would make of it.
 sub _reverse {
     my ($self, $message, $wait) = @_;
 
     my ($id, $method, $params) = @$message{qw(id method params)};
+    $params = {} if ref($params) ne 'HASH';
     my $reply = sub { $self->{process}->send_message({ id => $id, @_ }) };
     my $handler = $wait->{is_cancelled} ? undef : $wait->{reverse}->{$method};
     if (!$handler) {
         $reply->(error => { code => RPC_METHOD_NOT_FOUND, message => "there is no \"$method\" now" });
         return undef;
     }
-    my $result = eval { $handler->($params) };
-    if (my $err = $@) {
-        $wait->{handler_error} //= $err;
-        my $text = PVE::BackupProvider::Bridge::Values::one_line($err);
+    my ($result, $refusal) = eval { $handler->($params) };
+    my $err = $@;
+    if (defined(my $why = $err || $refusal)) {
+        my $text = PVE::BackupProvider::Bridge::Values::one_line($why);
         $reply->(error => { code => RPC_HANDLER_FAILED, message => $text });
-        return undef;
+    } else {
+        $reply->(result => $result);
     }
-    $reply->(result => $result);
+    die $err if $err;
     return undef;
 }
 

@@ -15,7 +15,7 @@ const plugin = JSON.parse(
   execFileSync("perl", ["-T", "-Iperl-shim", "-Ifixtures/pve/lib", "-e", program], { cwd: root, encoding: "utf8" }),
 ) as {
   options: Record<string, { fixed?: number; optional?: number }>;
-  properties: Record<string, { enum: string[]; default: string }>;
+  properties: Record<string, { enum?: string[]; minimum?: number; maximum?: number; default: string | number }>;
 };
 
 describe("docs/storage-cfg.md", () => {
@@ -27,7 +27,8 @@ describe("docs/storage-cfg.md", () => {
   });
 
   it.each(Object.entries(plugin.properties))("names values and default of %s", (name, property) => {
-    const values = property.enum.map((value) => `\`${value}\``).join(", ");
+    const { enum: words, minimum, maximum } = property;
+    const values = words?.map((value) => `\`${value}\``).join(", ") ?? `seconds, \`${minimum}\` to \`${maximum}\``;
     expect(page).toContain(`| [\`${name}\`](#${name}) | ${values} | \`${property.default}\` |`);
   });
 

@@ -25,6 +25,17 @@ describe("environmentError()", () => {
     expect(errnoOf(thrown)).toBe("ENOENT");
   });
 
+  it("tells the first failure where giving something back failed too", () => {
+    const full = Object.assign(new Error("ENOSPC: write"), { code: "ENOSPC", syscall: "write" });
+    const both = Object.assign(new Error(""), { name: "SuppressedError", suppressed: full, error: new Error("close") });
+    expect(messageOf(environmentError("write", "/x", both))).toBe(
+      'Cannot write "/x": no space left on the device (ENOSPC)',
+    );
+    expect(errnoOf(both)).toBe("ENOSPC");
+    const refused = new RequestError("Cannot do it");
+    expect(environmentError("write", "/x", Object.assign(new Error(""), { suppressed: refused }))).toBe(refused);
+  });
+
   it("passes an error of our own unchanged", () => {
     const inner = new RequestError("Cannot do it");
     expect(environmentError("read", "x", inner)).toBe(inner);

@@ -13,6 +13,8 @@ describe("parseConfig()", () => {
       vmMode: "full",
       lxcMode: "tar",
       compression: "zstd",
+      deviceView: "auto",
+      nbdTimeoutSeconds: 300,
     });
   });
 
@@ -27,6 +29,7 @@ describe("parseConfig()", () => {
       ["vm-backup-mode", ["full", "incremental"]],
       ["lxc-backup-mode", ["tar", "squashfs"]],
       ["dir-compression", ["none", "zlib", "zstd"]],
+      ["dir-device-view", ["auto", "fuse", "nbd"]],
     ] as const) {
       for (const value of values) expect(Object.values(parseConfig({ ...scfg, [option]: value }))).toContain(value);
     }
@@ -39,9 +42,23 @@ describe("parseConfig()", () => {
     ["lxc-backup-mode", 1],
     ["dir-compression", "gzip"],
     ["dir-compression", ["zstd"]],
+    ["dir-device-view", "nbdfuse"],
   ])("refuses %s = %j and names what is wanted", (option, value) => {
     const text = `Cannot use "${option}" of the storage: its value is ${JSON.stringify(value)}, wanted one of `;
     expect(() => parseConfig({ path, [option]: value })).toThrow(text);
+  });
+
+  it.each([
+    [5, 5],
+    ["3600", 3600],
+    ["0060", 60],
+  ])("takes dir-nbd-timeout %j, a number or its text", (value, seconds) => {
+    expect(parseConfig({ path, "dir-nbd-timeout": value }).nbdTimeoutSeconds).toBe(seconds);
+  });
+
+  it.each([4, 3601, 5.5, -300, "", "5s", "1e3", "0x10", true, [300]])("refuses dir-nbd-timeout %j", (value) => {
+    const text = `Cannot use "dir-nbd-timeout" of the storage: its value is ${JSON.stringify(value)}, wanted a number of seconds from 5 to 3600`;
+    expect(() => parseConfig({ path, "dir-nbd-timeout": value })).toThrow(text);
   });
 
   it("refuses an option it does not know: a typing error must not pass for a default", () => {

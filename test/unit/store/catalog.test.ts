@@ -114,7 +114,7 @@ describe("Store.listPoints()", () => {
     await expect(store.lockGuest(100, NEVER)).rejects.toThrow(StoreUnavailableError);
   });
 
-  it("survives any JSON and any bytes in every file it reads", { timeout: 60_000 }, async () => {
+  it("survives any JSON and any bytes in every file it reads", { timeout: 180_000 }, async () => {
     const good = await backup(store, { epoch: 1000 });
     const victim = await backup(store, { epoch: 2000, base: good });
     const manifest = await readFile(join(victim.folder, "manifest.json"));

@@ -194,7 +194,9 @@ describe("Store.lockGuest()", () => {
     await using lab = await createLab();
     await using lock = await (await lab.open()).lockGuest(100, NEVER);
     const first = await readLock(lock.path);
-    await expect.poll(async () => (await readLock(lock.path))?.record?.heartbeat, { timeout: 5000 }).toBeGreaterThan(1);
+    await expect
+      .poll(async () => (await readLock(lock.path))?.record?.heartbeat, { timeout: 30_000 })
+      .toBeGreaterThan(1);
     expect((await readLock(lock.path))?.record?.uuid).toBe(first?.record?.uuid);
     expect(lock.lost.aborted).toBe(false);
   });
@@ -205,7 +207,7 @@ describe("Store.lockGuest()", () => {
     await using lock = await store.lockGuest(100, NEVER);
     await rm(lock.path);
     await using _thief = await store.lockGuest(100, NEVER);
-    await expect.poll(() => lock.lost.aborted, { timeout: 5000 }).toBe(true);
+    await expect.poll(() => lock.lost.aborted, { timeout: 30_000 }).toBe(true);
     await expect(lock.assertHeld()).rejects.toThrow(/Cannot go on with guest 100: it was taken over by process/);
   });
 

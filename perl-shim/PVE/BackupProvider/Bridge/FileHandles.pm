@@ -1,14 +1,29 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Reverse requests of backup_vm: dirty regions come from a Perl closure, and ranges of a file handle
-# can only be given up here. See "Reverse requests" in docs/rpc-protocol.md.
+# Volumes of backup_vm that are handed over as file handles. Node opens the file itself, through /proc.
+# What it needs of this process are reverse requests: dirty regions come from a Perl closure, and ranges
+# can only be given up with a handle that may write. See "Reverse requests" in docs/rpc-protocol.md.
 package PVE::BackupProvider::Bridge::FileHandles;
 
 use strict;
 use warnings;
 
 use JSON;
+use POSIX qw(:signal_h);
+use Time::HiRes qw(getitimer setitimer ITIMER_REAL);
 
 use PVE::BackupProvider::Bridge::Values qw(number one_line);
+
+# PVE's closure reads from nbdinfo, which waits for QEMU as long as it takes.
+our $REGIONS_SECONDS = 300;
+
+# Where Node finds the open file. Dies if it is not open.
+sub reference {
+    my ($handle, $device) = @_;
+
+    my $fd = eval { fileno($handle) } // -1;
+    die "Cannot hand over the file handle of \"" . one_line($device) . "\": it is not open\n" if $fd < 0;
+    return { pid => int($$), fd => int($fd) };
+}
 
 # The handlers for $volumes as PVE passes them to backup_vm.
 sub handlers {
@@ -26,20 +41,14 @@ sub handlers {
         next_dirty_regions => sub {
             my ($params) = @_;
 
-            return next_dirty_regions(
-                $volume_of->($params, 'next-dirty-region'), number($params->{max}, 'max'),
-            );
+            my $next_dirty_region = $volume_of->($params, 'next-dirty-region');
+            my $max = number($params->{max}, 'max');
+            return in_time(sub { next_dirty_regions($next_dirty_region, $max) });
         },
         deallocate => sub {
             my ($params) = @_;
 
-            my $handle = $volume_of->($params, 'file-handle');
-            require PVE::Storage::Common;
-            for my $range (@{ $params->{ranges} }) {
-                my ($offset, $length) = map { number($_, 'a range') } @$range[0, 1];
-                PVE::Storage::Common::deallocate($handle, $offset, $length);
-            }
-            return undef;
+            return deallocate($volume_of->($params, 'file-handle'), $params->{ranges});
         },
     };
 }
@@ -54,6 +63,41 @@ sub next_dirty_regions {
         push(@regions, [number($offset, 'an offset'), number($length, 'a length')]);
     }
     return { regions => \@regions, done => JSON::false };
+}
+
+# Not being able to give ranges up is no reason to lose the backup: (undef, why). A signal that comes
+# meanwhile must not look like that; its handler runs afterwards, and may die.
+sub deallocate {
+    my ($handle, $ranges) = @_;
+
+    require PVE::Storage::Common;
+    my $all = POSIX::SigSet->new();
+    $all->fillset();
+    my $before = POSIX::SigSet->new();
+    sigprocmask(SIG_BLOCK, $all, $before);
+    my $err = eval {
+        for my $range (@$ranges) {
+            my ($offset, $length) = map { number($_, 'a range') } @$range[0, 1];
+            PVE::Storage::Common::deallocate($handle, $offset, $length);
+        }
+        undef;
+    } // $@;
+    sigprocmask(SIG_SETMASK, $before);
+    return $err ? (undef, $err) : (undef);
+}
+
+# What $code returns; dies if it takes too long. An alarm of the caller's own is left as it is.
+sub in_time {
+    my ($code) = @_;
+
+    return $code->() if getitimer(ITIMER_REAL);
+    local $SIG{ALRM} = sub { die "Cannot read the dirty regions: no answer for $REGIONS_SECONDS seconds\n" };
+    setitimer(ITIMER_REAL, $REGIONS_SECONDS);
+    my $result = eval { $code->() };
+    my $err = $@;
+    setitimer(ITIMER_REAL, 0);
+    die $err if $err;
+    return $result;
 }
 
 1;

@@ -62,7 +62,7 @@ sub _parse_header {
 
     my $length;
     for my $line (split(/\r\n/, $header)) {
-        $length = $1 if $line =~ m/^Content-Length:[ \t]*([0-9]{1,12})[ \t]*$/i;
+        $length = $1 if $line =~ m/\AContent-Length:[ \t]*([0-9]{1,12})[ \t]*\z/i;
     }
     die "a header has no Content-Length\n" if !defined($length);
     die "a message of $length bytes is too long\n" if $length > MAX_MESSAGE_BYTES;

@@ -19,11 +19,11 @@ sub take {
     sysopen(my $archive, $archive_path, O_RDWR | O_NOFOLLOW)
         or die "Cannot open \"$archive_path\": $!\n";
     my $socket = IO::Socket::UNIX->new(Type => SOCK_STREAM, Peer => $socket_path)
-        or die "Cannot connect to \"$socket_path\": $!\n";
+        or die "Cannot hand the archive over: the backup bridge is ending or gone (\"$socket_path\": $!)\n";
     my $line = encode_json({ token => $token }) . "\n";
     local $SIG{PIPE} = 'IGNORE';
     my $written = syswrite($socket, $line) // 0;
-    die "Cannot connect to \"$socket_path\": the token was not taken\n" if $written != length($line);
+    die "Cannot hand the archive over: the backup bridge did not take the token\n" if $written != length($line);
     return bless({ archive => $archive, socket => $socket }, $class);
 }
 

@@ -6,6 +6,7 @@ package PVE::BackupProvider::Bridge::Process;
 use strict;
 use warnings;
 
+use Config;
 use Errno qw(EAGAIN EINTR);
 use Fcntl qw(F_GETFL F_SETFL O_NONBLOCK);
 use POSIX qw(:signal_h WNOHANG);
@@ -235,12 +236,24 @@ sub describe_end {
     my $status = $self->{exit_status};
     my $how = 'it ended';
     if (defined($status)) {
-        my ($signal, $code) = ($status & 127, $status >> 8);
-        $how = $signal ? "it was ended by signal $signal" : "it exited with status $code";
+        $how = _how_it_ended($status & 127, $status >> 8);
     } elsif (!$self->{reaped}) {
         $how = 'it closed the connection';
     }
     return length($self->{last_stderr}) ? "$how ($self->{last_stderr})" : $how;
+}
+
+sub _how_it_ended {
+    my ($signal, $code) = @_;
+
+    my @names = split(' ', $Config{sig_name});
+    # Asked to end by a signal, Node cleans up and then exits as a shell tells of it.
+    my $asked = $code > 128 ? $names[$code - 128] : undef;
+    return "it was asked to end by SIG$asked" if !$signal && defined($asked);
+    return "it exited with status $code" if !$signal;
+    my $name = 'SIG' . ($names[$signal] // $signal);
+    return "it was ended by $name" if $name ne 'SIGKILL';
+    return "it was ended by $name, as the kernel does when memory runs out (journalctl -k tells)";
 }
 
 # Closes Node's input, gives it $seconds to leave, then ends it by force. Reaps it.

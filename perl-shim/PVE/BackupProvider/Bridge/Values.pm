@@ -13,23 +13,31 @@ use base qw(Exporter);
 
 our @EXPORT_OK = qw(
     encode_bytes decode_bytes number numbers_in plain_data one_line error_sentence untaint
-    untainted_size
+    untainted_size object_in list_in
 );
+
+# <vmid>/<type>-<epoch>, as the Node side names backups: no second spelling of a number.
+use constant ARCHIVE_NAME => qr!([1-9][0-9]{2,8})/(qemu|lxc)-(0|[1-9][0-9]{0,11})!;
+
+# Of an answer's own words, so much goes into the task log.
+use constant MAX_SHOWN_CHARS => 200;
+use constant MAX_SENTENCE_CHARS => 4000;
 
 # One pattern per kind of result that PVE builds paths, commands or names from.
 use constant PATTERNS => {
-    'archive name' => qr!^([0-9]{3,9}/(?:qemu|lxc)-[0-9]{1,20})$!,
-    'volume name' => qr!^(backup/[0-9]{3,9}/(?:qemu|lxc)-[0-9]{1,20})$!,
-    'device name' => qr!^([A-Za-z0-9][A-Za-z0-9._-]{0,63})$!,
-    mechanism => qr!^([a-z-]{1,20})$!,
-    'guest type' => qr!^(qemu|lxc)$!,
-    mode => qr!^(new|use|none)$!,
-    'bitmap name' => qr!^([A-Za-z0-9._:-]{1,1023})$!,
-    path => qr!^(/[^\x00-\x1f\x7f]{0,4095})$!,
-    format => qr!^(directory)$!,
-    token => qr!^([0-9a-f]{64})$!,
-    number => qr!^([0-9]{1,16})$!,
-    text => qr!^(.*)$!s,
+    'archive name' => qr!\A(@{[ARCHIVE_NAME]})\z!,
+    'volume name' => qr!\A(backup/@{[ARCHIVE_NAME]})\z!,
+    'device name' => qr!\A([A-Za-z0-9][A-Za-z0-9._-]{0,63})\z!,
+    mechanism => qr!\A([a-z-]{1,20})\z!,
+    'guest type' => qr!\A(qemu|lxc)\z!,
+    mode => qr!\A(new|use|none)\z!,
+    'bitmap name' => qr!\A([A-Za-z0-9._:-]{1,1023})\z!,
+    path => qr!\A(/[^\x00-\x1f\x7f]{0,4095})\z!,
+    format => qr!\A(directory)\z!,
+    token => qr!\A([0-9a-f]{64})\z!,
+    number => qr!\A([0-9]{1,16})\z!,
+    base64 => qr!\A([A-Za-z0-9+/]*={0,2})\z!,
+    text => qr!\A(.*)\z!s,
 };
 
 sub encode_bytes {
@@ -105,12 +113,34 @@ sub error_sentence {
     my ($error) = @_;
 
     my $is_hash = ref($error) eq 'HASH';
-    my $message = $is_hash ? $error->{message} : undef;
-    $message = 'the backup bridge gave an error without a message' if !defined($message) || $message eq '';
+    my $message = $is_hash ? text_of($error->{message}) : '';
+    $message = 'the backup bridge gave an error without a message' if $message eq '';
     my $data = $is_hash && ref($error->{data}) eq 'HASH' ? $error->{data} : {};
-    my $hint = $data->{hint};
-    my $sentence = defined($hint) && $hint ne '' ? "$message; $hint" : $message;
-    return one_line($sentence) . "\n";
+    my $hint = text_of($data->{hint});
+    my $sentence = $hint ne '' ? "$message; $hint" : $message;
+    return substr($sentence, 0, MAX_SENTENCE_CHARS) . "\n";
+}
+
+# One line of what should be text; empty for everything else.
+sub text_of {
+    my ($value) = @_;
+
+    return defined($value) && !ref($value) ? one_line($value) : '';
+}
+
+# $value, if it is an object; the keys of an answer that is none would be Perl's error, not ours.
+sub object_in {
+    my ($value, $what) = @_;
+
+    return $value if ref($value) eq 'HASH';
+    die "Cannot use the answer of the backup bridge: $what is no object\n";
+}
+
+sub list_in {
+    my ($value, $what) = @_;
+
+    return $value if ref($value) eq 'ARRAY';
+    die "Cannot use the answer of the backup bridge: $what is no list\n";
 }
 
 # $value without taint; dies if it is not of the kind named.
@@ -118,9 +148,9 @@ sub untaint {
     my ($value, $kind) = @_;
 
     my $pattern = PATTERNS->{$kind} or die "there is no pattern for $kind\n";
-    my ($clean) = ($value // '') =~ $pattern;
-    die "Cannot use the answer of the backup bridge: \"" . one_line($value // '') . "\" is no $kind\n"
-        if !defined($clean);
+    my ($clean) = defined($value) && !ref($value) ? $value =~ $pattern : ();
+    die "Cannot use the answer of the backup bridge: \"" . substr(text_of($value), 0, MAX_SHOWN_CHARS)
+        . "\" is no $kind\n" if !defined($clean);
     return $clean;
 }
 

@@ -10,7 +10,7 @@ use PVE::BackupProvider::Bridge;
 use PVE::BackupProvider::Bridge::FileHandles;
 use PVE::BackupProvider::Bridge::Handoff;
 use PVE::BackupProvider::Bridge::Values
-    qw(encode_bytes decode_bytes number numbers_in one_line untaint untainted_size);
+    qw(encode_bytes decode_bytes number numbers_in object_in one_line untaint untainted_size);
 use PVE::INotify;
 
 use base qw(PVE::BackupProvider::Plugin::Base);
@@ -96,7 +96,8 @@ sub backup_cleanup {
             defined($error) ? (error => one_line($error)) : (),
         },
     );
-    return { stats => { 'archive-size' => untainted_size($result->{stats}->{'archive-size'}) } };
+    my $stats = object_in($result->{stats}, '"stats"');
+    return { stats => { 'archive-size' => untainted_size($stats->{'archive-size'}) } };
 }
 
 sub backup_get_mechanism {
@@ -108,7 +109,8 @@ sub backup_get_mechanism {
     return untaint($result->{mechanism}, 'mechanism');
 }
 
-# PVE does not protect this call: if it dies, the whole job ends, all other guests included.
+# PVE does not protect this call: if it dies, the whole job ends, all other guests included. So it only dies
+# where the job is to end: what PVE's own signal handlers die with.
 sub backup_handle_log_file {
     my ($self, $vmid, $filename) = @_;
 
@@ -119,6 +121,8 @@ sub backup_handle_log_file {
         );
     };
     if (my $err = $@) {
+        # Somebody ends the job: as in PVE itself, no eval may swallow that.
+        die $err if $err =~ m/^(?:interrupted by signal|received interrupt)$/;
         eval { $self->{log}->('warn', 'cannot keep the log file: ' . one_line($err)) };
     }
     return;
@@ -130,7 +134,7 @@ sub backup_vm_query_incremental {
     my ($self, $vmid, $volumes) = @_;
 
     my $devices = $self->query_devices('backup_vm_query_incremental', $vmid, $volumes);
-    return { map { $_ => untaint($devices->{$_}, 'mode') } keys %$devices };
+    return { map { untaint($_, 'device name') => untaint($devices->{$_}, 'mode') } keys %$devices };
 }
 
 # The same question as version 7 of the API proposal asked it, for hosts that still do: the answer is
@@ -150,7 +154,7 @@ sub query_devices {
 
     my $sizes = { map { $_ => { size => number($volumes->{$_}->{size}, "the size of $_") } } keys %$volumes };
     my $result = $self->{bridge}->call($method, { vmid => number($vmid, 'the guest id'), volumes => $sizes });
-    return $result->{devices};
+    return object_in($result->{devices}, '"devices"');
 }
 
 sub backup_vm {
@@ -159,10 +163,14 @@ sub backup_vm {
     my $plain = {};
     for my $device (keys %$volumes) {
         my $volume = { %{ $volumes->{$device} } };
-        # Handles and closures stay here; Node asks for what they give, by reverse requests.
-        delete(@$volume{qw(file-handle next-dirty-region)});
+        # The closure stays here; Node asks for what it gives, by reverse requests.
+        delete($volume->{'next-dirty-region'});
+        my $handle = delete($volume->{'file-handle'});
         delete(@$volume{ grep { !defined($volume->{$_}) } keys %$volume });
         $plain->{$device} = numbers_in($volume, 'size');
+        $plain->{$device}->{'file-handle'} =
+            PVE::BackupProvider::Bridge::FileHandles::reference($handle, $device)
+            if defined($handle);
     }
     $self->{bridge}->call(
         'backup_vm',
@@ -257,24 +265,27 @@ sub archive_get_guest_config {
     my ($self, $volname, $storeid) = @_;
 
     my $result = $self->{bridge}->call('archive_get_guest_config', { volname => "$volname" });
-    return decode_bytes($result->{data});
+    return decode_bytes(untaint($result->{data}, 'base64'));
 }
 
 sub archive_get_firewall_config {
     my ($self, $volname, $storeid) = @_;
 
     my $result = $self->{bridge}->call('archive_get_firewall_config', { volname => "$volname" });
-    return defined($result->{data}) ? decode_bytes($result->{data}) : undef;
+    return defined($result->{data}) ? decode_bytes(untaint($result->{data}, 'base64')) : undef;
 }
 
 sub restore_vm_init {
     my ($self, $volname, $storeid) = @_;
 
-    my $devices = $self->{bridge}->call('restore_vm_init', { volname => "$volname" })->{devices};
-    return {
-        map { untaint($_, 'device name') => { size => untainted_size($devices->{$_}->{size}) } }
-            keys %$devices
-    };
+    my $result = $self->{bridge}->call('restore_vm_init', { volname => "$volname" });
+    my $devices = object_in($result->{devices}, '"devices"');
+    my $sizes = {};
+    for my $name (keys %$devices) {
+        my $device = object_in($devices->{$name}, 'a device');
+        $sizes->{ untaint($name, 'device name') } = { size => untainted_size($device->{size}) };
+    }
+    return $sizes;
 }
 
 sub restore_vm_cleanup {

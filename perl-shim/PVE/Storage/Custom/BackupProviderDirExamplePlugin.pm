@@ -10,7 +10,7 @@ use File::Spec;
 
 use PVE::BackupProvider::Bridge::BackupFolder;
 use PVE::BackupProvider::Bridge::Retention;
-use PVE::BackupProvider::Bridge::Values qw(untaint untainted_size);
+use PVE::BackupProvider::Bridge::Values qw(list_in object_in one_line untaint untainted_size);
 use PVE::BackupProvider::Plugin::DirectoryExample;
 use PVE::Tools;
 
@@ -72,6 +72,22 @@ sub properties {
             default => 'zstd',
             optional => 1,
         },
+        'dir-device-view' => {
+            description => "How a restore offers the disks of virtual machines.",
+            type => 'string',
+            enum => ['auto', 'fuse', 'nbd'],
+            default => 'auto',
+            optional => 1,
+        },
+        'dir-nbd-timeout' => {
+            description => "How many seconds the NBD server of a virtual machine may be silent"
+                . " before its backup fails.",
+            type => 'integer',
+            minimum => 5,
+            maximum => 3600,
+            default => 300,
+            optional => 1,
+        },
     };
 }
 
@@ -90,6 +106,8 @@ sub options {
         'vm-backup-mode' => { optional => 1 },
         'lxc-backup-mode' => { optional => 1 },
         'dir-compression' => { optional => 1 },
+        'dir-device-view' => { optional => 1 },
+        'dir-nbd-timeout' => { optional => 1 },
     };
 }
 
@@ -109,11 +127,12 @@ sub check_config {
 sub parse_volname {
     my ($class, $volname) = @_;
 
-    if ($volname =~ m!\Abackup/([0-9]{3,9})/(qemu|lxc)-([0-9]{1,20})\z!) {
+    if ($volname =~ m!\Abackup/@{[PVE::BackupProvider::Bridge::Values::ARCHIVE_NAME]}\z!) {
         my ($vmid, $type, $epoch) = ($1, $2, $3);
         return ('backup', "$vmid/$type-$epoch", $vmid, undef, undef, undef, 'directory');
     }
-    die "Cannot use the volume name \"$volname\": backup/<vmid>/<qemu or lxc>-<time> is wanted\n";
+    my $shown = substr(one_line($volname), 0, 200);
+    die "Cannot use the volume name \"$shown\": backup/<vmid>/<qemu or lxc>-<time> is wanted\n";
 }
 
 sub filesystem_path {
@@ -182,8 +201,9 @@ sub list_volumes {
 
     return [] if !grep { $_ eq 'backup' } @$content_types;
     my $params = defined($vmid) ? { vmid => int($vmid) } : {};
-    my $volumes = $class->call_node($scfg, $storeid, 'list_volumes', $params)->{volumes};
-    return [map { list_entry($storeid, $_) } @$volumes];
+    my $result = $class->call_node($scfg, $storeid, 'list_volumes', $params);
+    my $volumes = list_in($result->{volumes}, '"volumes"');
+    return [map { list_entry($storeid, object_in($_, 'a volume')) } @$volumes];
 }
 
 sub list_entry {

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// An exclusive flock(2), which is what Perl's flock takes; Node has none of its own.
+import { mkdir, open } from "node:fs/promises";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { loadKoffi, loadNativeLibrary } from "../block/index.ts";
+import { EnvironmentError, environmentError } from "../core/index.ts";
+
+const LOCK_EX = 2;
+const LOCK_NB = 4;
+const POLL_MS = 20;
+
+/**
+ * Locks `file`, which is made if missing and never removed: whoever waits for the lock holds its inode. Closing
+ * releases it, so does the end of this process.
+ *
+ * @throws EnvironmentError if another holds the lock for `timeoutMs`, or locks cannot be had; the abort reason
+ */
+export async function lockFile(file: string, timeoutMs: number, signal: AbortSignal): Promise<AsyncDisposable> {
+  signal.throwIfAborted();
+  loaded ??= loadFlock(file);
+  const flock = loaded;
+  const deadline = performance.now() + timeoutMs;
+  const handle = await openLockFile(file);
+  try {
+    for (;;) {
+      const errno = flock(handle.fd);
+      if (errno === undefined) return handle;
+      if (errno !== "EAGAIN" && errno !== "EINTR") {
+        throw new EnvironmentError(`Cannot lock ${JSON.stringify(file)}: the system refuses (${errno})`, { errno });
+      }
+      signal.throwIfAborted();
+      if (performance.now() > deadline) {
+        const seconds = timeoutMs / 1000;
+        throw new EnvironmentError(`Cannot lock ${JSON.stringify(file)}: another program holds it since ${seconds} s`);
+      }
+      await sleep(POLL_MS);
+    }
+  } catch (error) {
+    await handle.close();
+    throw error;
+  }
+}
+
+async function openLockFile(file: string) {
+  try {
+    await mkdir(path.dirname(file), { recursive: true, mode: 0o755 });
+    return await open(file, "a", 0o644);
+  } catch (error) {
+    throw environmentError("open the lock file", file, error);
+  }
+}
+
+/** Tries once. The answer is undefined, or the name of an errno. */
+type Flock = (fd: number) => string | undefined;
+
+let loaded: Flock | undefined;
+
+function loadFlock(file: string): Flock {
+  const koffi = loadKoffi();
+  const flock = loadNativeLibrary("libc.so.6")?.func("flock", "int", ["int", "int"]);
+  if (koffi === undefined || flock === undefined) {
+    throw new EnvironmentError(`Cannot lock ${JSON.stringify(file)}: the addon koffi does not load`);
+  }
+  return (fd) => {
+    if (flock(fd, LOCK_EX | LOCK_NB) === 0) return undefined;
+    const number = koffi.errno();
+    return Object.entries(koffi.os.errno).find(([, value]) => value === number)?.[0] ?? `errno ${number}`;
+  };
+}

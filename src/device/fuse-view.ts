@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// A raw view as a file: qemu-storage-daemon's FUSE export where this QEMU has it, else nbdfuse before a qemu-nbd.
+import { stat, writeFile } from "node:fs/promises";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { ChildProcessError, CleanupStack, environmentError } from "../core/index.ts";
+import { relateChain } from "./chain-node.ts";
+import { hasFuseExport, startFuseExport } from "./fuse-export.ts";
+import { mountsBelow } from "./mounts.ts";
+import { startNbdfuse } from "./nbdfuse.ts";
+import type { ToolProcess } from "./tool-process.ts";
+import { ViewFolder } from "./view-folder.ts";
+import type { RawView, RawViewOptions } from "./view-options.ts";
+
+const READY_TIMEOUT_MS = 30_000;
+const POLL_MS = 10;
+
+/** @throws as openRawView() */
+export async function openFuseView(options: RawViewOptions): Promise<RawView> {
+  const { mechanism, name, runDir, signal, sizeBytes } = options;
+  const chain = await relateChain(options.chain);
+  const isExport = mechanism === "fuse-export" || (mechanism !== "nbdfuse" && (await hasFuseExport()));
+  await using stack = new CleanupStack();
+  const folder = stack.use(await ViewFolder.create(runDir));
+  const file = path.join(folder.path, `${name}.raw`);
+  await writeFile(file, "", { mode: 0o600, flag: "wx" }).catch((error: unknown) => {
+    throw environmentError("create", file, error);
+  }); // what the mount covers
+  const start = isExport ? startFuseExport : startNbdfuse;
+  const servers = await start({ chain, file, folder, stack, signal });
+  await waitForFile(file, servers, options);
+  const owned = stack.move();
+  const findTrouble = async (): Promise<string | undefined> => {
+    const gone = servers.find((server) => server.hasExited);
+    if (gone !== undefined) return `${gone.name} ${gone.describeExit()}`;
+    return (await mountsBelow(file)).length === 0 ? "its file was unmounted" : undefined;
+  };
+  return { path: file, sizeBytes, findTrouble, [Symbol.asyncDispose]: () => owned[Symbol.asyncDispose]() };
+}
+
+/** Waits until the mount is there and its file answers with the wanted size. */
+async function waitForFile(file: string, servers: readonly ToolProcess[], options: RawViewOptions): Promise<void> {
+  const act = `Cannot offer ${JSON.stringify(options.name)} as a raw file`;
+  const deadline = performance.now() + READY_TIMEOUT_MS;
+  let sizeBytes: number | undefined;
+  // One stat() for the whole wait: each would hold a thread while the server does not answer.
+  let answer: Promise<void> | undefined;
+  while (sizeBytes === undefined) {
+    options.signal.throwIfAborted();
+    const gone = servers.find((server) => server.hasExited);
+    if (gone !== undefined) throw new ChildProcessError(`${act}: ${gone.name} ${gone.describeExit()}`);
+    if (performance.now() > deadline) {
+      throw new ChildProcessError(`${act}: no answer within ${READY_TIMEOUT_MS / 1000} s`);
+    }
+    if (answer === undefined && (await mountsBelow(file)).length > 0) {
+      answer = stat(file).then(
+        ({ size }) => {
+          sizeBytes = size;
+        },
+        () => {
+          answer = undefined; // asked too early; the server is watched above
+        },
+      );
+    }
+    await (answer === undefined ? sleep(POLL_MS) : Promise.race([answer, sleep(POLL_MS)]));
+  }
+  if (sizeBytes !== options.sizeBytes) {
+    throw new ChildProcessError(`${act}: the image holds ${sizeBytes} bytes, ${options.sizeBytes} are recorded`);
+  }
+}

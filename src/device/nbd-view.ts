@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// A raw view as a block device: a qemu-nbd of ours connected to a /dev/nbdX that nobody else has.
+import { execFile } from "node:child_process";
+import { open } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
+import { promisify } from "node:util";
+import { ChildProcessError, CleanupStack } from "../core/index.ts";
+import { nestedChainName, type RelativeChain, relateChain } from "./chain-node.ts";
+import { connectedBy, type NbdHost, nodeBytes } from "./nbd-host.ts";
+import { isThreadOfAny, waitForRelease } from "./nbd-release.ts";
+import { type NbdReservation, reserveNbdNode } from "./nbd-reservation.ts";
+import { ToolProcess } from "./tool-process.ts";
+import { ViewFolder } from "./view-folder.ts";
+import type { RawView, RawViewOptions } from "./view-options.ts";
+
+/** Less than a reservation's 60 s: while qemu-nbd opens the images, nothing else shows that the node is taken. */
+const READY_TIMEOUT_MS = 30_000;
+const DISCONNECT_TIMEOUT_MS = 5_000;
+const POLL_MS = 10;
+const SECTOR_BYTES = 512;
+
+/** What qemu-nbd says when the kernel refuses a node because another has it. */
+const NODE_TAKEN = /Failed to set NBD socket/;
+
+const run = promisify(execFile);
+
+export type NbdViewOptions = RawViewOptions & { readonly host: NbdHost };
+
+/** @throws as openRawView() */
+export async function openNbdView(options: NbdViewOptions): Promise<RawView> {
+  const { host, signal } = options;
+  const chain = await relateChain(options.chain);
+  const tried = new Set<number>();
+  for (;;) {
+    await using node = await reserveNbdNode({ host, except: tried, signal });
+    const view = await connect(node, chain, options);
+    if (view !== undefined) return view;
+    tried.add(node.index); // a program that knows nothing of reservations was quicker
+  }
+}
+
+/** @returns undefined if another program has the node */
+async function connect(
+  node: NbdReservation,
+  chain: RelativeChain,
+  options: NbdViewOptions,
+): Promise<RawView | undefined> {
+  const { host, runDir, sizeBytes } = options;
+  const args = planConnect(node.path, chain.names);
+  await using stack = new CleanupStack();
+  const folder = stack.use(await ViewFolder.create(runDir));
+  await folder.setNbdNode(node.index);
+  const server = await ToolProcess.start("qemu-nbd", args, chain.cwd);
+  stack.defer(async () => await disconnect(host, node, server));
+  await folder.addChild(server);
+  try {
+    await waitForNode(node, server, options);
+  } catch (error) {
+    if (server.hasExited && NODE_TAKEN.test(server.describeExit())) return undefined;
+    throw error;
+  }
+  const owned = stack.move();
+  const findTrouble = async (): Promise<string | undefined> => {
+    if ((await connectedBytes(host, node.index, server)) === sizeBytes) return undefined;
+    return server.hasExited ? `qemu-nbd ${server.describeExit()}` : `qemu-nbd has lost ${node.path}`;
+  };
+  return { path: node.path, sizeBytes, findTrouble, [Symbol.asyncDispose]: () => owned[Symbol.asyncDispose]() };
+}
+
+/** qemu-nbd's arguments. --verbose keeps it in the foreground, as a child that we see die and that dies with us. */
+export function planConnect(device: string, chain: readonly string[]): string[] {
+  return ["--verbose", "--read-only", `--connect=${device}`, "--", nestedChainName(chain)];
+}
+
+/**
+ * Waits until the kernel shows the node as connected by `server`, with the right size, and the image answers.
+ *
+ * @throws ChildProcessError if `server` ends, the size is another one, or the wait takes too long; the abort reason
+ */
+async function waitForNode(node: NbdReservation, server: ToolProcess, options: NbdViewOptions): Promise<void> {
+  const act = `Cannot offer ${JSON.stringify(options.name)} as ${JSON.stringify(node.path)}`;
+  const deadline = performance.now() + READY_TIMEOUT_MS;
+  const keepWaiting = (): void => {
+    options.signal.throwIfAborted();
+    if (server.hasExited) throw new ChildProcessError(`${act}: qemu-nbd ${server.describeExit()}`);
+    if (performance.now() < deadline) return;
+    throw new ChildProcessError(`${act}: no answer within ${READY_TIMEOUT_MS / 1000} s`);
+  };
+  let bytes = 0;
+  while (bytes === 0) {
+    keepWaiting();
+    await sleep(POLL_MS);
+    bytes = await connectedBytes(options.host, node.index, server);
+  }
+  if (bytes !== options.sizeBytes) {
+    throw new ChildProcessError(`${act}: the image holds ${bytes} bytes, ${options.sizeBytes} are recorded`);
+  }
+  const reading = readFirstSector(node.path).catch((cause: unknown) => {
+    throw new ChildProcessError(`${act}: it cannot be read`, { cause });
+  });
+  while (!(await Promise.race([reading.then(() => true), sleep(POLL_MS)]))) keepWaiting();
+}
+
+/** 0 until `server` has connected the node and the kernel has set its size, which is the later of the two. */
+async function connectedBytes(host: NbdHost, index: number, server: ToolProcess): Promise<number> {
+  return (await isConnectedBy(host, index, server)) ? await nodeBytes(host, index) : 0;
+}
+
+async function readFirstSector(device: string): Promise<void> {
+  await using handle = await open(device, "r");
+  await handle.read(Buffer.alloc(SECTOR_BYTES), 0, SECTOR_BYTES, 0);
+}
+
+/** The kernel names the thread of qemu-nbd that connected the node. */
+async function isConnectedBy(host: NbdHost, index: number, server: ToolProcess): Promise<boolean> {
+  const thread = await connectedBy(host, index);
+  return thread !== undefined && (await isThreadOfAny([server.pid], thread));
+}
+
+/** @throws ChildProcessError if the node is not free in the end */
+async function disconnect(host: NbdHost, node: NbdReservation, server: ToolProcess): Promise<void> {
+  if (await isConnectedBy(host, node.index, server)) {
+    const options = { timeout: DISCONNECT_TIMEOUT_MS, killSignal: "SIGKILL" } as const;
+    await run("qemu-nbd", ["--disconnect", node.path], options).catch(() => undefined); // its end does it as well
+  }
+  await server[Symbol.asyncDispose]();
+  await waitForRelease(host, node.index, [server.pid]);
+}

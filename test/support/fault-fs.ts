@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Makes the Nth change of a file system fail. It stands between the product and Node's file functions: import it
+// before the product. What the kernel really gets to see is held against it by test/fault/nth-seen.test.ts.
+import fs from "node:fs";
+import type { FileHandle } from "node:fs/promises";
+import { syncBuiltinESMExports } from "node:module";
+import { constants } from "node:os";
+import path from "node:path";
+
+/** What changes a file system or makes a change durable; "open" is for writing, of what is there. */
+export type FaultKind =
+  | "create"
+  | "open"
+  | "write"
+  | "sync"
+  | "close"
+  | "rename"
+  | "mkdir"
+  | "rmdir"
+  | "unlink"
+  | "link"
+  | "chmod"
+  | "chown"
+  | "truncate";
+
+export const ERRNOS = ["ENOSPC", "EIO", "EROFS", "EDQUOT", "ENOENT", "EACCES"] as const;
+export type FaultErrno = (typeof ERRNOS)[number];
+
+/** True if every step is to be played with every errno. */
+export const PLAY_ALL = process.env.FAULT_MATRIX === "full";
+
+const turns = new Map<FaultKind, number>();
+
+/** What a step of this kind is to fail with: all of them, or the next one, so that each has its turn with each kind. */
+export function errnosFor(kind: FaultKind): readonly FaultErrno[] {
+  if (PLAY_ALL) return ERRNOS;
+  const turn = turns.get(kind) ?? 0;
+  turns.set(kind, turn + 1);
+  return [ERRNOS[turn % ERRNOS.length] ?? "EIO"];
+}
+
+export interface Operation {
+  readonly kind: FaultKind;
+  /** The file it changes; of a rename or a link, the new name. */
+  readonly path: string;
+}
+
+/** An operation of a run, by what it is and how many of the same were before it: the same one in the next run. */
+export interface Step {
+  readonly name: string;
+  readonly kind: FaultKind;
+  readonly occurrence: number;
+}
+
+const nameOf = ({ kind, path: file }: Operation): string =>
+  `${kind} ${file
+    .replace(/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, "*")
+    .replace(/\b(qemu|lxc)-\d+/g, "$1-*")
+    .replace(/\b(restore|handoff)-\d+-\d+/g, "$1-*")}`;
+
+/** The steps of a run, in order. */
+export function stepsOf(operations: readonly Operation[]): Step[] {
+  const counts = new Map<string, number>();
+  return operations.map((operation) => {
+    const name = nameOf(operation);
+    counts.set(name, (counts.get(name) ?? 0) + 1);
+    return { name, kind: operation.kind, occurrence: counts.get(name) ?? 1 };
+  });
+}
+
+export interface Fault {
+  readonly at: Pick<Step, "name" | "occurrence">;
+  readonly errno: FaultErrno;
+  /**
+   * before: it fails and has done nothing. after: it is done and fails, a reply lost by a network share. onwards: it
+   * and everything later fails that this errno can hit: the disk stays full, the share stays away. short: a part
+   * is written, the next write of that file fails. partial: a part of it is written, and nothing fails at all.
+   */
+  readonly flavour: "before" | "after" | "onwards" | "short" | "partial";
+}
+
+/** What goes on failing while the cause lasts: a full disk takes renames and removals, a closed door no name. */
+const LASTING: Readonly<Record<FaultErrno, (kind: FaultKind) => boolean>> = {
+  ENOSPC: (kind) => ["create", "write", "mkdir", "link"].includes(kind),
+  EDQUOT: (kind) => ["create", "write", "mkdir", "link"].includes(kind),
+  EROFS: (kind) => kind !== "close",
+  EACCES: (kind) => !["write", "sync", "close"].includes(kind),
+  EIO: () => true,
+  ENOENT: () => true,
+};
+
+type Verdict = "do" | "before" | "after" | "short";
+
+/** Counts the operations below some folders, and makes one of them fail. One for the process. */
+class FaultSwitch {
+  readonly operations: Operation[] = [];
+  /** The operation that failed first. */
+  fired: Operation | undefined;
+  #folders: readonly string[] = [];
+  #fault: Fault | undefined;
+  /** How often the name of the fault's step came. */
+  #seen = 0;
+  #shortened: string | undefined;
+
+  /** From now on operations below `folders` are recorded; `fault` happens to them. */
+  arm(folders: readonly string[], fault?: Fault): void {
+    this.operations.length = 0;
+    this.fired = undefined;
+    this.#folders = folders;
+    this.#fault = fault;
+    this.#seen = 0;
+    this.#shortened = undefined;
+  }
+
+  disarm(): void {
+    this.#folders = [];
+    this.#fault = undefined;
+  }
+
+  isWatched(file: string): boolean {
+    const absolute = path.resolve(file);
+    return this.#folders.some((folder) => absolute === folder || absolute.startsWith(`${folder}/`));
+  }
+
+  judge(operation: Operation): Verdict {
+    this.operations.push(operation);
+    const fault = this.#fault;
+    if (fault === undefined) return "do";
+    const { at, errno, flavour } = fault;
+    const { kind } = operation;
+    const isShortened = flavour === "short" && kind === "write" && this.#shortened === operation.path;
+    if (isShortened) return "before";
+    if (nameOf(operation) === at.name) this.#seen++;
+    const isHere = nameOf(operation) === at.name && this.#seen === at.occurrence;
+    const goesOn = flavour === "onwards" && this.#seen >= at.occurrence && LASTING[errno](kind);
+    if (!isHere && !goesOn) return "do";
+    this.fired ??= operation;
+    if (flavour === "after") return "after";
+    if (flavour === "before" || flavour === "onwards") return "before";
+    this.#shortened = operation.path;
+    return "short";
+  }
+
+  error({ kind, path: file }: Operation): NodeJS.ErrnoException {
+    const code = this.#fault?.errno ?? "EIO";
+    const errno = -constants.errno[code as keyof typeof constants.errno];
+    return Object.assign(new Error(`${code}: injected, ${kind} '${file}'`), { code, errno, syscall: kind, path: file });
+  }
+}
+
+export const faultSwitch = new FaultSwitch();
+
+interface Act<T> {
+  readonly work: () => Promise<T>;
+  /** Does a part of it. */
+  readonly part?: () => Promise<T>;
+  /** Gives back what `work` got, where its reply is lost. */
+  readonly drop?: (value: T) => Promise<void>;
+}
+
+async function perform<T>(kind: FaultKind, file: string, { work, part = work, drop }: Act<T>): Promise<T> {
+  if (!faultSwitch.isWatched(file)) return await work();
+  const operation = { kind, path: path.resolve(file) };
+  const verdict = faultSwitch.judge(operation);
+  if (verdict === "do") return await work();
+  if (verdict === "short") return await part();
+  if (verdict === "after") {
+    const value = await work();
+    await drop?.(value);
+  }
+  throw faultSwitch.error(operation);
+}
+
+const real = { ...fs.promises };
+
+type Flags = string | number | undefined;
+
+function kindOfOpen(flags: Flags): FaultKind | undefined {
+  const { O_CREAT, O_RDWR, O_WRONLY } = fs.constants;
+  if (typeof flags === "number") return flags & O_CREAT ? "create" : flags & (O_WRONLY | O_RDWR) ? "open" : undefined;
+  if (flags === undefined || flags === "r") return undefined;
+  return flags.startsWith("r") ? "open" : "create";
+}
+
+async function openWatched(file: fs.PathLike, flags?: Flags, mode?: fs.Mode): Promise<FileHandle> {
+  const name = String(file);
+  const work = (): Promise<FileHandle> => real.open(file, flags, mode);
+  const kind = kindOfOpen(flags);
+  const handle =
+    kind === undefined ? await work() : await perform(kind, name, { work, drop: (opened) => opened.close() });
+  if (faultSwitch.isWatched(name)) wrapHandle(handle, name, kind !== undefined);
+  return handle;
+}
+
+/** A part of a write, in whole blocks where there are some: the kernel too cuts a direct write at a block. */
+const partOf = (length: number): number => (length >= 8192 ? Math.floor(length / 8192) * 4096 : Math.ceil(length / 4));
+
+function wrapHandle(handle: FileHandle, file: string, isForWriting: boolean): void {
+  const own = {
+    write: handle.write.bind(handle) as (...args: unknown[]) => Promise<{ bytesWritten: number }>,
+    writev: handle.writev.bind(handle),
+    sync: handle.sync.bind(handle),
+    datasync: handle.datasync.bind(handle),
+    truncate: handle.truncate.bind(handle),
+    chmod: handle.chmod.bind(handle),
+    chown: handle.chown.bind(handle),
+    close: handle.close.bind(handle),
+  };
+  const write = async (data: Buffer | string, offset = 0, length?: number, position: number | null = null) => {
+    const bytes = typeof data === "string" ? Buffer.from(data) : data;
+    const whole = length ?? bytes.length - offset;
+    return await perform("write", file, {
+      work: () => own.write(bytes, offset, whole, position),
+      part: () => own.write(bytes, offset, partOf(whole), position),
+    });
+  };
+  const wrapped = {
+    write,
+    writev: (pieces: readonly Buffer[], position?: number) =>
+      perform("write", file, {
+        work: () => own.writev(pieces, position),
+        part: () => {
+          const bytes = Buffer.concat(pieces);
+          return own.writev([bytes.subarray(0, partOf(bytes.length))], position);
+        },
+      }),
+    // As Node's own, which finishes short writes.
+    writeFile: async (data: Buffer | string) => {
+      const bytes = Buffer.from(data as string);
+      for (let done = 0; done < bytes.length; ) done += (await write(bytes, done)).bytesWritten;
+    },
+    sync: () => perform("sync", file, { work: own.sync }),
+    datasync: () => perform("sync", file, { work: own.datasync }),
+    truncate: (length?: number) => perform("truncate", file, { work: () => own.truncate(length) }),
+    chmod: (mode: fs.Mode) => perform("chmod", file, { work: () => own.chmod(mode) }),
+    chown: (uid: number, gid: number) => perform("chown", file, { work: () => own.chown(uid, gid) }),
+    // The number is free after a failed close too, says close(2).
+    close: async () => {
+      if (!isForWriting || handle.fd < 0) return await own.close();
+      await own.close();
+      await perform("close", file, { work: async () => undefined });
+    },
+  };
+  Object.assign(handle, wrapped);
+}
+
+/** As Node's own, in steps: every name that goes away is an operation; one that stays does not stop the others. */
+async function removeWatched(file: fs.PathLike, options: fs.RmOptions = {}): Promise<void> {
+  const name = String(file);
+  if (!faultSwitch.isWatched(name)) return await real.rm(file, options);
+  const found = await real.lstat(name).catch((error: NodeJS.ErrnoException) => {
+    if (options.force === true && error.code === "ENOENT") return undefined;
+    throw error;
+  });
+  if (found === undefined) return;
+  if (!found.isDirectory()) return await perform("unlink", name, { work: () => real.unlink(name) });
+  if (options.recursive !== true) throw Object.assign(new Error("EISDIR"), { code: "EISDIR", syscall: "rm" });
+  let first: unknown;
+  for (const entry of await real.readdir(name)) {
+    await removeWatched(path.join(name, entry), options).catch((error: unknown) => {
+      first ??= error;
+    });
+  }
+  if (first !== undefined) throw first;
+  await perform("rmdir", name, { work: () => real.rmdir(name) });
+}
+
+/** As Node's own: create, write, close. */
+async function writeFileWatched(file: unknown, data: unknown, options?: unknown): Promise<void> {
+  const simple = (typeof options === "object" && options !== null ? options : {}) as { mode?: number; flag?: string };
+  if (typeof file !== "string" || !faultSwitch.isWatched(file)) {
+    return await real.writeFile(file as string, data as string, options as fs.WriteFileOptions);
+  }
+  await using handle = await openWatched(file, simple.flag ?? "w", simple.mode ?? 0o666);
+  await handle.writeFile(data as string);
+}
+
+Object.assign(fs.promises, {
+  open: openWatched,
+  rm: removeWatched,
+  writeFile: writeFileWatched,
+  rename: (from: string, to: string) => perform("rename", to, { work: () => real.rename(from, to) }),
+  link: (from: string, to: string) => perform("link", to, { work: () => real.link(from, to) }),
+  unlink: (file: string) => perform("unlink", file, { work: () => real.unlink(file) }),
+  rmdir: (file: string) => perform("rmdir", file, { work: () => real.rmdir(file) }),
+  mkdir: (file: string, options?: fs.MakeDirectoryOptions) =>
+    perform("mkdir", file, { work: () => real.mkdir(file, options) }),
+  chmod: (file: string, mode: fs.Mode) => perform("chmod", file, { work: () => real.chmod(file, mode) }),
+});
+syncBuiltinESMExports();

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// A process of its own that backs up one disk and begins a restore, and prints what fault-fs.ts saw of it. Arguments:
+// the folder of the node, the socket and the size of the disk.
+// biome-ignore assist/source/organizeImports: it must come before the product
+import { faultSwitch } from "./fault-fs.ts";
+import { writeFile } from "node:fs/promises";
+import path from "node:path";
+import { DirectoryProvider } from "../../src/provider/index.ts";
+
+const [dir = "", nbdPath = "", size = "0"] = process.argv.slice(2);
+const never = new AbortController().signal;
+const store = path.join(dir, "store");
+const context = {
+  storeid: "bk",
+  scfg: { path: store, "dir-compression": "none" },
+  nodename: "node1",
+  apiver: 15,
+  log: () => undefined,
+  fileHandles: { nextDirtyRegions: () => Promise.reject(), deallocate: () => Promise.reject() },
+};
+await writeFile(path.join(dir, "task.log"), "INFO: task log\n");
+faultSwitch.arm([store, path.join(dir, "root")]);
+await using provider = new DirectoryProvider(context, { root: path.join(dir, "root") });
+await provider.jobInit();
+const { archiveName } = await provider.backupInit(100, "qemu", 1000, never);
+const volume = { size: Number(size), bitmapMode: "none", bitmapName: undefined, nbdPath } as const;
+const info = { bandwidthLimit: 0, firewallConfig: Buffer.from("[OPTIONS]\n") };
+await provider.backupVm(100, Buffer.from("name: vm\n"), new Map([["drive-scsi0", volume]]), info, never);
+await provider.updateVolumeAttribute(`backup/${archiveName}`, "notes", "a note", never);
+await provider.backupCleanup(100, "qemu", true, undefined, never);
+await provider.backupHandleLogFile(100, path.join(dir, "task.log"));
+await provider.backupInit(100, "qemu", 2000, never);
+await provider.backupCleanup(100, "qemu", false, "failed", never);
+await provider.backupHandleLogFile(100, path.join(dir, "task.log"));
+await provider.jobCleanup(never);
+await provider.restoreVmInit(`backup/${archiveName}`, never);
+await provider.restoreVmCleanup(`backup/${archiveName}`);
+process.stdout.write(JSON.stringify(faultSwitch.operations));
+faultSwitch.disarm();

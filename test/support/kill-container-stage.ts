@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// A container, the scripted vzdump and pct with real bridges, and the judgement after each kill.
+import { chown, readdir, readFile, writeFile } from "node:fs/promises";
+import path from "node:path";
+import { expect } from "vitest";
+import { runTool } from "../../fixtures/lab/index.ts";
+import { ContainerNode, type Program, treeOf, VMID } from "./container-node.ts";
+import { descendantsOf, eventually, type SeenProcess, survivorsOf, type Walk, walk } from "./kill-stage.ts";
+
+/** Left out by the standard patterns. */
+const LEFT_OUT = ["lost+found", "tmp/junk", "var/tmp/junk"];
+/** The container's root, as the node sees it. */
+const FIRST_ID = 100_000;
+const GUEST = { mounts: {}, excludes: [] };
+
+export interface KilledContainerJob extends Walk {
+  /** The job's point is in the store. */
+  readonly isListed: boolean;
+}
+
+export class ContainerStage implements AsyncDisposable {
+  readonly node: ContainerNode;
+  readonly #points = new Set<string>();
+  readonly #watched: SeenProcess[] = [];
+  readonly #guest: Record<string, unknown>;
+  /** Names in a backup that nothing disturbed. */
+  #members: string[] = [];
+
+  private constructor(node: ContainerNode, guest: Record<string, unknown>) {
+    this.node = node;
+    this.#guest = { ...GUEST, ...guest };
+  }
+
+  /** With one backup in the store. @param files further files of the container, by their paths in it */
+  static async create(
+    scfg: Record<string, unknown>,
+    guest: Record<string, unknown> = {},
+    files: Readonly<Record<string, Buffer>> = {},
+  ): Promise<ContainerStage> {
+    const stage = new ContainerStage(await ContainerNode.create(scfg), guest);
+    for (const [name, bytes] of Object.entries(files)) {
+      const file = path.join(stage.node.containerRoot, name);
+      await writeFile(file, bytes);
+      await chown(file, FIRST_ID, FIRST_ID);
+    }
+    await stage.next("the first");
+    return stage;
+  }
+
+  vzdump(args: readonly string[] = [], job: Record<string, unknown> = {}): Promise<Program> {
+    return this.node.vzdump(this.#guest, { args, job });
+  }
+
+  async killAt(program: Program, boundary: string, act: () => Promise<void> | void): Promise<KilledContainerJob> {
+    return await this.judge(
+      await walk(program, boundary, async () => {
+        await this.watchProcessesOf(program);
+        await act();
+      }),
+    );
+  }
+
+  /** What must be true of the store after a job that ended in any way. */
+  async judge(walked: Walk): Promise<KilledContainerJob> {
+    await this.expectNoSurvivors();
+    const folder = path.join(this.node.storePath, String(VMID));
+    const listed = (await readdir(folder).catch(() => [])).filter((name) => name.startsWith("lxc-"));
+    const fresh = listed.filter((name) => !this.#points.has(name));
+    expect(fresh.length, walked.output).toBeLessThanOrEqual(1);
+    expect(listed.length, walked.output).toBe(this.#points.size + fresh.length);
+    for (const name of fresh) await this.#expectWhole(path.join(folder, name));
+    for (const name of fresh) this.#points.add(name);
+    return { ...walked, isListed: fresh.length > 0 };
+  }
+
+  /** The next backup, which nothing disturbs. */
+  async next(cell: string): Promise<void> {
+    const { isListed, output, status } = await this.judge(await walk(await this.vzdump()));
+    expect([cell, status, isListed], output).toEqual([cell, 0, true]);
+    expect(output, cell).not.toMatch(/^(?:WARN|ERROR)/m);
+    expect(await this.leftovers(), cell).toEqual([]);
+  }
+
+  /** The newest point, restored by the scripted pct, is the container. */
+  async expectRestores(): Promise<void> {
+    const target = path.join(this.node.dir, "restored");
+    const newest = [...this.#points].sort().at(-1);
+    const { output, status } = await (await this.node.restore(`backup/${VMID}/${newest}`, target)).result;
+    expect(status, output).toBe(0);
+    expect(await treeOf(target)).toEqual(await treeOf(this.node.containerRoot, LEFT_OUT));
+  }
+
+  get newest(): string {
+    return `backup/${VMID}/${[...this.#points].sort().at(-1)}`;
+  }
+
+  async leftovers(): Promise<string[]> {
+    const folder = path.join(this.node.storePath, String(VMID));
+    const inStore = (await readdir(folder)).filter((name) => name.startsWith(".") && name !== ".locks");
+    const inLocks = await readdir(path.join(folder, ".locks")).catch(() => []);
+    const inRun = await readdir(path.join(this.node.root, "run/pve-backup-host")).catch(() => []);
+    const mounts = (await readFile("/proc/self/mounts", "utf8")).split("\n");
+    return [...inStore, ...inLocks, ...inRun, ...mounts.filter((line) => line.includes(this.node.dir))];
+  }
+
+  /** Of the processes that watchProcessesOf() noted. */
+  async expectNoSurvivors(): Promise<void> {
+    expect(await survivorsOf(this.#watched.splice(0))).toEqual([]);
+  }
+
+  /** None of them may outlive the job. */
+  async watchProcessesOf(program: Program): Promise<void> {
+    this.#watched.push(...(await descendantsOf(program.child.pid as number)));
+  }
+
+  /** Waits for a process of the job. */
+  async find(program: Program, what: string, is: (one: SeenProcess, vzdump: number) => boolean): Promise<SeenProcess> {
+    const vzdump = program.child.pid as number;
+    return await eventually(what, async () => {
+      const { exitCode, signalCode } = program.child;
+      if (exitCode !== null || signalCode !== null) throw new Error(`no ${what} in:\n${program.lines.join("\n")}`);
+      return (await descendantsOf(vzdump)).find((one) => is(one, vzdump));
+    });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.node[Symbol.asyncDispose]();
+  }
+
+  /** By the tools that everybody has: complete, and what tar can compare is the same. */
+  async #expectWhole(folder: string): Promise<void> {
+    const archive = (await readdir(folder)).find((name) => name.startsWith("archive.")) ?? "no archive";
+    const file = path.join(folder, archive);
+    const isTar = archive.startsWith("archive.tar");
+    const list = isTar ? await runTool("tar", ["-tf", file]) : await runTool("unsquashfs", ["-l", file]);
+    const members = list
+      .split("\n")
+      .filter((name) => name !== "")
+      .sort();
+    if (this.#members.length === 0) this.#members = members;
+    expect(members.length).toBeGreaterThan(20);
+    expect(members).toEqual(this.#members);
+    if (!isTar) return;
+    const compare = ["--compare", "--numeric-owner", "-f", file, "-C", this.node.containerRoot];
+    const said = await runTool("tar", compare).catch((error: Error) => error.message.replace("tar failed: ", ""));
+    // Owners in the archive are those that the container sees.
+    expect(said.split("\n").filter((line) => !/^$|: [UG]id differs$/.test(line))).toEqual([]);
+  }
+}

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// A VM on the lab, the scripted vzdump and qmrestore with the real bridge, and the judgement after each kill:
+// what is listed is right, nothing is left, and the next backup is right.
+import { spawn } from "node:child_process";
+import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
+import path from "node:path";
+import { expect } from "vitest";
+import {
+  compareImages,
+  type LabBackup,
+  LabControl,
+  type LabGuest,
+  SeededRandom,
+  seededBytes,
+} from "../../fixtures/lab/index.ts";
+import type { BridgeBundle } from "./bridge-process.ts";
+import { type Program, watch } from "./container-node.ts";
+import { descendantsOf, eventually, type SeenProcess, survivorsOf, type Walk, walk } from "./kill-stage.ts";
+import { list, TestNode } from "./vm-job.ts";
+import { DISK, DISK_BYTES, MIB, startGuest, VMID } from "./vm-rules.ts";
+
+const project = path.resolve(import.meta.dirname, "../..");
+const CLUSTER_BYTES = 64 * 1024;
+
+export interface VzdumpOptions {
+  readonly args?: readonly string[];
+  /** KiB per second; low enough, and a copy never ends by itself. */
+  readonly bwlimit?: number;
+  readonly bundle?: BridgeBundle;
+  readonly env?: Readonly<Record<string, string>>;
+}
+
+export interface KilledJob extends Walk {
+  readonly volname: string;
+  /** The job's point is in the store. */
+  readonly isListed: boolean;
+}
+
+export class VmStage implements AsyncDisposable {
+  readonly node: TestNode;
+  readonly guest: LabGuest;
+  /** Every point there must be, with the disks' content at its time. */
+  readonly points = new Map<string, ReadonlyMap<string, string>>();
+  readonly #bundle: BridgeBundle;
+  readonly #control: LabControl;
+  readonly #random = new SeededRandom(4_711);
+  readonly #watched: SeenProcess[] = [];
+  #epoch = 1_000;
+  #access: LabBackup | undefined;
+
+  private constructor(node: TestNode, guest: LabGuest, control: LabControl, bundle: BridgeBundle) {
+    this.node = node;
+    this.guest = guest;
+    this.#control = control;
+    this.#bundle = bundle;
+  }
+
+  /** With one full backup in the store. */
+  static async create(bundle: BridgeBundle): Promise<VmStage> {
+    const node = await TestNode.create({ "dir-compression": "none" });
+    const guest = await startGuest(node);
+    const stage: VmStage = new VmStage(
+      node,
+      guest,
+      await LabControl.open({
+        guests: [guest],
+        socketPath: path.join(node.dir, "lab.sock"),
+        oracleDir: () => path.join(node.dir, `oracle-${stage.#epoch}`),
+        onSetup: (access) => {
+          stage.#access = access;
+        },
+      }),
+      bundle,
+    );
+    await writeFile(path.join(node.dir, "100.conf"), guest.guestConfig);
+    expect(await stage.next()).toBe("full: first backup");
+    return stage;
+  }
+
+  /** Starts a backup of the guest, with fresh writes in it and a second of its own. */
+  async vzdump({ args = [], bwlimit, bundle = this.#bundle, env = {} }: VzdumpOptions = {}): Promise<Program> {
+    this.#epoch++;
+    this.#access = undefined;
+    await this.#guestWrites();
+    const devices = Object.fromEntries(this.guest.devices);
+    const config = path.join(this.node.dir, "100.conf");
+    const guests = [{ vmid: VMID, config, "backup-time": this.#epoch, devices }];
+    const more = { "lab-socket": path.join(this.node.dir, "lab.sock"), notes: "nightly", guests };
+    const job = await this.#writeJob({ ...more, ...(bwlimit === undefined ? {} : { bwlimit }) });
+    return this.#start("vzdump.pl", ["--job", job, ...args], bundle, env);
+  }
+
+  async qmrestore(volname: string, target: string, args: readonly string[] = []): Promise<Program> {
+    await mkdir(target, { recursive: true });
+    const job = await this.#writeJob({ guests: [] });
+    const archive = `${this.node.storeid}:${volname}`;
+    const all = ["--job", job, "--archive", archive, "--target", target, ...args];
+    return this.#start("qmrestore.pl", all, this.#bundle, {});
+  }
+
+  /** Walks a job to a boundary, does there what is to be done, and judges what is in the store afterwards. */
+  async killAt(program: Program, boundary?: string, act?: () => Promise<void>): Promise<KilledJob> {
+    return await this.judge(
+      await walk(program, boundary, async () => {
+        await this.watchProcessesOf(program);
+        await act?.();
+      }),
+    );
+  }
+
+  /** What must be true of the store after a job that ended in any way. */
+  async judge(walked: Walk): Promise<KilledJob> {
+    await this.#control.abandon(VMID);
+    await this.expectNoSurvivors();
+    const volname = `backup/100/qemu-${this.#epoch}`;
+    const listed = await list(this.node, VMID);
+    const isListed = listed.includes(volname);
+    if (isListed) this.points.set(volname, this.#access?.oracles ?? new Map());
+    expect(new Set(listed), walked.output).toEqual(new Set(this.points.keys()));
+    if (walked.status === 0) expect(isListed, walked.output).toBe(true);
+    if (isListed) await this.expectRight(volname);
+    return { ...walked, volname, isListed };
+  }
+
+  /** The next backup, which nothing disturbs. @returns its mode, as modeOf() says it */
+  async next(options: VzdumpOptions = {}): Promise<string> {
+    const { output, status, volname } = await this.judge(await walk(await this.vzdump(options)));
+    expect(status, output).toBe(0);
+    expect(output).not.toMatch(/^(?:WARN|ERROR)/m);
+    await this.expectRight(volname);
+    expect(await this.leftovers()).toEqual([]);
+    const full = /^INFO: drive-scsi0: full backup of [^(]* \((.*)\)$/m.exec(output)?.[1];
+    const base = /^INFO: drive-scsi0: incremental backup of .* since "(.*)"$/m.exec(output)?.[1];
+    return full === undefined ? `incremental since ${base}` : `full: ${full}`;
+  }
+
+  /** The next backup is right, and builds on the newest point there is: nothing of its bitmap was lost. */
+  async expectNextIncremental(cell: string): Promise<void> {
+    const newest = [...this.points.keys()].at(-1);
+    expect(await this.next(), cell).toBe(`incremental since ${newest}`);
+  }
+
+  /** Restored by stock qemu-img alone, the point is what the disk was. */
+  async expectRight(volname: string): Promise<void> {
+    const oracle = this.points.get(volname)?.get(DISK) ?? "no oracle";
+    const image = path.join(this.node.storePath, volname.replace("backup/", ""), `${DISK}.qcow2`);
+    expect(await compareImages(image, "qcow2", oracle, "raw"), volname).toMatchObject({ identical: true });
+  }
+
+  async expectAllRight(): Promise<void> {
+    for (const volname of this.points.keys()) await this.expectRight(volname);
+  }
+
+  /** What dead jobs left in the store, on the node, and in the kernel's table of mounts. */
+  async leftovers(): Promise<string[]> {
+    const folder = path.join(this.node.storePath, String(VMID));
+    const inStore = (await readdir(folder)).filter((name) => name.startsWith(".") && name !== ".locks");
+    const inLocks = await readdir(path.join(folder, ".locks")).catch(() => []);
+    const inRun = await readdir(path.join(this.node.root, "run/pve-backup-host")).catch(() => []);
+    const mounts = (await readFile("/proc/self/mounts", "utf8")).split("\n");
+    return [...inStore, ...inLocks, ...inRun, ...mounts.filter((line) => line.includes(this.node.dir))];
+  }
+
+  /** Of the processes that watchProcessesOf() noted. */
+  async expectNoSurvivors(): Promise<void> {
+    expect(await survivorsOf(this.#watched.splice(0))).toEqual([]);
+  }
+
+  /** None of them may outlive the job. */
+  async watchProcessesOf(program: Program): Promise<void> {
+    this.#watched.push(...(await descendantsOf(program.child.pid as number)));
+  }
+
+  /** The Node that owns the store. */
+  async nodeOf(program: Program): Promise<SeenProcess> {
+    return await eventually("Node", async () =>
+      (await descendantsOf(program.child.pid as number)).find((one) => one.parent === program.child.pid),
+    );
+  }
+
+  /** Waits until the image of the disk is being written. */
+  async untilCopying(): Promise<void> {
+    const folder = path.join(this.node.storePath, String(VMID));
+    await eventually("an image in the staging folder", async () => {
+      const staging = (await readdir(folder)).find((name) => name.startsWith(".staging-"));
+      const files = staging === undefined ? [] : await readdir(path.join(folder, staging)).catch(() => []);
+      return files.includes(`${DISK}.qcow2`) ? true : undefined;
+    });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#control[Symbol.asyncDispose]();
+    await this.guest[Symbol.asyncDispose]();
+    await this.node[Symbol.asyncDispose]();
+  }
+
+  async #guestWrites(): Promise<void> {
+    const length = this.#random.integer(1, 16) * CLUSTER_BYTES;
+    const offset = this.#random.integer(0, (DISK_BYTES - MIB) / 512) * 512;
+    await this.guest.write(DISK, offset, seededBytes(this.#epoch, length));
+  }
+
+  async #writeJob(job: object): Promise<string> {
+    const { node } = this;
+    const file = path.join(node.dir, "job.json");
+    const scfg = {
+      path: node.storePath,
+      content: "backup",
+      "vm-backup-mode": "incremental",
+      "dir-compression": "none",
+    };
+    await writeFile(file, JSON.stringify({ storeid: node.storeid, scfg, "log-dir": node.dir, ...job }));
+    return file;
+  }
+
+  #start(script: string, args: readonly string[], bundle: BridgeBundle, env: Record<string, string>): Program {
+    const fixtures = path.join(project, "fixtures/pve");
+    const includes = ["-I", path.join(project, "perl-shim"), "-I", path.join(fixtures, "lib")];
+    return watch(
+      spawn("perl", ["-T", ...includes, path.join(fixtures, script), ...args], {
+        stdio: ["pipe", "pipe", "pipe"],
+        env: {
+          ...process.env,
+          PVE_BACKUP_HOST_NODE: process.execPath,
+          PVE_BACKUP_HOST_BRIDGE: bundle.path,
+          PVE_BACKUP_HOST_ROOT: this.node.root,
+          ...env,
+        },
+      }),
+    );
+  }
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Stands between an NBD client and a real server and makes one thing go wrong at one exact moment.
+import { once } from "node:events";
+import { rm } from "node:fs/promises";
+import { connect, createServer, type Server, type Socket } from "node:net";
+import { bytes, DONE, errorChunk, OPT_GO, optionReply } from "./nbd-bytes.ts";
+
+/** What the client does; connections count from 1, requests are those of the protocol. */
+export type ClientStep =
+  | { readonly kind: "connect"; readonly connection: number }
+  | { readonly kind: "option"; readonly connection: number; readonly option: number }
+  | {
+      readonly kind: "request";
+      readonly connection: number;
+      readonly type: number;
+      readonly cookie: bigint;
+      readonly offset: number;
+      readonly length: number;
+    };
+
+export interface FaultPlan {
+  /** The moment: the first step for which it is true is not passed on. */
+  readonly at: (step: ClientStep) => boolean;
+  /**
+   * "hang": from now on nothing passes, in no direction, on no connection. "close": all connections end.
+   * An error is the answer to that step alone: an errno, a reply type of an option; at "connect" it is nonsense.
+   */
+  readonly act: "hang" | "close" | { readonly error: number };
+  /** Runs first, e.g. to end the real server. */
+  readonly before?: () => Promise<void>;
+}
+
+const GREETING_BYTES = 18;
+const OPTION_HEADER_BYTES = 16;
+const OPTION_REPLY_HEADER_BYTES = 20;
+const REQUEST_BYTES = 28;
+const CHUNK_HEADER_BYTES = 20;
+const SIMPLE_REPLY_BYTES = 16;
+const SIMPLE_REPLY_MAGIC = 0x67446698;
+const REP_ACK = 1;
+const CMD_WRITE = 1;
+
+export class NbdFaultProxy implements AsyncDisposable {
+  readonly path: string;
+  readonly #server: Server;
+  readonly #sockets = new Set<Socket>();
+  readonly #plan: FaultPlan;
+  #connections = 0;
+  #isReached = false;
+  #isHanging = false;
+  #preparing: Promise<void> | undefined;
+
+  private constructor(path: string, target: () => string, plan: FaultPlan) {
+    this.path = path;
+    this.#plan = plan;
+    this.#server = createServer((client) => void this.#serve(client, target()).catch(() => client.destroy()));
+  }
+
+  /** @param target path of the real server's socket, asked at every connection */
+  static async start(path: string, target: () => string, plan: FaultPlan): Promise<NbdFaultProxy> {
+    await rm(path, { force: true });
+    const proxy = new NbdFaultProxy(path, target, plan);
+    proxy.#server.listen(path);
+    await once(proxy.#server, "listening");
+    return proxy;
+  }
+
+  /** Whether the moment came. */
+  get isReached(): boolean {
+    return this.#isReached;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#preparing;
+    this.#server.close();
+    for (const socket of this.#sockets) socket.destroy();
+    await rm(this.path, { force: true });
+  }
+
+  async #serve(client: Socket, target: string): Promise<void> {
+    const connection = ++this.#connections;
+    this.#watch(client);
+    const verdict = await this.#judge({ kind: "connect", connection });
+    if (verdict === "over") return;
+    if (verdict !== "pass") return void client.end("HTTP/1.1 400 Bad Request\r\n\r\n");
+    const server = connect(target);
+    this.#watch(server);
+    server.once("close", () => client.end());
+    client.once("close", () => server.destroy());
+    await Promise.all([
+      this.#fromServer(new Intake(server), client),
+      this.#fromClient(connection, new Intake(client), server, client),
+    ]);
+  }
+
+  #watch(socket: Socket): void {
+    this.#sockets.add(socket);
+    socket.on("error", () => undefined);
+    socket.once("close", () => this.#sockets.delete(socket));
+  }
+
+  /** Message by message, so that an answer of ours never lands inside one of the server's. */
+  async #fromServer(intake: Intake, client: Socket): Promise<void> {
+    this.#send(client, await intake.take(GREETING_BYTES));
+    for (let isTransmission = false; !isTransmission; ) {
+      const header = await intake.take(OPTION_REPLY_HEADER_BYTES);
+      const data = await intake.take(header.readUInt32BE(16));
+      this.#send(client, Buffer.concat([header, data]));
+      isTransmission = header.readUInt32BE(8) === OPT_GO && header.readUInt32BE(12) === REP_ACK;
+    }
+    for (;;) {
+      const start = await intake.take(SIMPLE_REPLY_BYTES); // QEMU's answer where there is no data and no error
+      if (start.readUInt32BE(0) === SIMPLE_REPLY_MAGIC) {
+        this.#send(client, start);
+        continue;
+      }
+      const length = await intake.take(CHUNK_HEADER_BYTES - SIMPLE_REPLY_BYTES);
+      this.#send(client, Buffer.concat([start, length, await intake.take(length.readUInt32BE(0))]));
+    }
+  }
+
+  async #fromClient(connection: number, intake: Intake, server: Socket, client: Socket): Promise<void> {
+    this.#send(server, await intake.take(4)); // client flags
+    for (let option = 0; option !== OPT_GO; ) {
+      const header = await intake.take(OPTION_HEADER_BYTES);
+      const data = await intake.take(header.readUInt32BE(12));
+      option = header.readUInt32BE(8);
+      const verdict = await this.#judge({ kind: "option", connection, option });
+      if (verdict === "over") return;
+      if (verdict === "pass") this.#send(server, Buffer.concat([header, data]));
+      else this.#send(client, optionReply(option, verdict.error));
+    }
+    for (;;) {
+      const header = await intake.take(REQUEST_BYTES);
+      const type = header.readUInt16BE(6);
+      const cookie = header.readBigUInt64BE(8);
+      const offset = Number(header.readBigUInt64BE(16));
+      const length = header.readUInt32BE(24);
+      const payload = await intake.take(type === CMD_WRITE ? length : 0);
+      const verdict = await this.#judge({ kind: "request", connection, type, cookie, offset, length });
+      if (verdict === "over") return;
+      if (verdict === "pass") this.#send(server, Buffer.concat([header, payload]));
+      else this.#send(client, errorChunk(cookie, DONE, verdict.error, "injected"));
+    }
+  }
+
+  /** What becomes of a step. */
+  async #judge(step: ClientStep): Promise<"pass" | "over" | { readonly error: number }> {
+    const { act, at, before } = this.#plan;
+    if (this.#isReached || !at(step)) return this.#isHanging ? "over" : "pass";
+    this.#isReached = true;
+    this.#preparing = before?.();
+    await this.#preparing;
+    if (typeof act === "object") return act;
+    this.#isHanging = true;
+    if (act === "close") {
+      this.#server.close();
+      for (const socket of this.#sockets) socket.destroy();
+    }
+    return "over";
+  }
+
+  #send(socket: Socket, message: Buffer): void {
+    if (!this.#isHanging && socket.writable) socket.write(message);
+  }
+}
+
+/** The bytes of a socket, a number at a time; rejects at its end. */
+class Intake {
+  readonly #chunks: AsyncIterator<Buffer>;
+  #held: Buffer = bytes();
+
+  constructor(socket: Socket) {
+    this.#chunks = socket[Symbol.asyncIterator]();
+  }
+
+  async take(length: number): Promise<Buffer> {
+    while (this.#held.length < length) {
+      const { done, value } = await this.#chunks.next();
+      if (done === true) throw new Error("the other side is gone");
+      this.#held = Buffer.concat([this.#held, value]);
+    }
+    const taken = this.#held.subarray(0, length);
+    this.#held = this.#held.subarray(length);
+    return taken;
+  }
+}
+
+/** NBD's own numbers. */
+export const EIO = 5;
+export const EINVAL = 22;
+/** NBD_REP_ERR_POLICY. */
+export const REP_ERR_POLICY = 0x80000002;

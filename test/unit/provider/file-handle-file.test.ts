@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The file behind a handle, on a real FUSE mount: nbdfuse on nbdkit, bytes compared with the file nbdkit serves.
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { constants } from "node:fs";
+import { type FileHandle, mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { describe, expect, it, type TestContext, vi } from "vitest";
+import { runTool, SeededRandom, seededBytes } from "../../../fixtures/lab/index.ts";
+import { AlignedPool } from "../../../src/block/index.ts";
+import { FuseFile } from "../../../src/provider/fuse-file.ts";
+import { until } from "../../support/file-handles.ts";
+import { requireTool } from "../../support/tools.ts";
+
+const never = new AbortController().signal;
+const SIZE = 3 * 2 ** 20 + 517; // no multiple of a page, a sector, or anything
+
+/** `content` as a FUSE file, and a handle on it as vzdump's. `filter`: of nbdkit. */
+class FuseDisk implements AsyncDisposable {
+  readonly handle: FileHandle;
+  readonly #dir: string;
+  readonly #children: readonly ChildProcess[];
+
+  private constructor(dir: string, handle: FileHandle, children: readonly ChildProcess[]) {
+    this.#dir = dir;
+    this.handle = handle;
+    this.#children = children;
+  }
+
+  static async start(content: Buffer, ...filter: string[]): Promise<FuseDisk> {
+    const dir = await mkdtemp(path.join(tmpdir(), "pbh-fuse-"));
+    await writeFile(path.join(dir, "content"), content);
+    const [pidFile, socket, mount] = ["pid", "sock", "mnt"].map((name) => path.join(dir, name)) as [
+      string,
+      string,
+      string,
+    ];
+    await mkdir(mount);
+    const start = (command: string, ...args: string[]): ChildProcess =>
+      spawn("setpriv", ["--pdeathsig", "KILL", "--", command, ...args], { stdio: "ignore" });
+    const [filters, options] = [
+      filter.filter((arg) => arg.startsWith("--")),
+      filter.filter((arg) => !arg.startsWith("--")),
+    ];
+    const nbdkit = start("nbdkit", "-f", "-U", socket, ...filters, "file", path.join(dir, "content"), ...options);
+    await until(
+      "nbdkit listens",
+      async () => (await runTool("nbdinfo", ["--size", `nbd+unix:///?socket=${socket}`]).catch(() => "")) !== "",
+    );
+    const nbdfuse = start("nbdfuse", "--pidfile", pidFile, `${mount}/disk`, `nbd+unix:///?socket=${socket}`);
+    await until("nbdfuse serves", async () => (await readFile(pidFile, "utf8").catch(() => "")) !== "");
+    const handle = await open(`${mount}/disk`, constants.O_RDWR | constants.O_DIRECT);
+    return new FuseDisk(dir, handle, [nbdfuse, nbdkit]);
+  }
+
+  open(silenceMs = 20_000): Promise<FuseFile> {
+    return FuseFile.open("drive-scsi0", { pid: process.pid, fd: this.handle.fd }, silenceMs, never);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.handle.close().catch(() => undefined);
+    await runTool("fusermount3", ["-z", "-u", path.join(this.#dir, "mnt")]);
+    for (const child of this.#children) {
+      child.kill("SIGKILL");
+      if (child.exitCode === null && child.signalCode === null) await once(child, "exit");
+    }
+    await rm(this.#dir, { recursive: true, force: true });
+  }
+}
+
+const needTools = (context: TestContext): void => requireTool(context, "nbdkit", "nbdfuse", "nbdinfo", "fusermount3");
+
+describe("FuseFile.read()", () => {
+  it("fills any range of any alignment, into any place of a buffer, many at a time", async (context) => {
+    needTools(context);
+    const content = seededBytes("odd", SIZE);
+    await using disk = await FuseDisk.start(content);
+    await using file = await disk.open();
+    expect(file.sizeBytes).toBe(SIZE);
+    const random = new SeededRandom(7);
+    const ranges: Array<readonly [offset: number, length: number, at: number]> = [
+      [0, 2 ** 20, 0],
+      [SIZE - 517, 517, 0], // what is left behind the last page
+      [SIZE - 1, 1, 1],
+      [511, 3, 4095],
+      [4096, 4096, 512],
+      [0, SIZE, 0],
+    ];
+    for (let at = 0; at < 40; at++) {
+      const offset = random.integer(0, SIZE);
+      ranges.push([offset, random.integer(1, Math.min(SIZE - offset, 300_000) + 1), random.integer(0, 5000)]);
+    }
+    using pool = new AlignedPool(4 * 2 ** 20, 8);
+    await Promise.all(
+      ranges.map(async ([offset, length, at]) => {
+        const slot = await pool.acquire(never);
+        slot.bytes.fill(0xee);
+        await file.read(offset, slot.bytes.subarray(at, at + length), never);
+        expect(slot.bytes.subarray(at, at + length).equals(content.subarray(offset, offset + length))).toBe(true);
+        expect(slot.bytes[at + length]).toBe(0xee);
+        if (at > 0) expect(slot.bytes[at - 1]).toBe(0xee);
+        slot.release();
+      }),
+    );
+  });
+
+  it("finishes what the kernel reads in part", async (context) => {
+    needTools(context);
+    const content = seededBytes("short", SIZE);
+    await using disk = await FuseDisk.start(content);
+    await using file = await disk.open();
+    const prototype = Object.getPrototypeOf(disk.handle) as FileHandle;
+    const read = prototype.read;
+    const spy = vi.spyOn(prototype, "read").mockImplementation(function (this: FileHandle, ...args: unknown[]) {
+      const [buffer, at, length, position] = args as [Buffer, number, number, number];
+      return Reflect.apply(read, this, [buffer, at, Math.min(length, 1000), position]);
+    } as never);
+    try {
+      const bytes = Buffer.alloc(5555);
+      await file.read(3333, bytes, never);
+      expect(bytes.equals(content.subarray(3333, 3333 + 5555))).toBe(true);
+      expect(spy).toHaveBeenCalledTimes(6);
+    } finally {
+      spy.mockRestore();
+    }
+  });
+
+  it("says what the end of the file, a read error, and a closed file are", async (context) => {
+    needTools(context);
+    await using disk = await FuseDisk.start(
+      Buffer.alloc(SIZE),
+      "--filter=error",
+      "error-pread=EIO",
+      "error-pread-rate=100%",
+    );
+    const file = await disk.open();
+    await expect(file.read(SIZE, Buffer.alloc(1), never)).rejects.toThrow(
+      `Cannot read "drive-scsi0" through its file handle: it ended at byte ${SIZE}`,
+    );
+    await expect(file.read(0, Buffer.alloc(512), never)).rejects.toThrow(
+      'Cannot read "drive-scsi0": the disk reports an input/output error (EIO)',
+    );
+    await file[Symbol.asyncDispose]();
+    await file[Symbol.asyncDispose]();
+    await expect(file.read(0, Buffer.alloc(512), never)).rejects.toThrow("closed");
+  });
+
+  it("waits no longer than allowed, and its buffers are free afterwards", async (context) => {
+    needTools(context);
+    await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "--filter=delay", "rdelay=60");
+    await using file = await disk.open(1_000);
+    const startMs = performance.now();
+    const reads = Array.from({ length: 16 }, (_, at) => file.read(at * 4096, Buffer.alloc(4096), never));
+    const ends = await Promise.allSettled(reads);
+    expect(performance.now() - startMs).toBeLessThan(20_000);
+    for (const end of ends) {
+      expect(String((end as PromiseRejectedResult).reason)).toContain(
+        'Cannot read "drive-scsi0" through its file handle: no answer for 1 s',
+      );
+    }
+  });
+
+  it("ends soon after a cancellation, with its reason", async (context) => {
+    needTools(context);
+    await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "--filter=delay", "rdelay=60");
+    await using file = await disk.open();
+    const cancel = new AbortController();
+    const reads = Array.from({ length: 16 }, (_, at) => file.read(at * 4096, Buffer.alloc(4096), cancel.signal));
+    setTimeout(() => cancel.abort(new Error("stopped by the user")), 100);
+    const startMs = performance.now();
+    const ends = await Promise.allSettled(reads);
+    expect(performance.now() - startMs).toBeLessThan(15_000); // the server would take 60 s
+    for (const end of ends) expect((end as PromiseRejectedResult).reason.message).toBe("stopped by the user");
+  });
+});

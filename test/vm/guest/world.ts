@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// What the tests in the machine share: the expected content, a restore as PVE makes it, other users of /dev/nbdX,
+// and a look at what is left. Nothing here asks the code under test about nodes: sysfs and /proc are the judges.
+import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { createHash } from "node:crypto";
+import { once } from "node:events";
+import { createReadStream, readFileSync } from "node:fs";
+import { readdir, readFile } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
+import { promisify } from "node:util";
+import { DirectoryProvider } from "../../../src/provider/index.ts";
+import {
+  EXPECTED_FILE,
+  type Expected,
+  type ExpectedDisk,
+  type ExpectedPoint,
+  GUEST_STORE,
+  STOREID,
+} from "../protocol.ts";
+
+export const run = promisify(execFile);
+export const never = new AbortController().signal;
+export const NODES = 3;
+export const RUN_DIR = "/run/pve-backup-host";
+export const RESERVATIONS = "/run/qemu-server/reserved-dev-nbd-nodes";
+export const RESERVATIONS_LOCK = "/run/lock/qemu-server/reserved-dev-nbd-nodes.lock";
+const DEADLINE_MS = 60_000;
+const POLL_MS = 10;
+
+export type DeviceView = "auto" | "fuse" | "nbd";
+
+const expected = JSON.parse(readFileSync(EXPECTED_FILE, "utf8")) as Expected;
+export const points: readonly ExpectedPoint[] = expected.points;
+export const fullPoint = points[0] as ExpectedPoint;
+export const newestPoint = points.at(-1) as ExpectedPoint;
+
+/** Image of a disk in the full backup, which has no backing file. */
+export const fullImage = (disk: ExpectedDisk): string =>
+  `${GUEST_STORE}/${fullPoint.volname.slice("backup/".length)}/${disk.device}.qcow2`;
+
+/** A restore in PVE's order of calls, up to the disks on offer. */
+export class Restore implements AsyncDisposable {
+  readonly log: string[] = [];
+  readonly #provider: DirectoryProvider;
+  readonly #volname: string;
+
+  private constructor(volname: string, view: DeviceView) {
+    this.#volname = volname;
+    const scfg = { path: GUEST_STORE, "dir-device-view": view };
+    const log = (level: string, message: string): void => void this.log.push(`${level}: ${message}`);
+    this.#provider = new DirectoryProvider({ storeid: STOREID, scfg, nodename: "node1", apiver: 15, log });
+  }
+
+  static async begin(point: ExpectedPoint, view: DeviceView): Promise<Restore> {
+    const restore = new Restore(point.volname, view);
+    await restore.#provider.restoreGetMechanism(point.volname, never);
+    await restore.#provider.restoreVmInit(point.volname, never);
+    return restore;
+  }
+
+  async offer(device: string): Promise<string> {
+    return (await this.#provider.restoreVmVolumeInit(this.#volname, device, never)).qemuImgPath;
+  }
+
+  async withdraw(device: string): Promise<void> {
+    await this.#provider.restoreVmVolumeCleanup(this.#volname, device);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#provider.restoreVmCleanup(this.#volname);
+    await this.#provider[Symbol.asyncDispose]();
+  }
+}
+
+/** A qemu-nbd that is not ours, connected to `node`; it disconnects when it is disposed. */
+export async function connectForeign(node: number, image: string): Promise<AsyncDisposable> {
+  const child = spawn("qemu-nbd", ["--read-only", "-f", "qcow2", `--connect=/dev/nbd${node}`, image]);
+  await waitUntil(`/dev/nbd${node} is connected`, async () => await isConnected(node));
+  return {
+    [Symbol.asyncDispose]: async () => {
+      if (await isConnected(node)) await run("qemu-nbd", ["--disconnect", `/dev/nbd${node}`]);
+      await endOf(child);
+      await waitUntil(`/dev/nbd${node} is free`, async () => !(await isConnected(node)));
+    },
+  };
+}
+
+/** Size and digest of all a file or a block device gives until its end. */
+export async function contentOf(file: string): Promise<{ sizeBytes: number; sha256: string }> {
+  const digest = createHash("sha256");
+  let sizeBytes = 0;
+  for await (const bytes of createReadStream(file, { highWaterMark: 2 ** 20 })) {
+    digest.update(bytes as Buffer);
+    sizeBytes += (bytes as Buffer).length;
+  }
+  return { sizeBytes, sha256: digest.digest("hex") };
+}
+
+export async function isConnected(node: number): Promise<boolean> {
+  return (await readFile(`/sys/block/nbd${node}/pid`, "utf8").catch(() => "")) !== "";
+}
+
+/** Bytes the kernel gives for the node. Source: sectors of 512 bytes, Documentation/ABI/stable/sysfs-block. */
+export async function nodeBytes(node: number): Promise<number> {
+  return 512 * Number(await readFile(`/sys/block/nbd${node}/size`, "utf8"));
+}
+
+export const nodeOf = (file: string): number => Number(/^\/dev\/nbd([0-9]+)$/.exec(file)?.[1] ?? Number.NaN);
+
+/** Command lines of living processes that run `name`, by pid. */
+export async function processesOf(name: string): Promise<Map<number, string>> {
+  const found = new Map<number, string>();
+  for (const entry of await readdir("/proc")) {
+    const command = /^[0-9]+$/.test(entry) ? await readFile(`/proc/${entry}/cmdline`, "utf8").catch(() => "") : "";
+    const [program = "", ...args] = command.split("\0");
+    if (program.split("/").at(-1) === name) found.set(Number(entry), args.join(" "));
+  }
+  return found;
+}
+
+/** Pid of the one qemu-nbd that serves `node`. */
+export async function serverOf(node: number): Promise<number> {
+  for (const [pid, args] of await processesOf("qemu-nbd")) {
+    if (args.includes(`/dev/nbd${node} `)) return pid;
+  }
+  throw new Error(`no qemu-nbd serves /dev/nbd${node}`);
+}
+
+/** Everything a restore may hold; all lists are empty when nothing is left. */
+export async function leftovers(): Promise<Record<string, unknown[]>> {
+  const nodes = Array.from({ length: NODES }, (_, node) => node);
+  const connected = await Promise.all(
+    nodes.map(async (node) => [(await isConnected(node)) || (await nodeBytes(node)) > 0, node]),
+  );
+  return {
+    connected: connected.filter(([isUsed]) => isUsed).map(([, node]) => node),
+    servers: [...(await processesOf("qemu-nbd")), ...(await processesOf("qemu-storage-daemon"))],
+    mounts: (await readFile("/proc/self/mounts", "utf8")).split("\n").filter((line) => line.includes(RUN_DIR)),
+    folders: await readdir(RUN_DIR).catch(() => []),
+    reservations: (await readFile(RESERVATIONS, "utf8").catch(() => "")).split("\n").filter((line) => line !== ""),
+  };
+}
+
+export const nothing = { connected: [], servers: [], mounts: [], folders: [], reservations: [] };
+
+/** @throws Error if `holds` does not become true within a minute */
+export async function waitUntil(what: string, holds: () => Promise<boolean>): Promise<void> {
+  const endMs = performance.now() + DEADLINE_MS;
+  while (!(await holds())) {
+    if (performance.now() > endMs) throw new Error(`after ${DEADLINE_MS / 1_000} s it is still not so that ${what}`);
+    await sleep(POLL_MS);
+  }
+}
+
+/** This program in another process, with a role of its own; its standard error is the console. */
+export function startRole(role: string, ...args: string[]): ChildProcess {
+  const program = process.argv[1] ?? "";
+  return spawn(process.execPath, [program, role, ...args], { stdio: ["pipe", "pipe", "inherit"] });
+}
+
+export async function endOf(child: ChildProcess): Promise<void> {
+  if (child.exitCode === null && child.signalCode === null) await once(child, "exit");
+}
+
+/** All a role printed, once it has ended well. */
+export async function outputOf(child: ChildProcess): Promise<string> {
+  let text = "";
+  child.stdout?.setEncoding("utf8").on("data", (part: string) => {
+    text += part;
+  });
+  const [status, signal] = (await once(child, "close")) as [number | null, string | null];
+  if (status !== 0) throw new Error(`a process ended with ${status ?? signal}: ${text}`);
+  return text;
+}
+
+/** The first line a role prints. */
+export async function firstLine(child: ChildProcess): Promise<string> {
+  let text = "";
+  for await (const part of child.stdout ?? []) {
+    text += String(part);
+    const end = text.indexOf("\n");
+    if (end >= 0) return text.slice(0, end);
+  }
+  throw new Error(`a process ended without a line: ${text}`);
+}
+
+export async function refusalOf(promise: Promise<unknown>): Promise<{ message: string; hint: string }> {
+  const error = await promise.then(
+    (value) => new Error(`not refused but answered ${JSON.stringify(value)}`),
+    (thrown: unknown) => thrown,
+  );
+  const { message, hint } = error as { message: string; hint?: string };
+  return { message, hint: hint ?? "" };
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The store that the test machine restores from: backups of a lab guest with two disks, made on the host.
+import { createHash } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { stat } from "node:fs/promises";
+import path from "node:path";
+import { pipeline } from "node:stream/promises";
+import { LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
+import { backUp, type TestNode } from "../support/vm-job.ts";
+import type { ExpectedDisk, ExpectedPoint } from "./protocol.ts";
+
+const MIB = 2 ** 20;
+const FIRST = "drive-scsi0";
+/** Its size is a multiple of 512 and of nothing larger: the last sector must not be lost. */
+const SECOND = "drive-scsi1";
+
+/** A full backup and two incremental ones; both disks change between them. @throws Error if a backup fails */
+export async function makeStore(node: TestNode): Promise<ExpectedPoint[]> {
+  await using guest = await LabGuest.start({
+    dir: path.join(node.dir, "vm"),
+    root: node.root,
+    vmid: 100,
+    storeid: node.storeid,
+    disks: [
+      { device: FIRST, sizeBytes: 24 * MIB },
+      { device: SECOND, sizeBytes: 8 * MIB + 512 },
+    ],
+  });
+  await guest.write(FIRST, 0, seededBytes("first", 5 * MIB));
+  await guest.write(SECOND, MIB, seededBytes("second", 2 * MIB));
+  const points = [await backUpOnce(node, guest, 1_000)];
+  await guest.write(FIRST, 9 * MIB, seededBytes("later", MIB));
+  await guest.write(SECOND, 8 * MIB, seededBytes("last sector", 512));
+  points.push(await backUpOnce(node, guest, 2_000));
+  await guest.writeZeroes(FIRST, 0, MIB);
+  await guest.write(FIRST, 3 * MIB, seededBytes("again", 70_000));
+  points.push(await backUpOnce(node, guest, 3_000));
+  return points;
+}
+
+async function backUpOnce(node: TestNode, guest: LabGuest, epoch: number): Promise<ExpectedPoint> {
+  const job = await backUp(node, guest, { epoch, oracleDir: path.join(node.dir, `oracle-${epoch}`) });
+  if (job.volname === undefined) throw new Error(`the backup failed: ${String(job.error)}\n${job.log.join("\n")}`);
+  const disks: ExpectedDisk[] = [];
+  for (const [device, file] of job.oracles) {
+    disks.push({ device, sizeBytes: (await stat(file)).size, sha256: await digestOf(file) });
+  }
+  return { volname: job.volname, disks };
+}
+
+async function digestOf(file: string): Promise<string> {
+  const digest = createHash("sha256");
+  await pipeline(createReadStream(file), digest);
+  return digest.digest("hex");
+}
