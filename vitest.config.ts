@@ -6,8 +6,9 @@ export default defineConfig({
     globalSetup: ["test/support/build-worker.ts"],
     include: ["test/**/*.test.ts"],
     exclude: ["test/bench/**"],
-    testTimeout: 30_000,
-    hookTimeout: 60_000,
+    // Far above what a test needs alone: it only ends what hangs.
+    testTimeout: 120_000,
+    hookTimeout: 180_000,
     // Two cores, real block devices: more files at once only make timeouts.
     maxWorkers: 2,
   },

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The moments between the last byte and the answer of backup_vm, one by one: Node stops itself at each file
+// operation of a commit (kill-hold.mjs), and then Node or vzdump is ended. The bitmap and the point must agree.
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { type BridgeBundle, buildBridge } from "../support/bridge-process.ts";
+import { descendantsOf, eventually, expectFailure, holdable, type SeenProcess, walk } from "../support/kill-stage.ts";
+import { type KilledJob, VmStage } from "../support/kill-vm-stage.ts";
+import { requireTool } from "../support/tools.ts";
+
+const MATRIX_TIMEOUT_MS = 600_000;
+const isFull = process.env.FAULT_MATRIX === "full";
+const INTERRUPTED = "full: the last backup was interrupted during its commit";
+
+/** Where Node stands still; what is true if it never goes on. */
+const MOMENTS = [
+  { hold: "before rename 1 pve-backup-host/bk/100.json$", isListed: false, next: "incremental" },
+  { hold: "after rename 1 pve-backup-host/bk/100.json$", isListed: false, next: INTERRUPTED },
+  { hold: "before rename 1 /qemu-[0-9]+$", isListed: false, next: INTERRUPTED },
+  { hold: "after rename 1 /qemu-[0-9]+$", isListed: true, next: INTERRUPTED },
+  { hold: "after rename 1 /state.json$", isListed: true, next: INTERRUPTED },
+  { hold: "before rename 2 pve-backup-host/bk/100.json$", isListed: true, next: INTERRUPTED },
+  { hold: "after rename 2 pve-backup-host/bk/100.json$", isListed: true, next: "incremental" },
+  { hold: "before rm 1 /[.]lock$", isListed: true, next: "incremental" },
+  { hold: "after rm 1 /[.]lock$", isListed: true, next: "incremental" },
+] as const;
+
+let bundle: BridgeBundle;
+let held: BridgeBundle;
+let stage: VmStage;
+beforeAll(async () => {
+  bundle = await buildBridge();
+  held = await holdable(bundle);
+});
+afterAll(() => held[Symbol.asyncDispose]());
+beforeEach(async (context) => {
+  requireTool(context, "qemu-storage-daemon", "qemu-img", "perl", "setpriv");
+  stage = await VmStage.create(bundle);
+  return () => stage[Symbol.asyncDispose]();
+});
+
+/** A job whose Node stops at `hold`; `act` gets the stopped Node. */
+async function holdAt(hold: string, act: (node: SeenProcess, vzdump: number) => void): Promise<KilledJob> {
+  const program = await stage.vzdump({ bundle: held, env: { PBH_TEST_HOLD: hold } });
+  const vzdump = program.child.pid as number;
+  const node = await eventually(`Node stopped ${hold}`, async () =>
+    (await descendantsOf(vzdump)).find((one) => one.state === "T"),
+  );
+  await stage.watchProcessesOf(program);
+  act(node, vzdump);
+  return await stage.judge(await walk(program));
+}
+
+async function expectNext(mode: string, cell: string): Promise<void> {
+  if (mode === "incremental") await stage.expectNextIncremental(cell);
+  else expect(await stage.next(), cell).toBe(mode);
+}
+
+describe("a commit in which Node is killed with -9", () => {
+  it("is there wholly or not at all, and the next backup trusts no bitmap that it may not", {
+    timeout: MATRIX_TIMEOUT_MS,
+  }, async () => {
+    for (const { hold, isListed, next } of MOMENTS) {
+      const job = await holdAt(hold, ({ pid }) => process.kill(pid, "SIGKILL"));
+      expectFailure(job, /^Cannot finish "backup_vm": the backup bridge is gone, it was ended by SIGKILL/);
+      expect([hold, job.isListed]).toEqual([hold, isListed]);
+      await expectNext(next, hold);
+    }
+    await stage.expectAllRight();
+  });
+});
+
+describe("a commit that has begun", () => {
+  const ENDS = [
+    ["vzdump is killed", (_node: SeenProcess, vzdump: number) => process.kill(vzdump, "SIGKILL"), undefined],
+    ["vzdump is interrupted", (_node: SeenProcess, vzdump: number) => process.kill(vzdump, "SIGTERM"), /^interrupted/],
+    [
+      "Node is asked to end",
+      ({ pid }: SeenProcess) => process.kill(pid, "SIGTERM"),
+      /asked to end by SIGTERM|got SIGTERM/,
+    ],
+  ] as const;
+
+  it("is finished whoever ends, and its point is the next one's base", { timeout: MATRIX_TIMEOUT_MS }, async () => {
+    for (const [turn, { hold }] of MOMENTS.entries()) {
+      for (const [name, end, sentence] of ENDS.filter((_, n) => isFull || n === turn % ENDS.length)) {
+        const cell = `${hold}, ${name}`;
+        const job = await holdAt(hold, (node, vzdump) => {
+          end(node, vzdump);
+          process.kill(node.pid, "SIGCONT");
+        });
+        if (sentence !== undefined) expectFailure(job, sentence);
+        expect([cell, job.isListed]).toEqual([cell, true]);
+        expect(await stage.leftovers(), cell).toEqual([]);
+        await stage.expectNextIncremental(cell);
+      }
+    }
+    await stage.expectAllRight();
+  });
+});
+
+describe("notes of a backup whose setting is killed", () => {
+  it.each(["before", "after"])("%s the rename leave a job that is well and a backup without a lock", async (when) => {
+    const job = await holdAt(`${when} rename 1 /attributes.json$`, ({ pid }) => process.kill(pid, "SIGKILL"));
+    expect(job.status, job.output).toBe(0);
+    expect(job.output).toMatch(
+      /^WARN: unable to add notes - Cannot finish "update_volume_attribute": the backup bridge/m,
+    );
+    await stage.expectNextIncremental(when);
+  });
+});

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// One whole restore of a VM: each of its operations on the store (locks) and on the folder for mounts fails. Either
+// every disk is right, or one sentence says why not; no server, no mount and no lock stays behind for good.
+// biome-ignore assist/source/organizeImports: it must come before the product
+import { errnosFor, type Fault, faultSwitch, type Operation, PLAY_ALL, stepsOf } from "../support/fault-fs.ts";
+import { readdir, readFile } from "node:fs/promises";
+import { describe, expect, it, onTestFailed } from "vitest";
+import { toRpcError } from "../../bridge/error-map.ts";
+import { compareRaw } from "../../fixtures/lab/index.ts";
+import { endOwners } from "../support/fault-folder.ts";
+import { FaultSite } from "../support/fault-job.ts";
+import { processesNaming } from "../support/processes.ts";
+import { restore } from "../support/vm-job.ts";
+
+interface Outcome {
+  readonly error: unknown;
+  /** The disks that were read and right. */
+  readonly right: readonly string[];
+  readonly operations: readonly Operation[];
+}
+
+async function restoreWith(site: FaultSite, fault?: Fault): Promise<Outcome> {
+  const right: string[] = [];
+  faultSwitch.arm(site.folders, fault);
+  const error = await restore(site.node, site.newest, async (device, rawPath) => {
+    const oracle = site.points.get(site.newest)?.get(device) ?? "no such copy";
+    const { detail, identical } = await compareRaw(rawPath, oracle);
+    if (!identical) throw new Error(`${device} is wrong: ${detail}`);
+    right.push(device);
+  }).then(
+    () => undefined,
+    (thrown: unknown) => thrown,
+  );
+  faultSwitch.disarm();
+  return { error, right, operations: [...faultSwitch.operations] };
+}
+
+/** @throws unless nothing serves or is mounted; folders are left to the next restore */
+async function expectNothingRuns(site: FaultSite): Promise<void> {
+  expect(await processesNaming(site.runDir)).toEqual([]);
+  expect(await readFile("/proc/self/mountinfo", "utf8")).not.toContain(site.runDir);
+}
+
+async function mustRestore(site: FaultSite): Promise<Outcome> {
+  const outcome = await restoreWith(site);
+  expect(outcome.error).toBeUndefined();
+  expect(outcome.right).toEqual(["drive-scsi0", "drive-scsi1"]);
+  await expectNothingRuns(site);
+  expect(await readdir(site.runDir)).toEqual([]);
+  return outcome;
+}
+
+describe("a restore", () => {
+  it.for<[Fault["flavour"], number, number]>([
+    ["before", 1, 0],
+    ["after", 3, 1],
+    ["onwards", 3, 2],
+    ["short", 1, 0],
+  ])(
+    "is right or fails when its Nth operation fails (%s)",
+    { timeout: PLAY_ALL ? 3_600_000 : 600_000 },
+    async (how) => {
+      const [flavour, every, offset] = how;
+      await using site = await FaultSite.create({ "dir-compression": "zstd" });
+      await site.startAgain();
+      await site.job();
+      const steps = stepsOf((await mustRestore(site)).operations).filter(
+        ({ kind }) => kind === "write" || flavour !== "short",
+      );
+      let cell = "";
+      onTestFailed(() => console.info(cell));
+      for (const at of steps.filter((_, index) => PLAY_ALL || index % every === offset)) {
+        for (const errno of errnosFor(at.kind)) {
+          cell = `${flavour} ${errno}: ${at.occurrence}. ${at.name}`;
+          const { error, right } = await restoreWith(site, { at, errno, flavour });
+          expect(faultSwitch.fired).toBeDefined();
+          await expectNothingRuns(site);
+          if (error === undefined) expect(right).toEqual(["drive-scsi0", "drive-scsi1"]);
+          else {
+            const { data, message } = toRpcError(error);
+            expect(data.code).not.toBe("INTERNAL");
+            expect(message).toMatch(/^Cannot [^\n]*[^:\s]$/);
+            expect(message).not.toMatch(/undefined|\[object|injected/);
+          }
+          if ((await readdir(site.runDir).catch(() => [])).length > 0) await endOwners(site.runDir);
+          if (error !== undefined) await mustRestore(site);
+        }
+      }
+      await mustRestore(site);
+      await site.expectNextBackup("all"); // and sweeps the locks that stayed
+    },
+  );
+});
