@@ -131,7 +131,7 @@ describe("abort", () => {
     const job = { directory, compression, bandwidthLimit: MIB, signal: controller.signal };
     const writing = writeArchive(kind, out, job).catch((error: unknown) => error);
     let running = processesIn(work.path);
-    for (let tries = 0; tries < 100 && running.length === 0; tries++) {
+    for (let tries = 0; tries < 2_000 && running.length === 0; tries++) {
       await sleep(10);
       running = processesIn(work.path);
     }
