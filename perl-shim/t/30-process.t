@@ -52,6 +52,20 @@ for my $name ('../x', 'a b', "a\0b", 'x' x 300, 'a/b', '') {
         'a bad device name is refused: ' . substr($name =~ s/[^ -~]/?/gr, 0, 20));
 }
 
+{
+    my ($provider) = BridgeTest::provider();
+    my $volname = 'backup/100/qemu-1';
+    $provider->restore_vm_volume_init($volname, 'drive-scsi0', {});
+    is(BridgeTest::failure(sub { $provider->restore_vm_volume_cleanup($volname, 'drive-scsi0', {}) }), '',
+        'a disk is taken back by the Node that offered it');
+    $provider->restore_vm_volume_init($volname, 'drive-scsi0', {});
+    $provider->{bridge}->close();
+    is(BridgeTest::failure(sub { $provider->restore_vm_volume_cleanup($volname, 'drive-scsi0', {}) }),
+        "Cannot vouch for the restored \"drive-scsi0\": the backup bridge that offered it ended meanwhile;"
+            . " restore again\n",
+        'and not by another one, which knows nothing of it');
+}
+
 # Node itself
 for my $case (
     [PVE_BACKUP_HOST_NODE => '/nonexistent/node',

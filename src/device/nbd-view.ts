@@ -48,10 +48,19 @@ async function connect(
   const { host, runDir, sizeBytes } = options;
   const args = planConnect(node.path, chain.names);
   await using stack = new CleanupStack();
-  const folder = stack.use(await ViewFolder.create(runDir));
+  const folder = await ViewFolder.create(runDir);
+  let isReleased = true;
+  // The record of a node that could not be released stays, for the sweep to come back to.
+  stack.defer(async () => {
+    if (isReleased) await folder[Symbol.asyncDispose]();
+  });
   await folder.setNbdNode(node.index);
   const server = await ToolProcess.start("qemu-nbd", args, chain.cwd);
-  stack.defer(async () => await disconnect(host, node, server));
+  stack.defer(async () => {
+    isReleased = false;
+    await disconnect(host, node, server);
+    isReleased = true;
+  });
   await folder.addChild(server);
   try {
     await waitForNode(node, server, options);

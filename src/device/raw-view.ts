@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The content of a backing chain as one raw, read-only file or block device, which is what PVE's restore can read.
 import path from "node:path";
-import { HostError, messageOf, RequestError } from "../core/index.ts";
+import { firstError, HostError, messageOf, RequestError } from "../core/index.ts";
 import { MAX_CHAIN_LENGTH } from "./chain-node.ts";
 import { openFuseView } from "./fuse-view.ts";
 import { hasNbdModule, nbdHost } from "./nbd-host.ts";
@@ -30,7 +30,7 @@ export async function openRawView(options: RawViewOptions): Promise<RawView> {
       return await openNbdView({ ...options, host });
     } catch (error) {
       signal.throwIfAborted();
-      if (!(error instanceof HostError)) throw error;
+      if (!(firstError(error) instanceof HostError)) throw error;
       warn?.(`${messageOf(error)}; a FUSE file is used instead`);
     }
   }

@@ -2,13 +2,13 @@
 // One volume of a running backup with mechanism "file-handle": its bytes come from PVE's FUSE file. What is
 // dirty, and what reads as zero, is asked of QEMU itself, on the NBD socket beside that file.
 import path from "node:path";
-import type { Extent, SourceExtent } from "../block/index.ts";
+import { type Extent, type SourceExtent, splitAt } from "../block/index.ts";
 import { CleanupStack, MIB, messageOf, RequestError } from "../core/index.ts";
 import type { FileHandleCalls, HandleReference, LogFunction, VmVolume } from "./backup-provider.ts";
 import type { CopySource } from "./copy-device.ts";
 import { mustBeWhole, mustMatchBitmap, reportedRegions } from "./dirty-regions.ts";
 import { FuseFile } from "./fuse-file.ts";
-import { NbdSource, type NbdTimeouts } from "./nbd-source.ts";
+import { DISCARD_MAX_BYTES, NbdSource, type NbdTimeouts } from "./nbd-source.ts";
 
 /** Ranges wait until they are this much, or this many: each call stops the Perl side for a while. */
 const DEALLOCATE_BATCH_BYTES = 32 * MIB;
@@ -95,13 +95,13 @@ export class FileHandleSource implements CopySource, AsyncDisposable {
 
   /** Only Perl has the handle that may write. Small ranges wait for others; the last ones are never given up. */
   async discard(range: Extent, signal: AbortSignal): Promise<void> {
-    this.#freed.push(range);
+    this.#freed.push(...splitAt(range, DISCARD_MAX_BYTES));
     this.#freedBytes += range.length;
     if (this.#freedBytes < DEALLOCATE_BATCH_BYTES && this.#freed.length < DEALLOCATE_BATCH_RANGES) return;
     const ranges = this.#freed;
     this.#freed = [];
     this.#freedBytes = 0;
-    await this.#calls.deallocate(this.#device, ranges, signal);
+    await this.#file.watch(() => this.#calls.deallocate(this.#device, ranges, signal), signal);
   }
 
   /** Closes the file: PVE unmounts it next. */

@@ -5,6 +5,7 @@
 import { readFile } from "node:fs/promises";
 import path from "node:path";
 import { loadNativeLibrary } from "../block/index.ts";
+import { EnvironmentError } from "../core/index.ts";
 
 /** How long calls in flight may take after a cancellation, and the closing. */
 const LAST_CALLS_MS = 2_000;
@@ -37,8 +38,12 @@ export class FuseCalls {
     this.#patienceMs = silenceMs;
   }
 
-  /** @param silenceMs how long the server of `file` may be silent while it owes an answer */
+  /**
+   * @param silenceMs how long the server of `file` may be silent while it owes an answer
+   * @throws EnvironmentError if its connection could not be aborted then
+   */
   static async on(file: string, silenceMs: number): Promise<FuseCalls> {
+    loadUmount();
     return new FuseCalls(await fuseMountOf(file), silenceMs);
   }
 
@@ -46,7 +51,7 @@ export class FuseCalls {
   async run<T>(call: () => Promise<T>, signal: AbortSignal): Promise<T> {
     await this.#takeTurn();
     try {
-      return await this.#watch(call, signal);
+      return await this.watch(call, signal);
     } finally {
       this.#passTurnOn();
     }
@@ -63,7 +68,8 @@ export class FuseCalls {
     else next();
   }
 
-  async #watch<T>(call: () => Promise<T>, signal: AbortSignal): Promise<T> {
+  /** As run(), for a call that takes no thread of ours. */
+  async watch<T>(call: () => Promise<T>, signal: AbortSignal): Promise<T> {
     signal.throwIfAborted();
     const onAbort = (): void => this.#hurry();
     signal.addEventListener("abort", onAbort, { once: true });
@@ -93,7 +99,16 @@ export class FuseCalls {
   }
 
   #look(): void {
-    if (this.#isAborted || performance.now() - this.#lastAnswerMs < this.#patienceMs) return;
+    // This process may have been the one that slept: answers that lie waiting are taken before the verdict.
+    if (this.#isOverdue()) setImmediate(() => this.#judge());
+  }
+
+  #isOverdue(): boolean {
+    return this.#inFlight > 0 && performance.now() - this.#lastAnswerMs >= this.#patienceMs;
+  }
+
+  #judge(): void {
+    if (this.#isAborted || !this.#isOverdue()) return;
     this.#isAborted = true;
     if (this.#patienceMs === this.#silenceMs) this.silentForMs = this.#silenceMs;
     if (this.#mountPoint !== undefined) abortConnection(this.#mountPoint);
@@ -116,5 +131,16 @@ async function fuseMountOf(file: string): Promise<string | undefined> {
  * remove. Not by a program: starting one closes copies of the file's handles, which waits for the server, too.
  */
 function abortConnection(mountPoint: string): void {
-  loadNativeLibrary("libc.so.6")?.func("int umount2(const char *target, int flags)")(mountPoint, MNT_FORCE);
+  loadUmount()(mountPoint, MNT_FORCE);
+}
+
+type Umount = (target: string, flags: number) => number;
+
+let umount: Umount | undefined;
+
+function loadUmount(): Umount {
+  umount ??= loadNativeLibrary("libc.so.6")?.func("int umount2(const char *target, int flags)");
+  if (umount === undefined)
+    throw new EnvironmentError("Cannot read through file handles: the addon koffi does not load");
+  return umount;
 }

@@ -83,6 +83,11 @@ export class FuseFile implements AsyncDisposable {
     }
   }
 
+  /** Waits for what the Perl side does with its handle: if the server hangs in it, its connection is aborted, too. */
+  watch<T>(call: () => Promise<T>, signal: AbortSignal): Promise<T> {
+    return this.#calls.watch(call, signal);
+  }
+
   /** Never fails: nothing was written, so nothing can be lost. */
   async [Symbol.asyncDispose](): Promise<void> {
     const handle = this.#handle;
@@ -101,7 +106,8 @@ export class FuseFile implements AsyncDisposable {
     if (silentForMs !== undefined) return says(`no answer for ${silentForMs / 1000} s`, "ETIMEDOUT");
     if (errno !== undefined && GONE.has(errno)) return says(`the nbdfuse process behind it is gone (${errno})`);
     if (error instanceof HostError) return says(error.message);
-    if (errno !== undefined && BROKEN_SNAPSHOT.has(errno)) return brokenSnapshot(this.#device, errno, error);
+    if (act === "read" && errno !== undefined && BROKEN_SNAPSHOT.has(errno))
+      return brokenSnapshot(this.#device, errno, error);
     return environmentError(act, this.#device, error);
   }
 }

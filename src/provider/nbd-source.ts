@@ -14,7 +14,8 @@ import { explainRefusal } from "./source-failure.ts";
 const STATUS_MAX_BYTES = 2 * GIB;
 /** Queries of single dirty ranges under way at once: a map may have a million of them. */
 const STATUS_IN_FLIGHT = 16;
-const DISCARD_MAX_BYTES = GIB;
+/** Longest range of one discard: NBD requests, and those that nbdfuse makes of it, have 32 bits for it. */
+export const DISCARD_MAX_BYTES = GIB;
 
 export interface NbdTimeouts {
   readonly connectTimeoutMs: number;

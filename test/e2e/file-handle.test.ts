@@ -2,7 +2,7 @@
 // Mechanism "file-handle": PVE's FUSE file and its closure in place of the NBD export, by the same rules.
 import { readdir, readlink } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
-import { isSnapshotSafeFromZeroes, type LabBackup, seededBytes } from "../../fixtures/lab/index.ts";
+import { compareImages, isSnapshotSafeFromZeroes, type LabBackup, seededBytes } from "../../fixtures/lab/index.ts";
 import { HandedOver, type Lies } from "../support/file-handles.ts";
 import { backUp, list, TestNode } from "../support/vm-job.ts";
 import { DISK, expectRestores, MIB, modeOf, mustBackUp, startGuest, VMID } from "../support/vm-rules.ts";
@@ -171,6 +171,24 @@ describe("a backup through file handles", () => {
     }
     expect(`${first.job.log}${second.job.log}`).not.toContain("warn:");
     await expectRestores(node, first, second);
+  });
+
+  it("gives up stretches of zeroes that are longer than a request can be", async () => {
+    await using node = await TestNode.create({ "dir-compression": "none" });
+    const sizeBytes = 5 * 1024 * MIB;
+    await using guest = await startGuest(node, { disks: [{ device: DISK, sizeBytes }] });
+    await guest.write(DISK, sizeBytes - 96 * MIB, seededBytes("end", 96 * MIB));
+    const { handOver: kept, last } = handing();
+    const first = await mustBackUp(node, guest, { epoch: 1000, handOver: kept });
+    const given = last().given.flat();
+    expect(given.reduce((sum, { length }) => sum + length, 0)).toBeGreaterThan(4096 * MIB);
+    for (const { length } of given) expect(length).toBeLessThanOrEqual(1024 * MIB);
+    expect(`${first.job.log}`).not.toContain("warn:");
+    // Stock qemu-img on the store's own file: five gigabytes through a FUSE file take their time.
+    const image = `${node.storePath}/100/qemu-1000/${DISK}.qcow2`;
+    expect(await compareImages(image, "qcow2", first.oracles.get(DISK) ?? "none", "raw")).toMatchObject({
+      identical: true,
+    });
   });
 
   it("goes on when ranges cannot be given up, and warns once", async () => {

@@ -90,6 +90,13 @@ END {
     }
 }
 
+# Which Node serves the calls of this object now; undef if none does.
+sub node_pid {
+    my ($self) = @_;
+
+    return $self->{process} ? $self->{process}->{pid} : undef;
+}
+
 # A fork took a copy of the object, but Node stays its parent's: the child gets a Node of its own.
 sub _is_running {
     my ($self) = @_;

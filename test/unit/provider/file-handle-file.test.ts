@@ -161,6 +161,15 @@ describe("FuseFile.read()", () => {
     }
   });
 
+  it("waits no longer for a call that the other side makes with its handle", async (context) => {
+    needTools(context);
+    await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "--filter=delay", "rdelay=60");
+    await using file = await disk.open(1_000);
+    const startMs = performance.now();
+    await expect(file.watch(() => disk.handle.read(Buffer.alloc(4096), 0, 4096, 0), never)).rejects.toThrow();
+    expect(performance.now() - startMs).toBeLessThan(20_000);
+  });
+
   it("ends soon after a cancellation, with its reason", async (context) => {
     needTools(context);
     await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "--filter=delay", "rdelay=60");

@@ -301,6 +301,7 @@ sub restore_vm_volume_init {
     my $result = $self->{bridge}->call(
         'restore_vm_volume_init', { volname => "$volname", 'device-name' => "$device_name" },
     );
+    $self->note_server("$volname $device_name");
     return { 'qemu-img-path' => untaint($result->{'qemu-img-path'}, 'path') };
 }
 
@@ -310,6 +311,7 @@ sub restore_vm_volume_cleanup {
     $self->{bridge}->call(
         'restore_vm_volume_cleanup', { volname => "$volname", 'device-name' => "$device_name" },
     );
+    $self->check_server("$volname $device_name", $device_name);
     return;
 }
 
@@ -317,6 +319,7 @@ sub restore_container_init {
     my ($self, $volname, $storeid, $info) = @_;
 
     my $result = $self->{bridge}->call('restore_container_init', { volname => "$volname" });
+    $self->note_server("$volname");
     return { map { $_ => untaint($result->{$_}, 'path') } grep { defined($result->{$_}) }
             qw(tar-path archive-directory) };
 }
@@ -325,7 +328,26 @@ sub restore_container_cleanup {
     my ($self, $volname, $storeid, $info) = @_;
 
     $self->{bridge}->call('restore_container_cleanup', { volname => "$volname" });
+    $self->check_server("$volname", $volname);
     return;
+}
+
+# What is on offer ends with the Node that offers it. Another one knows nothing of it and is content, while
+# qemu-img may have found an empty disk and have been content, too.
+sub note_server {
+    my ($self, $what) = @_;
+
+    $self->{servers}->{$what} = $self->{bridge}->node_pid();
+    return;
+}
+
+sub check_server {
+    my ($self, $what, $name) = @_;
+
+    my $server = delete($self->{servers}->{$what}) // return;
+    return if $server == ($self->{bridge}->node_pid() // 0);
+    die "Cannot vouch for the restored \"" . one_line($name) . "\": the backup bridge that offered it ended"
+        . " meanwhile; restore again\n";
 }
 
 1;
