@@ -11,8 +11,8 @@ const LOOK_EVERY_MS = 4;
 const WATCH_MS = 1;
 /** It runs on unwatched only if its share is larger than this, which it has not used in the watches before. */
 const UNWATCHED_SHARE_MS = 90;
-/** After a time of reading less, or of looks that came late on a busy machine, it may catch up by no more than this. */
-const MAX_CREDIT_MS = 1_000;
+/** After a time of reading less, it may read ahead by no more than this: more made short archives too fast. */
+const MAX_CREDIT_MS = 100;
 
 /** Decides, without a clock of its own. Times are monotonic milliseconds. */
 export class Pace {
