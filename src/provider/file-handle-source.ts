@@ -95,13 +95,16 @@ export class FileHandleSource implements CopySource, AsyncDisposable {
 
   /** Only Perl has the handle that may write. Small ranges wait for others; the last ones are never given up. */
   async discard(range: Extent, signal: AbortSignal): Promise<void> {
-    this.#freed.push(...splitAt(range, DISCARD_MAX_BYTES));
-    this.#freedBytes += range.length;
-    if (this.#freedBytes < DEALLOCATE_BATCH_BYTES && this.#freed.length < DEALLOCATE_BATCH_RANGES) return;
-    const ranges = this.#freed;
-    this.#freed = [];
-    this.#freedBytes = 0;
-    await this.#file.watch(() => this.#calls.deallocate(this.#device, ranges, signal), signal);
+    for (const piece of splitAt(range, DISCARD_MAX_BYTES)) {
+      this.#freed.push(piece);
+      this.#freedBytes += piece.length;
+      if (this.#freedBytes < DEALLOCATE_BATCH_BYTES && this.#freed.length < DEALLOCATE_BATCH_RANGES) continue;
+      const ranges = this.#freed;
+      this.#freed = [];
+      this.#freedBytes = 0;
+      // Piece by piece, so that a server that is only slow is not taken for one that hangs.
+      await this.#file.watch(() => this.#calls.deallocate(this.#device, ranges, signal), signal);
+    }
   }
 
   /** Closes the file: PVE unmounts it next. */
