@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The demo is what a newcomer sees first: a wrong start is told in one sentence, before anything is made.
+import { readdirSync } from "node:fs";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { execa } from "execa";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { type BridgeBundle, buildBridge } from "../support/bridge-process.ts";
+
+let demo: BridgeBundle;
+let work: string;
+
+beforeAll(async () => {
+  demo = await buildBridge("fixtures/demo/demo.ts");
+  work = await mkdtemp(path.join(tmpdir(), "demo-start-"));
+});
+
+afterAll(async () => {
+  await demo[Symbol.asyncDispose]();
+  await rm(work, { recursive: true, force: true });
+});
+
+async function start(parent: string, ...args: string[]): Promise<{ exitCode: number | undefined; text: string }> {
+  const { exitCode, all } = await execa(process.execPath, [demo.path, ...args], {
+    ...{ env: { TMPDIR: parent, NO_COLOR: "1" }, all: true, reject: false },
+  });
+  return { exitCode, text: all.trim() };
+}
+
+describe("the demo", () => {
+  it("refuses arguments", async () => {
+    const text = 'The demo failed: unknown argument "--nope": the demo takes none';
+    expect(await start(work, "--nope")).toEqual({ exitCode: 1, text });
+    expect(readdirSync(work)).toEqual([]);
+  });
+
+  it("says that its folder is missing, or none", async () => {
+    const missing = path.join(work, "missing");
+    const file = path.join(work, "file");
+    await writeFile(file, "");
+    for (const [parent, state] of [
+      [missing, "no such file or directory (ENOENT)"],
+      [file, "a part of the path is not a directory (ENOTDIR)"],
+    ] as const) {
+      const text = `The demo failed: Cannot make a folder in "${parent}": ${state}; set TMPDIR to another folder`;
+      expect(await start(parent)).toEqual({ exitCode: 1, text });
+    }
+    await rm(file);
+  });
+
+  it("says how much room it needs", async () => {
+    const small = path.join(work, "small");
+    await mkdir(small);
+    await execa("mount", ["-t", "tmpfs", "-o", "size=8m", "tmpfs", small]);
+    try {
+      const text = `The demo failed: "${small}" has 8.0 MiB free, 2.0 GiB are needed; set TMPDIR to another folder`;
+      expect(await start(small)).toEqual({ exitCode: 1, text });
+      expect(readdirSync(small)).toEqual([]);
+    } finally {
+      await execa("umount", [small]);
+      await rm(small, { recursive: true });
+    }
+  });
+});
