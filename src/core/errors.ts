@@ -123,6 +123,5 @@ export function messageOf(error: unknown): string {
 
 /** Folds a text into one line, without control characters: task logs are line based. */
 export function oneLine(text: string): string {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is replaced
-  return text.trim().replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]+/g, " ");
+  return text.trim().replace(/[\p{Cc}\u2028\u2029]+/gu, " ");
 }
