@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The one table from error to exit status. docs: pve-backup-host(1), EXIT STATUS.
-import { type ErrorCode, HostError } from "../core/index.ts";
+import { type ErrorCode, firstError, HostError } from "../core/index.ts";
 
 export const ExitCode = { Ok: 0, Failed: 1, Usage: 2, Damaged: 3, NotFound: 4, Interrupted: 130 } as const;
 export type ExitCode = (typeof ExitCode)[keyof typeof ExitCode];
@@ -14,5 +14,6 @@ const BY_CODE: Partial<Record<ErrorCode, ExitCode>> = {
 };
 
 export function exitCodeOf(error: unknown): ExitCode {
-  return (error instanceof HostError ? BY_CODE[error.code] : undefined) ?? ExitCode.Failed;
+  const first = firstError(error);
+  return (first instanceof HostError ? BY_CODE[first.code] : undefined) ?? ExitCode.Failed;
 }

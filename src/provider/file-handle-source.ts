@@ -10,9 +10,12 @@ import { mustBeWhole, mustMatchBitmap, reportedRegions } from "./dirty-regions.t
 import { FuseFile } from "./fuse-file.ts";
 import { DISCARD_MAX_BYTES, NbdSource, type NbdTimeouts } from "./nbd-source.ts";
 
-/** Ranges wait until they are this much, or this many: each call stops the Perl side for a while. */
+/**
+ * Ranges wait until they are this much, or this many: each call stops the Perl side for a while. Not more, or a server
+ * that is only slow is taken for one that hangs.
+ */
 const DEALLOCATE_BATCH_BYTES = 32 * MIB;
-const DEALLOCATE_BATCH_RANGES = 1024;
+const DEALLOCATE_BATCH_RANGES = 64;
 
 export interface FileHandleVolume {
   readonly device: string;

@@ -2,8 +2,7 @@
 // Restores under way: which point is open, and the raw views of its disks.
 import { ChildProcessError, CleanupStack, RequestError } from "../core/index.ts";
 import { type NbdHost, openRawView, type RawView, type RawViewMechanism, sweepRawViews } from "../device/index.ts";
-import type { Point, Store } from "../store/index.ts";
-import { assertSound } from "./sound-image.ts";
+import { assertSound, type Point, type Store } from "../store/index.ts";
 
 export interface RestoreEnvironment {
   readonly store: Store;
@@ -37,11 +36,9 @@ export class RestoreSession implements AsyncDisposable {
     }
     await using stack = new CleanupStack();
     stack.use(await store.lockChainShared(point, signal));
-    // All of all chains now: a restore that would fail at its last disk must not begin. The store has looked
-    // into legacy images itself: others wrote them, and leaks are no damage there.
+    // All of all chains now: a restore that would fail at its last disk must not begin.
     for (const device of point.devices.keys()) {
       const { paths } = await store.resolveChain(point, device, signal);
-      if (point.kind === "legacy") continue;
       for (const image of paths) await assertSound(`restore "${point.volname}"`, image, signal);
     }
     return new RestoreSession(environment, point, stack.move());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What a refusal of QEMU's NBD server means for the backup of a disk, in words for the task log.
-import { HostError } from "../core/index.ts";
+import { firstError, HostError } from "../core/index.ts";
 import { NbdConnectionError, NbdServerError } from "../nbd/index.ts";
 
 /** QEMU refused to give what it offered. */
@@ -47,16 +47,17 @@ export class SourceGoneError extends HostError {
   override readonly code = "NBD_CONNECTION";
 }
 
-/** @returns `error` itself, unless it says that QEMU's NBD server is gone or hangs */
-export function explainLoss(vmid: number, device: string, error: unknown): unknown {
-  if (!(error instanceof NbdConnectionError)) return error;
+/** @returns `thrown` itself, unless it says that QEMU's NBD server is gone or hangs */
+export function explainLoss(vmid: number, device: string, thrown: unknown): unknown {
+  const error = firstError(thrown); // where QEMU is gone, giving back what was opened may fail, too
+  if (!(error instanceof NbdConnectionError)) return thrown;
   if (error.errno === "ETIMEDOUT") {
     return new SourceGoneError(
       `Cannot back up "${device}": the QEMU process of VM ${vmid} hangs, ${lowerFirst(error.message)}`,
       { cause: error, hint: "how long QEMU may be silent is dir-nbd-timeout of the storage; nothing is lost" },
     );
   }
-  if (!SERVER_GONE.has(error.errno ?? "")) return error;
+  if (!SERVER_GONE.has(error.errno ?? "")) return thrown;
   return new SourceGoneError(
     `Cannot back up "${device}": the QEMU process of VM ${vmid} ended its NBD server during the backup (${error.errno})`,
     {

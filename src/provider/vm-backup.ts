@@ -4,6 +4,7 @@ import { AlignedPool, Throttle } from "../block/index.ts";
 import { CleanupStack, formatBytes, HostError, messageOf, RequestError } from "../core/index.ts";
 import { type ClusterCompressor, type Compression, Qcow2Chain, Qcow2Writer } from "../qcow2/index.ts";
 import {
+  assertSound,
   backingFileName,
   checkDeviceName,
   deviceFileName,
@@ -23,7 +24,6 @@ import type { FileHandleCalls, LogFunction, VmBackupInfo, VmVolume } from "./bac
 import { type CopySource, copyDevice, POOL_SLOTS, READ_BYTES } from "./copy-device.ts";
 import { FileHandleSource } from "./file-handle-source.ts";
 import { NbdSource, type NbdTimeouts } from "./nbd-source.ts";
-import { assertSound } from "./sound-image.ts";
 import { explainLoss } from "./source-failure.ts";
 
 export interface VmBackupEnvironment {
@@ -125,6 +125,7 @@ export class VmBackup implements AsyncDisposable {
       this.#isBaseHeld = true;
       const image = base.devices.get(device);
       if (image !== undefined) await assertSound(`build on "${base.volname}"`, image.path, signal);
+      await using _opens = await this.#openChain(base, device, signal); // what cannot be opened is no base
       return { kind: "base", base };
     } catch (error) {
       signal.throwIfAborted();
@@ -213,15 +214,14 @@ export class VmBackup implements AsyncDisposable {
   }
 
   async #backUpDevice(job: DeviceJob): Promise<StagedDevice> {
-    const { compression, compressor, log, store } = this.#environment;
+    const { compression, compressor, log } = this.#environment;
     const { decision, device, signal, volume } = job;
     await using stack = new CleanupStack();
     const source = stack.use(await this.#openSource(device, volume, signal));
     let base: Qcow2Chain | undefined;
     let backing: { file: string; format: "qcow2" } | undefined;
     if (decision.mode === "incremental") {
-      const chain = await store.resolveChain(decision.base, device, signal);
-      base = stack.use(await Qcow2Chain.open(chain.paths, signal));
+      base = stack.use(await this.#openChain(decision.base, device, signal));
       backing = { file: backingFileName(decision.base.folderName, device), format: "qcow2" };
     }
     const path = this.#staged.pathOf(deviceFileName(device));
@@ -253,6 +253,11 @@ export class VmBackup implements AsyncDisposable {
       fileBytes: image.fileBytes,
       digest: image.digest,
     };
+  }
+
+  async #openChain(base: Point, device: string, signal: AbortSignal): Promise<Qcow2Chain> {
+    const { paths } = await this.#environment.store.resolveChain(base, device, signal);
+    return await Qcow2Chain.open(paths, signal);
   }
 
   async #openSource(device: string, volume: VmVolume, signal: AbortSignal): Promise<CopySource & AsyncDisposable> {

@@ -23,8 +23,8 @@ export class Qcow2Chain implements AsyncDisposable {
   /**
    * Opens a chain, the top image first, the base last.
    *
-   * @throws Qcow2FormatError if an image is unsound or comes twice, if their L1 tables are too large, if one that is not the last has no
-   *   backing file or a format other than qcow2 for it, or if the last one has a backing file;
+   * @throws Qcow2FormatError if an image is unsound or comes twice, if their L1 tables are too large, if one that is
+   *   not the last has no backing file or a format other than qcow2 for it, or if the last one has a backing file;
    *   EnvironmentError if one cannot be read
    */
   static async open(paths: readonly string[], signal: AbortSignal): Promise<Qcow2Chain> {

@@ -4,7 +4,6 @@
 import { lstat } from "node:fs/promises";
 import { join } from "node:path";
 import { environmentError, errnoOf } from "../core/index.ts";
-import { checkQcow2, Qcow2FormatError } from "../qcow2/index.ts";
 import { pointFolder, type StoreContext } from "./context.ts";
 import { PointDamagedError, PointNotFoundError } from "./errors.ts";
 import { damagedFile, type ImageFile, readImageFile } from "./image-file.ts";
@@ -33,11 +32,9 @@ interface Link {
 
 /**
  * Checks every file behind a device: a regular file in this guest's folders, with recorded size and
- * header, backed by exactly the recorded base. Legacy images, of which nothing is recorded, must pass a check of
- * their tables.
+ * header, backed by exactly the recorded base. The tables are not read: see assertSound().
  *
- * @throws PointDamagedError saying which file is wrong and how; PointNotFoundError for an unknown device;
- *   UnsupportedError for a legacy image with internal snapshots or bitmaps
+ * @throws PointDamagedError saying which file is wrong and how; PointNotFoundError for an unknown device
  */
 export async function resolveChain(
   context: StoreContext,
@@ -45,30 +42,14 @@ export async function resolveChain(
   device: string,
   signal: AbortSignal,
 ): Promise<ResolvedChain> {
-  const links = await findLinks(context, point, device, signal);
-  // Of legacy images nothing is recorded that a file cut short would contradict.
-  if (point.kind === "legacy") for (const { path } of links) await checkLegacyImage(path, signal);
+  const { virtualBytes } = known(point, device);
+  const find = point.kind === "complete" ? findComplete : findLegacy;
+  const links = await find(context, point, device, signal);
   return {
     paths: links.map((link) => link.path),
     folders: links.map((link) => link.folder),
-    sizeBytes: known(point, device).virtualBytes,
+    sizeBytes: virtualBytes,
   };
-}
-
-/** Names of the points' folders behind a device; as resolveChain(), without a look into the tables. */
-export async function resolveFolders(
-  context: StoreContext,
-  point: Point,
-  device: string,
-  signal: AbortSignal,
-): Promise<string[]> {
-  return (await findLinks(context, point, device, signal)).map((link) => link.folder);
-}
-
-async function findLinks(context: StoreContext, point: Point, device: string, signal: AbortSignal): Promise<Link[]> {
-  known(point, device);
-  const find = point.kind === "complete" ? findComplete : findLegacy;
-  return await find(context, point, device, signal);
 }
 
 function known(point: Point, device: string): PointDevice {
@@ -172,15 +153,6 @@ async function findLegacy(context: StoreContext, top: Point, device: string, sig
     }
     ({ folder, file } = mapped);
   }
-}
-
-/** @throws PointDamagedError, UnsupportedError if nobody can tell, EnvironmentError, the reason of `signal` */
-async function checkLegacyImage(path: string, signal: AbortSignal): Promise<void> {
-  const { errors } = await checkQcow2(path, { signal }).catch((error: unknown) => {
-    if (error instanceof Qcow2FormatError) throw new PointDamagedError(error.message, { cause: error });
-    throw error;
-  });
-  if (errors[0] !== undefined) throw damagedFile(path, `its tables are damaged: ${errors[0]}`);
 }
 
 async function isFolder(path: string): Promise<boolean> {

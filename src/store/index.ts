@@ -27,5 +27,6 @@ export {
 export { LOCK_TIMING, type LockTiming } from "./lock-record.ts";
 export type { Manifest, ManifestContainer, ManifestDevice, ManifestFile } from "./manifest.ts";
 export type { Point, PointDevice } from "./point.ts";
+export { assertSound } from "./sound-image.ts";
 export type { StagedPoint } from "./staged-point.ts";
 export { type PointEntry, Store, type StoreOptions } from "./store.ts";

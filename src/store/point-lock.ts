@@ -6,7 +6,7 @@ import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { CleanupStack, environmentError, errnoOf, messageOf } from "../core/index.ts";
-import { resolveFolders } from "./chain.ts";
+import { resolveChain } from "./chain.ts";
 import type { StoreContext } from "./context.ts";
 import { makeFolder } from "./durable.ts";
 import { LockedError } from "./errors.ts";
@@ -100,7 +100,8 @@ export async function lockAttributes(
 async function foldersOfChain(context: StoreContext, point: Point, signal: AbortSignal): Promise<Set<string>> {
   const folders = new Set([point.folderName]);
   for (const device of point.devices.keys()) {
-    for (const folder of await resolveFolders(context, point, device, signal)) folders.add(folder);
+    const chain = await resolveChain(context, point, device, signal);
+    for (const folder of chain.folders) folders.add(folder);
   }
   return folders;
 }

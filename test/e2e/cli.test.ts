@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The command line on a store with real backups in it.
 import { execFile } from "node:child_process";
-import { open, rm, writeFile } from "node:fs/promises";
+import { mkdir, open, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { promisify } from "node:util";
 import { build } from "esbuild";
@@ -120,5 +120,23 @@ describe("pve-backup-host check", () => {
     expect(stderr).toContain(`${full}/drive-scsi0.qcow2": its xxh3-128 digest is not the recorded one`);
     await handle.write(byte, 0, 1, 300_000);
     expect((await cli("check", node.storePath, incremental)).code).toBe(0);
+  });
+
+  it("finds lost tables in a folder of the upstream example, of which no digest is recorded", async () => {
+    const archive = "100/qemu-1600000000";
+    const folder = path.join(node.storePath, archive);
+    await mkdir(folder);
+    await writeFile(path.join(folder, "guest.conf"), "#qmdump#map:scsi0:drive-scsi0:local-lvm:raw:\n");
+    const file = path.join(folder, "drive-scsi0.qcow2");
+    await run("qemu-img", ["create", "-q", "-f", "qcow2", file, "16M"]);
+    await run("qemu-io", ["-f", "qcow2", "-c", "write -P 7 0 1M", file]);
+    expect((await cli("check", node.storePath, archive)).code).toBe(0);
+    const l1Offset = Number((await readFile(file)).readBigUInt64BE(40));
+    await using handle = await open(file, "r+");
+    await handle.write(Buffer.alloc(8), 0, 8, l1Offset);
+    const { code, stderr } = await cli("check", node.storePath, archive);
+    expect(code).toBe(3);
+    expect(stderr).toMatch(/tables of ".*\/drive-scsi0\.qcow2" are damaged: 17 clusters belong to no table/);
+    await rm(folder, { recursive: true });
   });
 });

@@ -5,7 +5,13 @@ import { cp, mkdir, readFile, rename, rm, symlink, truncate, writeFile } from "n
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { UnsupportedError } from "../../../src/core/index.ts";
-import { type Point, PointDamagedError, PointNotFoundError, type Store } from "../../../src/store/index.ts";
+import {
+  assertSound,
+  type Point,
+  PointDamagedError,
+  PointNotFoundError,
+  type Store,
+} from "../../../src/store/index.ts";
 import { requireTool } from "../../support/tools.ts";
 import { backup, createLab, editJson, imageBytes, type Lab, legacyImageBytes, MIB, makeLegacy, NEVER } from "./lab.ts";
 
@@ -19,6 +25,12 @@ afterEach(async () => await lab[Symbol.asyncDispose]());
 
 const resolve = async (archive: string, device = "drive-scsi0") =>
   await store.resolveChain(await store.openPoint(archive, NEVER), device, NEVER);
+/** As a restore does before it begins. */
+const checked = async (archive: string) => {
+  const chain = await resolve(archive);
+  for (const path of chain.paths) await assertSound(`restore "${archive}"`, path, NEVER);
+  return chain;
+};
 const disk = (folder: string): string => join(lab.path, "100", folder, "drive-scsi0.qcow2");
 
 /** Replaces an image and makes the manifest agree about size and header: only its content is wrong. */
@@ -208,24 +220,26 @@ describe("legacy chains", () => {
     const base = legacyImageBytes(size);
     await makeLegacy(lab, "qemu-100", { "drive-scsi0": base });
     await makeLegacy(lab, "qemu-200", { "drive-scsi0": legacyImageBytes(size, "/s/100/qemu-100/drive-scsi0.qcow2") });
-    expect((await resolve("100/qemu-200")).paths).toHaveLength(2);
+    expect((await checked("100/qemu-200")).paths).toHaveLength(2);
     for (const length of [3 * 65536, 65536]) {
       await truncate(disk("qemu-100"), length);
       for (const archive of ["100/qemu-100", "100/qemu-200"]) {
-        await expect(resolve(archive)).rejects.toThrow(PointDamagedError);
+        await expect(checked(archive)).rejects.toThrow(PointDamagedError);
       }
       await writeFile(disk("qemu-100"), base);
     }
   });
 
-  it("take an image that only leaks, and refuse one whose refcounts are too low", async () => {
-    const leaking = legacyImageBytes(size);
-    leaking.writeUInt16BE(1, 131072 + 8); // the cluster behind the file's four
-    await makeLegacy(lab, "qemu-100", { "drive-scsi0": Buffer.concat([leaking, Buffer.alloc(65536)]) });
-    expect((await resolve("100/qemu-100")).paths).toHaveLength(1);
-    leaking.writeUInt16BE(0, 131072 + 6); // the L1 table
-    await writeFile(disk("qemu-100"), leaking);
-    await expect(resolve("100/qemu-100")).rejects.toThrow(/its tables are damaged: host cluster 3 has refcount 0/);
+  it("refuse an image that leaks, and one whose refcounts are too low", async () => {
+    const image = legacyImageBytes(size);
+    await makeLegacy(lab, "qemu-100", { "drive-scsi0": image });
+    expect((await checked("100/qemu-100")).paths).toHaveLength(1);
+    image.writeUInt16BE(1, 131072 + 8); // the cluster behind the file's four: written, and no table leads to it
+    await writeFile(disk("qemu-100"), Buffer.concat([image, Buffer.alloc(65536)]));
+    await expect(checked("100/qemu-100")).rejects.toThrow(/damaged: 1 clusters belong to no table/);
+    image.writeUInt16BE(0, 131072 + 6); // the L1 table
+    await writeFile(disk("qemu-100"), image);
+    await expect(checked("100/qemu-100")).rejects.toThrow(/damaged: host cluster 3 has refcount 0/);
   });
 
   it("refuse internal snapshots with the reason", async (context) => {
@@ -233,8 +247,8 @@ describe("legacy chains", () => {
     await makeLegacy(lab, "qemu-100", { "drive-scsi0": Buffer.alloc(0) });
     execFileSync("qemu-img", ["create", "-q", "-f", "qcow2", disk("qemu-100"), String(size)]);
     execFileSync("qemu-img", ["snapshot", "-c", "before", disk("qemu-100")]);
-    await expect(resolve("100/qemu-100")).rejects.toThrow(UnsupportedError);
-    await expect(resolve("100/qemu-100")).rejects.toThrow(/it holds internal snapshots or bitmaps/);
+    await expect(checked("100/qemu-100")).rejects.toThrow(UnsupportedError);
+    await expect(checked("100/qemu-100")).rejects.toThrow(/it holds internal snapshots or bitmaps/);
   });
 
   it("refuse a base that this software wrote", async () => {
