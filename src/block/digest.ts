@@ -20,6 +20,11 @@ export interface Digester {
   finish(): Digest;
 }
 
+/** Loads the library of the fastest algorithm now, not with the first digest. */
+export function loadDigestLibrary(): void {
+  loadXxh3();
+}
+
 /** The fastest algorithm this system has. */
 export function preferredDigest(): DigestAlgorithm {
   return loadXxh3() === undefined ? "sha256" : "xxh3-128";

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The directory provider: PVE's hooks on a store of plain files.
 import path from "node:path";
-import { preferredDigest } from "../block/index.ts";
+import { loadDigestLibrary } from "../block/index.ts";
 import { EnvironmentError, formatBytes, messageOf, RequestError, UnsupportedError } from "../core/index.ts";
 import { nbdHost } from "../device/index.ts";
 import { type ClusterCompressor, createCompressor } from "../qcow2/index.ts";
@@ -74,7 +74,7 @@ export class DirectoryProvider implements BackupProvider {
   async jobInit(): Promise<void> {
     await this.#openStore(); // a missing share is the job's error, not each guest's
     await this.#startCompressor();
-    preferredDigest(); // loads its library now: an upgrade of the package during the job changes nothing
+    loadDigestLibrary(); // an upgrade of the package during the job changes nothing
     const { compression } = this.#config;
     this.#context.log(
       "info",

@@ -90,7 +90,7 @@ export function encodeCompressedEntry(hostOffset: number, length: number, cluste
  *
  * Source: QEMU docs/interop/qcow2, "Standard Cluster Descriptor".
  */
-export function decodeL2Entry(entry: bigint, clusterBytes: number, version: 2 | 3 = 3): L2Entry {
+export function decodeL2Entry(entry: bigint, clusterBytes: number, version: 2 | 3): L2Entry {
   if (entry === 0n) return { kind: "unallocated" };
   if ((entry & ENTRY_COMPRESSED) !== 0n) return decodeCompressedEntry(entry, clusterBytes);
   if ((entry & L2_RESERVED_MASK) !== 0n) throw badEntry("L2", entry, "reserved bits are set");

@@ -15,27 +15,43 @@ const CLUSTER = 65536;
 
 describe("decodeL2Entry()", () => {
   it("tells the kinds of clusters apart", () => {
-    expect(decodeL2Entry(0n, CLUSTER)).toEqual({ kind: "unallocated" });
-    expect(decodeL2Entry(1n, CLUSTER)).toEqual({ kind: "zero", hostOffset: 0, isCopied: false });
-    expect(decodeL2Entry(0x8000000000050001n, CLUSTER)).toEqual({ kind: "zero", hostOffset: 0x50000, isCopied: true });
-    expect(decodeL2Entry(0x8000000000050000n, CLUSTER)).toEqual({ kind: "data", hostOffset: 0x50000, isCopied: true });
-    expect(decodeL2Entry(0x0000000000050000n, CLUSTER)).toEqual({ kind: "data", hostOffset: 0x50000, isCopied: false });
+    expect(decodeL2Entry(0n, CLUSTER, 3)).toEqual({ kind: "unallocated" });
+    expect(decodeL2Entry(1n, CLUSTER, 3)).toEqual({ kind: "zero", hostOffset: 0, isCopied: false });
+    expect(decodeL2Entry(0x8000000000050001n, CLUSTER, 3)).toEqual({
+      kind: "zero",
+      hostOffset: 0x50000,
+      isCopied: true,
+    });
+    expect(decodeL2Entry(0x8000000000050000n, CLUSTER, 3)).toEqual({
+      kind: "data",
+      hostOffset: 0x50000,
+      isCopied: true,
+    });
+    expect(decodeL2Entry(0x0000000000050000n, CLUSTER, 3)).toEqual({
+      kind: "data",
+      hostOffset: 0x50000,
+      isCopied: false,
+    });
   });
 
   it("reads a compressed descriptor: offset in bits 0 to 53, additional sectors in 54 to 61", () => {
     // One additional sector; the stream begins 2 bytes before the end of a sector: 2 + 512 bytes.
-    expect(decodeL2Entry(0x40400000000501fen, CLUSTER)).toEqual({
+    expect(decodeL2Entry(0x40400000000501fen, CLUSTER, 3)).toEqual({
       kind: "compressed",
       hostOffset: 0x501fe,
       length: 514,
     });
     // 512 byte clusters: offset in bits 0 to 60, one bit of sectors.
-    expect(decodeL2Entry(0x6000000000001000n, 512)).toEqual({ kind: "compressed", hostOffset: 0x1000, length: 1024 });
+    expect(decodeL2Entry(0x6000000000001000n, 512, 3)).toEqual({
+      kind: "compressed",
+      hostOffset: 0x1000,
+      length: 1024,
+    });
   });
 
   it("uses bits 9 to 55 for the offset, bit 55 included", () => {
-    expect(() => decodeL2Entry(0x0080000000000000n, CLUSTER)).toThrow(/not below 2\^53/);
-    expect(decodeL2Entry(0x0010000000000000n, CLUSTER)).toMatchObject({ hostOffset: 2 ** 52 });
+    expect(() => decodeL2Entry(0x0080000000000000n, CLUSTER, 3)).toThrow(/not below 2\^53/);
+    expect(decodeL2Entry(0x0010000000000000n, CLUSTER, 3)).toMatchObject({ hostOffset: 2 ** 52 });
   });
 
   it.each([
@@ -46,7 +62,7 @@ describe("decodeL2Entry()", () => {
     ["reserved bit 61", 0x2000000000050000n, /reserved/],
     ["a compressed cluster that claims to be copied", 0xc000000000050000n, /copied/],
   ])("rejects %s", (_, entry, message) => {
-    expect(() => decodeL2Entry(entry, CLUSTER)).toThrow(message);
+    expect(() => decodeL2Entry(entry, CLUSTER, 3)).toThrow(message);
   });
 });
 
