@@ -8,9 +8,9 @@ use strict;
 use warnings;
 
 use JSON;
-use POSIX qw(:signal_h);
 use Time::HiRes qw(getitimer setitimer ITIMER_REAL);
 
+use PVE::BackupProvider::Bridge::Signals qw(without_signals);
 use PVE::BackupProvider::Bridge::Values qw(number one_line);
 
 # PVE's closure reads from nbdinfo, which waits for QEMU as long as it takes.
@@ -71,19 +71,17 @@ sub deallocate {
     my ($handle, $ranges) = @_;
 
     require PVE::Storage::Common;
-    my $all = POSIX::SigSet->new();
-    $all->fillset();
-    my $before = POSIX::SigSet->new();
-    sigprocmask(SIG_BLOCK, $all, $before);
-    my $err = eval {
-        for my $range (@$ranges) {
-            my ($offset, $length) = map { number($_, 'a range') } @$range[0, 1];
-            PVE::Storage::Common::deallocate($handle, $offset, $length);
-        }
-        undef;
-    } // $@;
-    sigprocmask(SIG_SETMASK, $before);
-    return $err ? (undef, $err) : (undef);
+    my $problem = without_signals(sub {
+        my $is_done = eval {
+            for my $range (@$ranges) {
+                my ($offset, $length) = map { number($_, 'a range') } @$range[0, 1];
+                PVE::Storage::Common::deallocate($handle, $offset, $length);
+            }
+            1;
+        };
+        return $is_done ? undef : $@;
+    });
+    return (undef, $problem);
 }
 
 # What $code returns; dies if it takes too long. An alarm of the caller's own is left as it is.

@@ -14,6 +14,7 @@ use Scalar::Util qw(tainted);
 use Time::HiRes qw(time);
 
 use PVE::BackupProvider::Bridge::Framing;
+use PVE::BackupProvider::Bridge::Signals qw(without_signals);
 
 use constant READ_BYTES => 256 * 1024;
 use constant MAX_STDERR_LINE => 4096;
@@ -31,19 +32,16 @@ sub spawn {
     my ($status, $child_status) = _pipe();
 
     # A handler of the caller must not run in the child: it would unwind there.
-    my $all = POSIX::SigSet->new();
-    $all->fillset();
-    my $before = POSIX::SigSet->new();
-    sigprocmask(SIG_BLOCK, $all, $before);
-    my $pid = fork();
-    if (defined($pid) && $pid == 0) {
-        eval { _exec_child($node, $bridge, $child_in, $child_out, $child_err) };
-        my $reason = $@;
-        syswrite($child_status, $reason);
-        POSIX::_exit(127);
-    }
-    my $fork_error = "$!";
-    sigprocmask(SIG_SETMASK, $before);
+    my ($pid, $fork_error) = without_signals(sub {
+        my $child = fork();
+        if (defined($child) && $child == 0) {
+            eval { _exec_child($node, $bridge, $child_in, $child_out, $child_err) };
+            my $reason = $@;
+            syswrite($child_status, $reason);
+            POSIX::_exit(127);
+        }
+        return ($child, "$!");
+    });
     die "Cannot start Node.js: fork failed, $fork_error\n" if !defined($pid);
 
     close($_) for $child_in, $child_out, $child_err, $child_status;
@@ -141,11 +139,16 @@ sub step {
     $self->_poll_exit() if $ready <= 0;
     return if $ready <= 0;
 
-    my $all = POSIX::SigSet->new();
-    $all->fillset();
-    my $before = POSIX::SigSet->new();
-    sigprocmask(SIG_BLOCK, $all, $before);
     local $SIG{PIPE} = 'IGNORE';
+    my $lines = without_signals(sub { $self->_transfer($readable, $writable) });
+    $self->{on_stderr}->($_) for @$lines;
+    return;
+}
+
+# Sends and receives once what is possible without waiting; returns the lines of stderr.
+sub _transfer {
+    my ($self, $readable, $writable) = @_;
+
     my $lines = [];
     if (defined($self->{in}) && vec($writable, fileno($self->{in}), 1)) {
         $self->_send();
@@ -156,10 +159,7 @@ sub step {
     if (defined($self->{out}) && vec($readable, fileno($self->{out}), 1)) {
         $self->_receive('out', sub { $self->{framing}->feed($_[0]) });
     }
-    sigprocmask(SIG_SETMASK, $before);
-
-    $self->{on_stderr}->($_) for @$lines;
-    return;
+    return $lines;
 }
 
 sub _send {
