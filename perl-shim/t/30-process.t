@@ -129,6 +129,26 @@ for my $behaviour (qw(hang hang-deaf)) {
     is($provider->backup_get_mechanism(100, 'qemu'), 'nbd', 'later calls work');
 }
 
+{
+    my ($provider) = BridgeTest::provider();
+    $provider->job_init(1);
+    my $pid = BridgeTest::node_pid($provider);
+    my $next_message = \&PVE::BackupProvider::Bridge::Framing::next_message;
+    my $count = 0;
+    no warnings 'redefine';
+    local *PVE::BackupProvider::Bridge::Framing::next_message = sub {
+        kill('TERM', $$) if !$count++;
+        return $next_message->(@_);
+    };
+    local $SIG{TERM} = sub { die "interrupted by signal\n" };
+    my $begin = time();
+    is(BridgeTest::failure(sub { $provider->backup_get_mechanism(100, 'qemu') }), "interrupted by signal\n",
+        'a signal while a message is read is not taken for a bad message');
+    cmp_ok(time() - $begin, '<', 10, 'the message is not lost: nobody waits for it');
+    is($provider->backup_get_mechanism(100, 'qemu'), 'nbd', 'later calls work');
+    is(BridgeTest::node_pid($provider), $pid, 'with the same Node');
+}
+
 # Forks
 {
     my ($provider) = BridgeTest::provider();

@@ -159,7 +159,13 @@ package GeneratedPeer {
         $self->{framing}->feed('Content-Length: ' . length($text) . "\r\n\r\n" . $text);
         return;
     }
-    sub next_message { return $_[0]->{framing}->next_message() }
+    sub next_message {
+        my ($self) = @_;
+        my $message = eval { $self->{framing}->next_message() };
+        chomp($self->{problem} = $@) if $@;
+        return $message;
+    }
+    sub problem { return $_[0]->{problem} }
     sub step { $_[0]->{is_gone} = 1; return } # nothing more will come
     sub is_gone { return $_[0]->{is_gone} }
     sub describe_end { return 'it ended' }

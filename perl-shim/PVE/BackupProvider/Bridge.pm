@@ -213,9 +213,9 @@ sub _await {
 sub _next_message {
     my ($process) = @_;
 
-    my $message = eval { $process->next_message() };
-    return $message if !$@;
-    chomp(my $problem = $@);
+    my $message = $process->next_message();
+    my $problem = $process->problem();
+    return $message if defined($message) || !defined($problem);
     $process->stop(0);
     return { id => $any_id, error => { message => "Cannot talk to the backup bridge: $problem" } };
 }

@@ -54,6 +54,7 @@ sub spawn {
             err => $err,
             to_send => '',
             framing => PVE::BackupProvider::Bridge::Framing->new(),
+            messages => [],
             on_stderr => $on_stderr,
             stderr => '',
             last_stderr => '',
@@ -116,15 +117,22 @@ sub send_message {
     return;
 }
 
-# The next message that has arrived, or undef; dies if Node sent something else.
+# The next message that has arrived, or undef.
 sub next_message {
     my ($self) = @_;
 
-    return $self->{framing}->next_message();
+    return shift(@{ $self->{messages} });
+}
+
+# Why there will be no further message, if Node sent something else.
+sub problem {
+    my ($self) = @_;
+
+    return $self->{problem};
 }
 
 # Sends and receives what is possible, waiting up to $seconds. Signal handlers of the caller run only
-# while it waits, so a `die` in one of them never tears a message apart.
+# while it waits, so a `die` in one of them never tears a message apart, nor passes for Node's fault.
 sub step {
     my ($self, $seconds) = @_;
 
@@ -157,7 +165,7 @@ sub _transfer {
         $self->_receive('err', sub { $lines = $self->_stderr_lines($_[0]) });
     }
     if (defined($self->{out}) && vec($readable, fileno($self->{out}), 1)) {
-        $self->_receive('out', sub { $self->{framing}->feed($_[0]) });
+        $self->_receive('out', sub { $self->_take_messages($_[0]) });
     }
     return $lines;
 }
@@ -183,6 +191,20 @@ sub _receive {
     return $use->($bytes) if $n;
     return if !defined($n) && ($!{EAGAIN} || $!{EINTR});
     close(delete($self->{$name}));
+    return;
+}
+
+sub _take_messages {
+    my ($self, $bytes) = @_;
+
+    return if defined($self->{problem});
+    $self->{framing}->feed($bytes);
+    eval {
+        while (defined(my $message = $self->{framing}->next_message())) {
+            push(@{ $self->{messages} }, $message);
+        }
+        1;
+    } or chomp($self->{problem} = $@);
     return;
 }
 
@@ -286,7 +308,7 @@ sub _wait_exit {
         $pause = $left if $pause > $left;
         # Keeps the pipes empty: a Node that cannot write cannot leave.
         $self->step($pause);
-        eval { 1 while $self->next_message() };
+        $self->{messages} = [];
     }
 }
 
