@@ -12,6 +12,7 @@ use Time::HiRes qw(time);
 
 use PVE::BackupProvider::Bridge::NodeProgram;
 use PVE::BackupProvider::Bridge::Process;
+use PVE::BackupProvider::Bridge::Signals qw(without_signals);
 use PVE::BackupProvider::Bridge::Values;
 
 use constant PROTOCOL_VERSION => 1;
@@ -39,20 +40,36 @@ sub new {
     return $self;
 }
 
-# Calls $method and returns its result. $reverse: handlers by name for what Node may ask meanwhile.
-# $seconds: how long it may take; without it, as long as Node works. Dies with Node's message, one line; or with what a signal handler of the caller died with.
+# Calls $method and returns its result; dies with why there is none, in one line, or as try_call() does.
 sub call {
+    my ($self, @request) = @_;
+
+    local $SIG{__DIE__};
+    my ($result, $problem) = $self->try_call(@request);
+    die $problem if defined($problem);
+    return $result;
+}
+
+# Calls $method: (its result), or (undef, why there is none), Node's message or one about it. $reverse: handlers by
+# name for what Node may ask meanwhile. $seconds: how long it may take; without it, as long as Node works. Dies only
+# if it is interrupted, with what a signal handler of the caller, or one of these handlers, died with.
+sub try_call {
     my ($self, $method, $params, $reverse, $seconds) = @_;
 
     local $SIG{__DIE__};
-    $self->_start() if !$self->_is_running();
+    my $problem = $self->_is_running() ? undef : $self->_start();
+    return (undef, $problem) if defined($problem);
     my $answer = $self->_request($method, $params, $reverse, $seconds);
-    return PVE::BackupProvider::Bridge::Values::object_in($answer->{result} // {}, 'it') if !$answer->{error};
-    if ($answer->{is_lost}) {
-        $self->{process}->stop(0);
-        delete($self->{process});
+    if ($answer->{error}) {
+        if ($answer->{is_lost}) {
+            $self->{process}->stop(0);
+            delete($self->{process});
+        }
+        return (undef, PVE::BackupProvider::Bridge::Values::error_sentence($answer->{error}));
     }
-    die PVE::BackupProvider::Bridge::Values::error_sentence($answer->{error});
+    my $result = $answer->{result} // {};
+    return ($result) if ref($result) eq 'HASH';
+    return (undef, PVE::BackupProvider::Bridge::Values::unusable('it is no object'));
 }
 
 # Ends Node in order. Also called by DESTROY and at the end of the program.
@@ -108,36 +125,49 @@ sub _is_running {
     return 0;
 }
 
+# undef once Node serves this object, or why it does not.
 sub _start {
     my ($self) = @_;
 
-    my ($node, $bridge) = PVE::BackupProvider::Bridge::NodeProgram::find();
     my $log = $self->{log};
     my $warn = sub { $log->('warn', PVE::BackupProvider::Bridge::Values::one_line($_[0])) };
-    $self->{process} = PVE::BackupProvider::Bridge::Process->spawn($node, $bridge, $warn);
-    my $answer = eval {
-        $self->_request(
-            'initialize',
-            {
-                'protocol-version' => int(PROTOCOL_VERSION), # int: a comparison as text leaves text behind
-                storeid => "$self->{storeid}",
-                scfg => PVE::BackupProvider::Bridge::Values::plain_data($self->{scfg}),
-                apiver => int($self->{apiver}),
-                nodename => "$self->{nodename}",
-            },
-        );
+    my $node;
+    # Without signals, what dies here is no interruption.
+    my $problem = without_signals(sub {
+        my $is_started = eval {
+            ($node, my $bridge) = PVE::BackupProvider::Bridge::NodeProgram::find();
+            $self->{process} = PVE::BackupProvider::Bridge::Process->spawn($node, $bridge, $warn);
+            1;
+        };
+        return $is_started ? undef : $@;
+    });
+    return $problem if defined($problem);
+    my $is_answered = eval {
+        $problem = $self->_initialize($node);
+        1;
     };
     my $interruption = $@;
-    my $problem = $answer ? $self->_initialize_problem($answer, $node) : $interruption;
-    return if !defined($problem);
+    return undef if $is_answered && !defined($problem);
     $self->{process}->stop(1) if $self->{process};
     delete($self->{process});
-    die $problem;
+    die $interruption if !$is_answered;
+    return $problem;
 }
 
-sub _initialize_problem {
-    my ($self, $answer, $node) = @_;
+# undef, or why this Node cannot be used.
+sub _initialize {
+    my ($self, $node) = @_;
 
+    my $answer = $self->_request(
+        'initialize',
+        {
+            'protocol-version' => int(PROTOCOL_VERSION), # int: a comparison as text leaves text behind
+            storeid => "$self->{storeid}",
+            scfg => PVE::BackupProvider::Bridge::Values::plain_data($self->{scfg}),
+            apiver => int($self->{apiver}),
+            nodename => "$self->{nodename}",
+        },
+    );
     if ($answer->{error}) {
         my $sentence = PVE::BackupProvider::Bridge::Values::error_sentence($answer->{error});
         my $too_old = $answer->{is_lost} ? PVE::BackupProvider::Bridge::NodeProgram::age_problem($node) : undef;

@@ -35,12 +35,9 @@ sub age_problem {
     my ($node) = @_;
 
     local %ENV = (PATH => '/usr/bin:/bin');
-    my $line = eval {
-        open(my $fh, '-|', $node, '--version') or die;
-        my $first = <$fh>;
-        close($fh);
-        $first;
-    };
+    open(my $fh, '-|', $node, '--version') or return undef;
+    my $line = <$fh>;
+    close($fh);
     return undef if !defined($line) || $line !~ m/^v?(([0-9]+)\.([0-9]+)\.[0-9]+)/;
     my ($version, $major, $minor) = ($1, $2, $3);
     my ($oldest_major, $oldest_minor) = split(/\./, OLDEST_NODE);

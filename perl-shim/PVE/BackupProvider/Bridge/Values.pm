@@ -128,19 +128,26 @@ sub text_of {
     return defined($value) && !ref($value) ? one_line($value) : '';
 }
 
+# The sentence for an answer that is not what it must be.
+sub unusable {
+    my ($why) = @_;
+
+    return "Cannot use the answer of the backup bridge: $why\n";
+}
+
 # $value, if it is an object; the keys of an answer that is none would be Perl's error, not ours.
 sub object_in {
     my ($value, $what) = @_;
 
     return $value if ref($value) eq 'HASH';
-    die "Cannot use the answer of the backup bridge: $what is no object\n";
+    die unusable("$what is no object");
 }
 
 sub list_in {
     my ($value, $what) = @_;
 
     return $value if ref($value) eq 'ARRAY';
-    die "Cannot use the answer of the backup bridge: $what is no list\n";
+    die unusable("$what is no list");
 }
 
 # $value without taint; dies if it is not of the kind named.
@@ -149,8 +156,7 @@ sub untaint {
 
     my $pattern = PATTERNS->{$kind} or die "there is no pattern for $kind\n";
     my ($clean) = defined($value) && !ref($value) ? $value =~ $pattern : ();
-    die "Cannot use the answer of the backup bridge: \"" . substr(text_of($value), 0, MAX_SHOWN_CHARS)
-        . "\" is no $kind\n" if !defined($clean);
+    die unusable('"' . substr(text_of($value), 0, MAX_SHOWN_CHARS) . "\" is no $kind") if !defined($clean);
     return $clean;
 }
 

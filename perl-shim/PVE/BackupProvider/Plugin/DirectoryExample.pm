@@ -110,21 +110,15 @@ sub backup_get_mechanism {
 }
 
 # PVE does not protect this call: if it dies, the whole job ends, all other guests included. So it only dies
-# where the job is to end: what PVE's own signal handlers die with.
+# where the job is to end: with what a signal handler of PVE's dies with.
 sub backup_handle_log_file {
     my ($self, $vmid, $filename) = @_;
 
-    eval {
-        $self->{bridge}->call(
-            'backup_handle_log_file',
-            { vmid => number($vmid, 'the guest id'), filename => "$filename" },
-        );
-    };
-    if (my $err = $@) {
-        # Somebody ends the job: as in PVE itself, no eval may swallow that.
-        die $err if $err =~ m/^(?:interrupted by signal|received interrupt)$/;
-        eval { $self->{log}->('warn', 'cannot keep the log file: ' . one_line($err)) };
-    }
+    my (undef, $problem) = $self->{bridge}->try_call(
+        'backup_handle_log_file',
+        { vmid => int($vmid), filename => "$filename" }, # int: number() may die
+    );
+    $self->{log}->('warn', 'cannot keep the log file: ' . one_line($problem)) if defined($problem);
     return;
 }
 
