@@ -66,6 +66,23 @@ for my $name ('../x', 'a b', "a\0b", 'x' x 300, 'a/b', '') {
         'and not by another one, which knows nothing of it');
 }
 
+for my $case (
+    ['', 'tar-path', ''],
+    ['squashfs', 'archive-directory',
+        "Cannot vouch for the restored \"backup/101/lxc-1\": the backup bridge that offered it ended meanwhile;"
+            . " restore again\n"],
+) {
+    my ($behaviour, $key, $expected) = @$case;
+    my ($provider) = BridgeTest::provider('test-behaviour' => $behaviour);
+    my @of_container = ('backup/101/lxc-1', 'bk', {});
+    my $cleanup = sub { BridgeTest::failure(sub { $provider->restore_container_cleanup(@of_container) }) };
+    is_deeply([keys %{ $provider->restore_container_init(@of_container) }], [$key], "a container as $key");
+    is($cleanup->(), '', 'is taken back by the Node that offered it');
+    $provider->restore_container_init(@of_container);
+    $provider->{bridge}->close();
+    is($cleanup->(), $expected, 'by another one: a plain file is whole, what was served may not be');
+}
+
 # Node itself
 for my $case (
     [PVE_BACKUP_HOST_NODE => '/nonexistent/node',

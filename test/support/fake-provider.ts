@@ -99,7 +99,8 @@ export async function createFakeProvider(context: ProviderContext): Promise<Back
     restoreVmCleanup: nothing,
     restoreVmVolumeInit: async (_volname, device) => ({ qemuImgPath: `/run/fake/${device}.raw` }),
     restoreVmVolumeCleanup: nothing,
-    restoreContainerInit: async () => ({ tarPath: "/run/fake/archive.tar" }),
+    restoreContainerInit: async () =>
+      behaviour === "squashfs" ? { archiveDirectory: "/run/fake/archive" } : { tarPath: "/run/fake/archive.tar" },
     restoreContainerCleanup: nothing,
     listVolumes: async (vmid) => [...entries.values()].filter((entry) => vmid === undefined || entry.vmid === vmid),
     volumeInfo: async (volname) => ({

@@ -313,7 +313,8 @@ sub restore_container_init {
     my ($self, $volname, $storeid, $info) = @_;
 
     my $result = $self->{bridge}->call('restore_container_init', { volname => "$volname" });
-    $self->note_server("$volname");
+    # A tar is a plain file, whole without Node; the files of a folder are served.
+    $self->note_server("$volname") if defined($result->{'archive-directory'});
     return { map { $_ => untaint($result->{$_}, 'path') } grep { defined($result->{$_}) }
             qw(tar-path archive-directory) };
 }
