@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The only table from errors to what leaves this process.
-import { type ErrorCode, HostError, messageOf, oneLine } from "../src/core/index.ts";
+import { type ErrorCode, firstError, HostError, messageOf, oneLine } from "../src/core/index.ts";
 
 /** Names that only the protocol itself uses. */
 export type ProtocolErrorCode = "PARSE" | "INVALID_REQUEST" | "METHOD_NOT_FOUND" | "INTERNAL";
@@ -46,20 +46,21 @@ export interface RpcError {
   readonly data: { readonly code: ErrorCode | ProtocolErrorCode; readonly hint?: string };
 }
 
-const MAX_UNWRAP = 16;
+/** An abort whose reason is another abort, and so on. */
+const MAX_ABORTS = 16;
 
 /**
  * The failure that came first: behind a SuppressedError (a dispose that failed too) stands the error
  * of the body; behind an AbortError stands the reason that the abort was given.
  */
 export function unwrapError(error: unknown): unknown {
-  let at = error;
-  for (let depth = 0; depth < MAX_UNWRAP && at instanceof Error && !(at instanceof HostError); depth++) {
-    if ("suppressed" in at) at = at.suppressed;
-    else if (at.name === "AbortError" && at.cause !== undefined) at = at.cause;
-    else break;
-  }
+  let at = firstError(error);
+  for (let depth = 0; depth < MAX_ABORTS && isAbortWithReason(at); depth++) at = firstError(at.cause);
   return at;
+}
+
+function isAbortWithReason(error: unknown): error is Error {
+  return error instanceof Error && error.name === "AbortError" && error.cause !== undefined;
 }
 
 /** True for a bug: its stack is worth a line on stderr. */

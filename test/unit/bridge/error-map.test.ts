@@ -48,6 +48,16 @@ describe("toRpcError()", () => {
     });
   });
 
+  it("finds it through aborts and failed disposals within each other", () => {
+    const disposed = (suppressed: unknown) => Object.assign(new Error("closing failed too"), { suppressed });
+    const aborted = (cause: unknown) => Object.assign(new Error("aborted", { cause }), { name: "AbortError" });
+    const reason = new CancelledError("Cancelled by the test");
+    for (const error of [disposed(aborted(reason)), aborted(disposed(aborted(disposed(reason))))]) {
+      expect(toRpcError(error).message).toBe("Cancelled by the test");
+    }
+    expect(toRpcError(aborted(undefined)).message).toBe("Internal error of the backup bridge: aborted");
+  });
+
   it("says INTERNAL for a bug, in one line", () => {
     const error = new TypeError("x is\nundefined");
     expect(isInternal(error)).toBe(true);
