@@ -298,7 +298,7 @@ sub _reverse {
     my ($result, $refusal) = eval { $handler->($params) };
     my $err = $@;
     if (defined(my $why = $err || $refusal)) {
-        my $text = PVE::BackupProvider::Bridge::Values::one_line($why);
+        my $text = PVE::BackupProvider::Bridge::Values::line_for_json($why);
         $reply->(error => { code => RPC_HANDLER_FAILED, message => $text });
     } else {
         $reply->(result => $result);

@@ -12,14 +12,14 @@ use MIME::Base64 ();
 use base qw(Exporter);
 
 our @EXPORT_OK = qw(
-    encode_bytes decode_bytes number numbers_in plain_data one_line error_sentence untaint
-    untainted_size object_in list_in
+    encode_bytes decode_bytes number numbers_in plain_data one_line line_for_json shown error_sentence
+    untaint untainted_size object_in list_in
 );
 
 # <vmid>/<type>-<epoch>, as the Node side names backups: no second spelling of a number.
 use constant ARCHIVE_NAME => qr!([1-9][0-9]{2,8})/(qemu|lxc)-(0|[1-9][0-9]{0,11})!;
 
-# Of an answer's own words, so much goes into the task log.
+# Of somebody else's words, so much goes into the task log.
 use constant MAX_SHOWN_CHARS => 200;
 use constant MAX_SENTENCE_CHARS => 4000;
 
@@ -96,16 +96,43 @@ sub plain_data {
     return $copy;
 }
 
-# Text for the task log: one line, no control characters, UTF-8 bytes.
+# Text for the task log: one line, no control characters, UTF-8 bytes. The same ones as oneLine() of the TypeScript
+# side: those from U+0080 on, and U+2028 and U+2029, too. Of bytes that are no UTF-8 nobody knows what they mean.
 sub one_line {
     my ($text) = @_;
 
     my $line = "$text";
-    utf8::encode($line) if utf8::is_utf8($line);
+    my $is_utf8 = utf8::is_utf8($line) || utf8::decode($line);
+    my $folded = $is_utf8 ? qr/[\p{Cc}\x{2028}\x{2029}]+/ : qr/[\x00-\x1f\x7f]+/;
     $line =~ s/^\s+//;
     $line =~ s/\s+$//;
-    $line =~ s/[\x00-\x1f\x7f]+/ /g;
+    $line =~ s/$folded/ /g;
+    utf8::encode($line) if $is_utf8;
     return $line;
+}
+
+# The same as characters, which is what JSON is made from.
+sub line_for_json {
+    my ($text) = @_;
+
+    my $line = one_line($text);
+    utf8::decode($line); # what is no UTF-8 stays, and is Latin-1
+    return $line;
+}
+
+# As much of a line as is shown of a wrong value; empty for what is no text.
+sub shown {
+    my ($value) = @_;
+
+    return cut(text_of($value), MAX_SHOWN_CHARS);
+}
+
+# The first $chars characters of UTF-8 bytes; a byte that belongs to none counts as one.
+sub cut {
+    my ($bytes, $chars) = @_;
+
+    $bytes =~ m/\A(?:[\xc2-\xf4][\x80-\xbf]{1,3}|.){0,$chars}/s;
+    return substr($bytes, 0, $+[0]);
 }
 
 # What to die with for an error answer: message and hint, one line.
@@ -118,7 +145,7 @@ sub error_sentence {
     my $data = $is_hash && ref($error->{data}) eq 'HASH' ? $error->{data} : {};
     my $hint = text_of($data->{hint});
     my $sentence = $hint ne '' ? "$message; $hint" : $message;
-    return substr($sentence, 0, MAX_SENTENCE_CHARS) . "\n";
+    return cut($sentence, MAX_SENTENCE_CHARS) . "\n";
 }
 
 # One line of what should be text; empty for everything else.
@@ -156,7 +183,7 @@ sub untaint {
 
     my $pattern = PATTERNS->{$kind} or die "there is no pattern for $kind\n";
     my ($clean) = defined($value) && !ref($value) ? $value =~ $pattern : ();
-    die unusable('"' . substr(text_of($value), 0, MAX_SHOWN_CHARS) . "\" is no $kind") if !defined($clean);
+    die unusable('"' . shown($value) . "\" is no $kind") if !defined($clean);
     return $clean;
 }
 

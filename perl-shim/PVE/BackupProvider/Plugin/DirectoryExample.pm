@@ -10,7 +10,7 @@ use PVE::BackupProvider::Bridge;
 use PVE::BackupProvider::Bridge::FileHandles;
 use PVE::BackupProvider::Bridge::Handoff;
 use PVE::BackupProvider::Bridge::Values
-    qw(encode_bytes decode_bytes number numbers_in object_in one_line untaint untainted_size);
+    qw(encode_bytes decode_bytes number numbers_in object_in one_line line_for_json untaint untainted_size);
 use PVE::INotify;
 
 use base qw(PVE::BackupProvider::Plugin::Base);
@@ -93,7 +93,7 @@ sub backup_cleanup {
             vmid => number($vmid, 'the guest id'),
             defined($vmtype) ? (vmtype => "$vmtype") : (),
             success => $success ? JSON::true : JSON::false,
-            defined($error) ? (error => one_line($error)) : (),
+            defined($error) ? (error => line_for_json($error)) : (),
         },
     );
     my $stats = object_in($result->{stats}, '"stats"');

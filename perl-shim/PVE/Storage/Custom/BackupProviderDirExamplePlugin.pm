@@ -10,7 +10,7 @@ use File::Spec;
 
 use PVE::BackupProvider::Bridge::BackupFolder;
 use PVE::BackupProvider::Bridge::Retention;
-use PVE::BackupProvider::Bridge::Values qw(list_in object_in one_line untaint untainted_size);
+use PVE::BackupProvider::Bridge::Values qw(list_in object_in shown untaint untainted_size);
 use PVE::BackupProvider::Plugin::DirectoryExample;
 use PVE::Tools;
 
@@ -131,8 +131,7 @@ sub parse_volname {
         my ($vmid, $type, $epoch) = ($1, $2, $3);
         return ('backup', "$vmid/$type-$epoch", $vmid, undef, undef, undef, 'directory');
     }
-    my $shown = substr(one_line($volname), 0, 200);
-    die "Cannot use the volume name \"$shown\": backup/<vmid>/<qemu or lxc>-<time> is wanted\n";
+    die 'Cannot use the volume name "' . shown($volname) . "\": backup/<vmid>/<qemu or lxc>-<time> is wanted\n";
 }
 
 sub filesystem_path {
