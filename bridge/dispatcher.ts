@@ -12,7 +12,7 @@ import { assertParams, assertResult, hasValidators } from "./validate.ts";
  * Raised by one with every change that an older peer would not understand: of protocol.schema.json, or of what the
  * two Node processes of a container's backup say to each other. The second one starts late, perhaps after an upgrade.
  */
-export const PROTOCOL_VERSION = 1;
+export const PROTOCOL_VERSION = 2;
 export const PROVIDER_NAME = "Directory backup provider";
 
 export type ProviderFactory = (context: ProviderContext) => Promise<BackupProvider>;

@@ -3,7 +3,7 @@
 import { CancellationTokenSource, type MessageConnection, ParameterStructures } from "vscode-jsonrpc/node.js";
 import { EnvironmentError, messageOf, oneLine } from "../src/core/index.ts";
 import type { DirtyRegions, FileHandleCalls, LogLevel, Range } from "../src/provider/index.ts";
-import { assertReverseResult } from "./validate.ts";
+import { assertReverseParams, assertReverseResult } from "./validate.ts";
 
 type WireRange = [offset: number, length: number];
 
@@ -15,9 +15,9 @@ export class ReverseCalls implements FileHandleCalls {
     this.#connection = connection;
   }
 
-  async nextDirtyRegions(device: string, max: number, signal: AbortSignal): Promise<DirtyRegions> {
+  async nextDirtyRegions(device: string, max: number, timeoutMs: number, signal: AbortSignal): Promise<DirtyRegions> {
     const method = "next_dirty_regions";
-    const answer = await this.#request(method, { device, max }, signal);
+    const answer = await this.#request(method, { device, max, seconds: Math.ceil(timeoutMs / 1000) }, signal);
     assertReverseResult(method, answer);
     const { regions, done } = answer as { regions: WireRange[]; done: boolean };
     return { regions: regions.map(([offset, length]) => ({ offset, length })), done };
@@ -37,6 +37,7 @@ export class ReverseCalls implements FileHandleCalls {
 
   async #request(method: string, params: object, signal: AbortSignal): Promise<unknown> {
     signal.throwIfAborted();
+    assertReverseParams(method, params);
     const source = new CancellationTokenSource();
     const cancel = () => source.cancel();
     signal.addEventListener("abort", cancel, { once: true });

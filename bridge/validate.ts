@@ -26,6 +26,12 @@ export function assertResult(method: string, result: unknown): void {
   if (problem !== undefined) throw new Error(`Result of "${method}" breaks the protocol: ${problem}`);
 }
 
+/** @throws Error: a reverse request of our own that breaks the protocol is a bug. */
+export function assertReverseParams(method: string, params: unknown): void {
+  const problem = firstProblem(`${method}_params`, params);
+  if (problem !== undefined) throw new Error(`Params of "${method}" break the protocol: ${problem}`);
+}
+
 /** @throws RequestError if the peer answered a reverse request wrongly */
 export function assertReverseResult(method: string, result: unknown): void {
   const problem = firstProblem(`${method}_result`, result);

@@ -25,8 +25,8 @@ sub result_with {
 }
 
 my @lies = (
-    ['another protocol version', 'onMessage(({ id }) => reply(id, { "protocol-version": 2 }));',
-        qr/^Cannot use the backup bridge: it speaks protocol version 2, this process 1; the package was upgraded meanwhile: start the job again, and restart a daemon that says this$/],
+    ['another protocol version', 'onMessage(({ id }) => reply(id, { "protocol-version": 99 }));',
+        qr/^Cannot use the backup bridge: it speaks protocol version 99, this process 2; the package was upgraded meanwhile: start the job again, and restart a daemon that says this$/],
     ['no protocol version', 'onMessage(({ id }) => reply(id, {}));', qr/it speaks protocol version unknown/],
     ['text instead of a header', 'raw("Hello, world\n".repeat(1000)); setInterval(() => {}, 1000);',
         qr/^Cannot talk to the backup bridge: there is no header in \d+ bytes$/],
@@ -59,15 +59,15 @@ for my $lie (@lies) {
 
 my @oddities = (
     ['one byte at a time', 'onMessage(async ({ id, method }) => {
-        const result = method === "initialize" ? { "protocol-version": 1 } : null;
+        const result = method === "initialize" ? hello : null;
         for (const byte of frame(JSON.stringify({ id, result }))) { raw(byte); await new Promise(setImmediate); } });'],
     ['two messages in one write', 'onMessage(({ id, method }) => {
         const log = frame(JSON.stringify({ method: "log", params: { level: "info", message: "hello" } }));
-        const result = method === "initialize" ? { "protocol-version": 1 } : null;
+        const result = method === "initialize" ? hello : null;
         raw(log + frame(JSON.stringify({ id, result }))); });'],
     ['answers to nobody, unknown notifications, further headers', 'onMessage(({ id, method }) => {
         reply(id + 100, 1); send({ method: "nonsense", params: [1] }); send({ method: "log", params: 7 });
-        const text = JSON.stringify({ id, result: method === "initialize" ? { "protocol-version": 1 } : null });
+        const text = JSON.stringify({ id, result: method === "initialize" ? hello : null });
         raw(`Content-Type: x\r\ncontent-length:${text.length}\r\n\r\n${text}`); });'],
     ['an unknown reverse request', 'onMessage(({ id, method, error }) => {
         if (method === "initialize") return welcome(id);

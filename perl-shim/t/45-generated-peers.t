@@ -150,11 +150,12 @@ for my $kind (
 # In place of a Node: answers each request with what the case at hand says.
 package GeneratedPeer {
     our $answer;
+    my $welcome = '{"result":{"protocol-version":' . PVE::BackupProvider::Bridge::PROTOCOL_VERSION() . '}}';
     sub new { return bless({ owner => $$, pid => 0, framing => PVE::BackupProvider::Bridge::Framing->new() }, shift) }
     sub send_message {
         my ($self, $message) = @_;
         return if !defined($message->{method}) || !defined($message->{id});
-        my $text = $message->{method} eq 'initialize' ? '{"result":{"protocol-version":1}}' : $answer;
+        my $text = $message->{method} eq 'initialize' ? $welcome : $answer;
         $text =~ s/\A\{/{"jsonrpc":"2.0","id":$message->{id},/;
         $self->{framing}->feed('Content-Length: ' . length($text) . "\r\n\r\n" . $text);
         return;

@@ -11,7 +11,7 @@ use BridgeTest;
 use File::Temp ();
 use Scalar::Util qw(tainted);
 use Test::More;
-use Time::HiRes qw(alarm time);
+use Time::HiRes qw(alarm getitimer time ITIMER_REAL);
 
 use PVE::BackupProvider::Bridge::FileHandles;
 use PVE::Storage::Common;
@@ -20,7 +20,7 @@ BridgeTest::use_fake_bridge();
 my ($dir) = File::Temp::tempdir(CLEANUP => 1) =~ m/^(.*)$/;
 my $path = "$dir/disk.raw";
 PVE::Tools::file_set_contents($path, 'x' x (1024 * 1024));
-my ($provider, $log) = BridgeTest::provider('test-behaviour' => 'file-handle');
+our ($provider, $log) = BridgeTest::provider('test-behaviour' => 'file-handle');
 
 # A volume as PVE passes it; @regions is what its closure gives.
 sub volume {
@@ -78,12 +78,19 @@ is(BridgeTest::failure(sub { backup($volume) }), "Cannot use an offset: \"many\"
         'ranges that cannot be given up: Node is told, and decides');
 }
 {
-    local $PVE::BackupProvider::Bridge::FileHandles::REGIONS_SECONDS = 0.2;
+    # As long as Node says.
+    local ($provider, $log) = BridgeTest::provider('test-behaviour' => 'file-handle', 'test-timeout-ms' => 700);
     my $hangs = { %{ volume() }, 'next-dirty-region' => sub { select(undef, undef, undef, 60) for 1 .. 10; return } };
     my $start = time();
     is(BridgeTest::failure(sub { backup($hangs) }),
-        "Cannot read the dirty regions: no answer for 0.2 seconds\n", 'a closure that hangs');
+        "Cannot read the dirty regions: no answer for 1 seconds\n", 'a closure that hangs');
     cmp_ok(time() - $start, '<', 30, 'in bounded time');
+    my $left = 0;
+    my $looks = { %{ volume() }, 'next-dirty-region' => sub { $left = getitimer(ITIMER_REAL); return } };
+    ($provider, $log) = BridgeTest::provider('test-behaviour' => 'file-handle', 'test-timeout-ms' => 3_600_000);
+    backup($looks);
+    cmp_ok($left, '>', 3000, 'an hour, where that is what Node says');
+    is(getitimer(ITIMER_REAL), 0, 'and only while the closure runs');
     local $SIG{ALRM} = sub { die "the caller's own alarm\n" };
     alarm(0.5);
     is(BridgeTest::failure(sub { backup($hangs) }), "the caller's own alarm\n", "an alarm of the caller's is left alone");

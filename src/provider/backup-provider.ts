@@ -24,7 +24,8 @@ export interface DirtyRegions {
 
 /** What only the Perl side can do with the devices of `backup_vm` that are handed over as file handles. */
 export interface FileHandleCalls {
-  nextDirtyRegions(device: string, max: number, signal: AbortSignal): Promise<DirtyRegions>;
+  /** @param timeoutMs how long the answer may take; then the Perl side ends the backup */
+  nextDirtyRegions(device: string, max: number, timeoutMs: number, signal: AbortSignal): Promise<DirtyRegions>;
   deallocate(device: string, ranges: readonly Range[], signal: AbortSignal): Promise<void>;
 }
 

@@ -13,17 +13,19 @@ const HINT = "vm-backup-mechanism nbd asks QEMU itself";
 /**
  * What PVE reports, batch by batch.
  *
+ * @param timeoutMs how long each batch may take
  * @throws RequestError unless the regions are ascending, do not overlap, have a length, and lie inside the disk
  */
 export async function* reportedRegions(
   device: string,
   sizeBytes: number,
   calls: FileHandleCalls,
+  timeoutMs: number,
   signal: AbortSignal,
 ): AsyncGenerator<Extent, void, undefined> {
   let endOfLast = 0;
   for (let done = false; !done; ) {
-    const batch = await calls.nextDirtyRegions(device, REGIONS_PER_BATCH, signal);
+    const batch = await calls.nextDirtyRegions(device, REGIONS_PER_BATCH, timeoutMs, signal);
     done = batch.done;
     if (!done && batch.regions.length === 0) throw refused(device, "PVE says that more of them follow, but not which");
     for (const region of batch.regions) {

@@ -73,7 +73,7 @@ export class FileHandleSource implements CopySource, AsyncDisposable {
     }
     const map = await openMap(options, file.path, signal);
     if (map !== undefined) stack.use(map);
-    const regions = reportedRegions(device, volume.size, calls, signal);
+    const regions = reportedRegions(device, volume.size, calls, timeouts.replyTimeoutMs, signal);
     let dirtyBytes = volume.size;
     if (volume.bitmapMode === "reuse" && map !== undefined) {
       dirtyBytes = await mustMatchBitmap(device, regions, map.dirtyRanges(signal));

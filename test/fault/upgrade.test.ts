@@ -64,7 +64,7 @@ class Installation {
   /** The same bundle, but for the number of its protocol. */
   async replaceProtocol(): Promise<void> {
     const text = await readFile(this.bridge, "utf8");
-    const changed = text.replace(/\bPROTOCOL_VERSION = 1\b/, "PROTOCOL_VERSION = 2");
+    const changed = text.replace(/\bPROTOCOL_VERSION = 2\b/, "PROTOCOL_VERSION = 3");
     expect(changed).not.toBe(text);
     await rm(this.bridge);
     await writeFile(this.bridge, changed);
@@ -158,7 +158,7 @@ describe("a container's backup during which the installed files", () => {
     ],
     [
       ...(["speak another protocol afterwards", "replaceProtocol"] as const),
-      /^Cannot initialize the backup bridge: it speaks protocol version 2, the Perl side 1; the package was upgraded meanwhile: start the job again, and restart a daemon that says this$/,
+      /^Cannot initialize the backup bridge: it speaks protocol version 3, the Perl side 2; the package was upgraded meanwhile: start the job again, and restart a daemon that says this$/,
     ],
     [
       "are replaced by something else",

@@ -6,6 +6,7 @@ import { once } from "node:events";
 import { readFile, rm } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
+import { PROTOCOL_VERSION } from "../../bridge/dispatcher.ts";
 import type { LabBackup, LabGuest } from "../../fixtures/lab/index.ts";
 import type { TestNode } from "./vm-job.ts";
 
@@ -77,7 +78,7 @@ export class BridgeProcess implements AsyncDisposable {
       "dir-device-view": "fuse",
       ...options.scfg,
     };
-    const hello = { "protocol-version": 1, storeid, scfg, apiver: 15, nodename: host ?? "node1" };
+    const hello = { "protocol-version": PROTOCOL_VERSION, storeid, scfg, apiver: 15, nodename: host ?? "node1" };
     await bridge.call("initialize", hello);
     return bridge;
   }

@@ -169,12 +169,13 @@ async function readFileHandles(
 ): Promise<void> {
   const { fileHandles } = context;
   if (fileHandles === undefined) throw new Error("no Perl side");
+  const timeoutMs = Number(context.scfg["test-timeout-ms"] ?? 300_000);
   for (const [device, { fileHandle }] of volumes) {
     if (fileHandle !== undefined) {
       context.log("info", `handle of ${device}: ${tryReadLink(`/proc/${fileHandle.pid}/fd/${fileHandle.fd}`)}`);
     }
     for (let done = false; !done; ) {
-      const batch = await fileHandles.nextDirtyRegions(device, 2, signal);
+      const batch = await fileHandles.nextDirtyRegions(device, 2, timeoutMs, signal);
       done = batch.done;
       context.log(
         "info",

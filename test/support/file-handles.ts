@@ -19,6 +19,8 @@ export interface Lies {
 export class HandedOver implements FileHandleCalls, AsyncDisposable {
   readonly volumes: ReadonlyMap<string, VmVolume>;
   readonly given: Range[][] = [];
+  /** How long each batch of regions might have taken. */
+  readonly timeoutsMs: number[] = [];
   isOver = false;
   readonly #handles: ReadonlyMap<string, LabFileHandle>;
   readonly #lies: Lies;
@@ -55,7 +57,8 @@ export class HandedOver implements FileHandleCalls, AsyncDisposable {
     return handle;
   }
 
-  async nextDirtyRegions(device: string, max: number): Promise<DirtyRegions> {
+  async nextDirtyRegions(device: string, max: number, timeoutMs: number): Promise<DirtyRegions> {
+    this.timeoutsMs.push(timeoutMs);
     const regions: Range[] = [];
     while (regions.length < max) {
       const next = this.#lying?.next();

@@ -93,7 +93,7 @@ export class TestNode implements AsyncDisposable {
         apiver: 15,
         log,
         fileHandles: {
-          nextDirtyRegions: async (device, max) => await perlSide().nextDirtyRegions(device, max),
+          nextDirtyRegions: async (device, max, timeoutMs) => await perlSide().nextDirtyRegions(device, max, timeoutMs),
           deallocate: async (device, ranges) => await perlSide().deallocate(device, ranges),
         },
       },

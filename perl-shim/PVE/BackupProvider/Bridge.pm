@@ -15,7 +15,7 @@ use PVE::BackupProvider::Bridge::Process;
 use PVE::BackupProvider::Bridge::Signals qw(without_signals);
 use PVE::BackupProvider::Bridge::Values;
 
-use constant PROTOCOL_VERSION => 1;
+use constant PROTOCOL_VERSION => 2;
 
 # Node bounds its own cleanup with 10 seconds; then it leaves the hard way.
 our $STOP_SECONDS = 15;

@@ -28,17 +28,19 @@ sub use_fake_bridge {
 }
 
 # A Node script of one test in place of the bridge. `reply(id, result)`, `send(message)` and
-# `onMessage(handler)` are there for it.
+# `onMessage(handler)` are there for it, and `hello`, the result of a sound `initialize`.
 sub use_script {
     my ($code) = @_;
 
     my $file = File::Temp->new(TEMPLATE => 'peer-XXXXXX', TMPDIR => 1, SUFFIX => '.mjs');
+    my $version = PVE::BackupProvider::Bridge::PROTOCOL_VERSION();
     print $file <<"END", $code;
 const frame = (text) => `Content-Length: \${Buffer.byteLength(text)}\\r\\n\\r\\n\${text}`;
 const raw = (bytes) => process.stdout.write(bytes);
 const send = (message) => raw(frame(JSON.stringify({ jsonrpc: "2.0", ...message })));
 const reply = (id, result) => send({ id, result });
-const welcome = (id) => reply(id, { "protocol-version": 1, name: "x", "node-version": "0" });
+const hello = { "protocol-version": $version, name: "x", "node-version": "0" };
+const welcome = (id) => reply(id, hello);
 let input = Buffer.alloc(0);
 const onMessage = (handler) => process.stdin.on("data", (bytes) => {
   input = Buffer.concat([input, bytes]);

@@ -7,6 +7,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { PROTOCOL_VERSION } from "../../../bridge/dispatcher.ts";
 
 interface Message {
   readonly id?: number;
@@ -66,7 +67,13 @@ class Peer {
   }
 
   initialize(scfg: object = {}): Promise<Message> {
-    return this.request(1, "initialize", { "protocol-version": 1, storeid: "bk", scfg, apiver: 15, nodename: "pve" });
+    return this.request(1, "initialize", {
+      "protocol-version": PROTOCOL_VERSION,
+      storeid: "bk",
+      scfg,
+      apiver: 15,
+      nodename: "pve",
+    });
   }
 
   /** A backup that runs: the test double has logged its beginning. */
@@ -132,15 +139,27 @@ describe("the bridge process", () => {
 
   it("asks back for dirty regions and gives them up", async () => {
     const peer = new Peer();
-    await peer.initialize({ "test-behaviour": "file-handle" });
+    await peer.initialize({ "test-behaviour": "file-handle", "test-timeout-ms": 4001 });
     await peer.startBackup(2);
     const question = await peer.waitFor((message) => message.method === "next_dirty_regions");
-    expect(question.params).toEqual({ device: "drive-scsi0", max: 2 });
+    expect(question.params).toEqual({ device: "drive-scsi0", max: 2, seconds: 5 });
     peer.send({ id: question.id, result: { regions: [[0, 8]], done: true } });
     const second = await peer.waitFor((message) => message.method === "deallocate");
     expect(second.params).toEqual({ device: "drive-scsi0", ranges: [[0, 8]] });
     peer.send({ id: second.id, result: null });
     expect((await peer.waitFor((message) => message.id === 2 && message.method === undefined)).result).toBeNull();
+  });
+
+  it.each([0, 3_600_001, Number.NaN])("does not ask back for regions within %d ms", async (timeoutMs) => {
+    const peer = new Peer();
+    await peer.initialize({ "test-behaviour": "file-handle", "test-timeout-ms": String(timeoutMs) });
+    await peer.startBackup(2);
+    const answer = await peer.waitFor((message) => message.id === 2 && message.method === undefined);
+    expect(answer.error).toMatchObject({
+      code: -32603,
+      message: expect.stringMatching(/: seconds is (0|3601|null), /),
+    });
+    expect(peer.messages.some(({ method }) => method === "next_dirty_regions")).toBe(false);
   });
 
   it("refuses an answer that breaks the protocol", async () => {

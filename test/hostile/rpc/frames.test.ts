@@ -5,7 +5,7 @@ import { PassThrough, Writable } from "node:stream";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { createMessageConnection, ResponseError, StreamMessageWriter } from "vscode-jsonrpc/node.js";
-import { Dispatcher } from "../../../bridge/dispatcher.ts";
+import { Dispatcher, PROTOCOL_VERSION } from "../../../bridge/dispatcher.ts";
 import { ProtocolError, RPC_ERROR_NUMBERS, toRpcError } from "../../../bridge/error-map.ts";
 import { FrameReader } from "../../../bridge/frame-reader.ts";
 import { FrameParser } from "../../../bridge/framing.ts";
@@ -69,7 +69,13 @@ const REQUESTS: ReadonlyArray<readonly [string, object]> = [
   ["__proto__", {}],
   ["$/cancelRequest", { id: 1 }],
 ];
-const INITIALIZE = { "protocol-version": 1, storeid: "bk", scfg: { path: "/x" }, apiver: 15, nodename: "node1" };
+const INITIALIZE = {
+  "protocol-version": PROTOCOL_VERSION,
+  storeid: "bk",
+  scfg: { path: "/x" },
+  apiver: 15,
+  nodename: "node1",
+};
 
 const request = fc
   .tuple(

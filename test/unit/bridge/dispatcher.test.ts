@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { describe, expect, it, vi } from "vitest";
-import { Dispatcher, type ProviderFactory } from "../../../bridge/dispatcher.ts";
+import { Dispatcher, PROTOCOL_VERSION, type ProviderFactory } from "../../../bridge/dispatcher.ts";
 import { PROVIDER_METHODS } from "../../../bridge/methods.ts";
 import { CancelledError } from "../../../src/core/index.ts";
 import type { BackupProvider } from "../../../src/provider/backup-provider.ts";
 import { createFakeProvider } from "../../support/fake-provider.ts";
 
-const hello = { "protocol-version": 1, storeid: "bk", scfg: {}, apiver: 15, nodename: "pve" };
+const hello = { "protocol-version": PROTOCOL_VERSION, storeid: "bk", scfg: {}, apiver: 15, nodename: "pve" };
 const never = new AbortController().signal;
 
 function start(createProvider: ProviderFactory = createFakeProvider) {
@@ -41,7 +41,7 @@ describe("Dispatcher.dispatch()", () => {
       dispatcher.dispatch("initialize", { "protocol-version": 7, nonsense: 1 }, never),
     ).rejects.toMatchObject({
       code: "PROTOCOL_VERSION",
-      message: "Cannot initialize the backup bridge: it speaks protocol version 1, the Perl side 7",
+      message: "Cannot initialize the backup bridge: it speaks protocol version 2, the Perl side 7",
       hint: expect.stringContaining("restart"),
     });
   });
@@ -53,7 +53,7 @@ describe("Dispatcher.dispatch()", () => {
     {},
     { "protocol-version": "1" },
     { "protocol-version": 1.5 },
-    { "protocol-version": 1 },
+    { "protocol-version": PROTOCOL_VERSION },
   ])("refuses initialize with %j", async (params) => {
     await expect(start().dispatcher.dispatch("initialize", params, never)).rejects.toMatchObject({
       code: "INVALID_PARAMS",

@@ -12,6 +12,7 @@ import { socketBeside } from "../../../src/provider/file-handle-source.ts";
 
 const DISK = "drive-scsi0";
 const SIZE = 1000;
+const TIMEOUT_MS = 4_000;
 const never = new AbortController().signal;
 type Pair = readonly [offset: number, length: number];
 
@@ -22,13 +23,15 @@ async function* stream(pairs: readonly Pair[]): AsyncGenerator<Extent, void, und
 }
 
 /** Perl sides that answer batch by batch; the last batch says that it is the last. */
-function perlSide(batches: ReadonlyArray<readonly Pair[]>): FileHandleCalls & { readonly asked: number[] } {
+function perlSide(
+  batches: ReadonlyArray<readonly Pair[]>,
+): FileHandleCalls & { readonly asked: Array<readonly [max: number, timeoutMs: number]> } {
   const left = [...batches];
-  const asked: number[] = [];
+  const asked: Array<readonly [max: number, timeoutMs: number]> = [];
   return {
     asked,
-    nextDirtyRegions: async (_device, max) => {
-      asked.push(max);
+    nextDirtyRegions: async (_device, max, timeoutMs) => {
+      asked.push([max, timeoutMs]);
       const regions = extents(left.shift() ?? []);
       return { regions, done: left.length === 0 };
     },
@@ -38,7 +41,7 @@ function perlSide(batches: ReadonlyArray<readonly Pair[]>): FileHandleCalls & { 
 
 async function collect(calls: FileHandleCalls, sizeBytes = SIZE): Promise<Extent[]> {
   const regions: Extent[] = [];
-  for await (const region of reportedRegions(DISK, sizeBytes, calls, never)) regions.push(region);
+  for await (const region of reportedRegions(DISK, sizeBytes, calls, TIMEOUT_MS, never)) regions.push(region);
   return regions;
 }
 
@@ -59,7 +62,7 @@ describe("reportedRegions()", () => {
         [500, 500],
       ]),
     );
-    expect(calls.asked).toEqual([REGIONS_PER_BATCH, REGIONS_PER_BATCH, REGIONS_PER_BATCH]);
+    expect(calls.asked).toEqual(Array.from({ length: 3 }, () => [REGIONS_PER_BATCH, TIMEOUT_MS]));
     expect(REGIONS_PER_BATCH).toBeLessThanOrEqual(65_536);
   });
 

@@ -13,9 +13,6 @@ use Time::HiRes qw(getitimer setitimer ITIMER_REAL);
 use PVE::BackupProvider::Bridge::Signals qw(without_signals);
 use PVE::BackupProvider::Bridge::Values qw(number one_line);
 
-# PVE's closure reads from nbdinfo, which waits for QEMU as long as it takes.
-our $REGIONS_SECONDS = 300;
-
 # Where Node finds the open file. Dies if it is not open.
 sub reference {
     my ($handle, $device) = @_;
@@ -43,7 +40,8 @@ sub handlers {
 
             my $next_dirty_region = $volume_of->($params, 'next-dirty-region');
             my $max = number($params->{max}, 'max');
-            return in_time(sub { next_dirty_regions($next_dirty_region, $max) });
+            my $seconds = number($params->{seconds}, 'seconds');
+            return in_time(sub { next_dirty_regions($next_dirty_region, $max) }, $seconds);
         },
         deallocate => sub {
             my ($params) = @_;
@@ -84,13 +82,14 @@ sub deallocate {
     return (undef, $problem);
 }
 
-# What $code returns; dies if it takes too long. An alarm of the caller's own is left as it is.
+# What $code returns; dies if it takes longer than $seconds: PVE's closure reads from nbdinfo, which waits for QEMU
+# as long as it takes. An alarm of the caller's own is left as it is.
 sub in_time {
-    my ($code) = @_;
+    my ($code, $seconds) = @_;
 
     return $code->() if getitimer(ITIMER_REAL);
-    local $SIG{ALRM} = sub { die "Cannot read the dirty regions: no answer for $REGIONS_SECONDS seconds\n" };
-    setitimer(ITIMER_REAL, $REGIONS_SECONDS);
+    local $SIG{ALRM} = sub { die "Cannot read the dirty regions: no answer for $seconds seconds\n" };
+    setitimer(ITIMER_REAL, $seconds);
     my $result = eval { $code->() };
     my $err = $@;
     setitimer(ITIMER_REAL, 0);
