@@ -89,8 +89,9 @@ interface FuseMount {
 async function mountByFuse({ image, target, folder, stack, signal, before }: FuseMount): Promise<void> {
   const act = `Cannot mount ${JSON.stringify(image)}`;
   const kernel = before === undefined ? "" : `; the kernel said: ${before}`;
+  // squashfuse itself gives each name an inode of its own: a file with several names would be restored several times.
   const server = stack.use(
-    await ToolProcess.start("squashfuse", ["-f", "-o", MOUNT_FLAGS, image, target], folder.path),
+    await ToolProcess.start("squashfuse_ll", ["-f", "-o", MOUNT_FLAGS, image, target], folder.path),
   );
   await folder.addChild(server);
   const deadline = performance.now() + MOUNT_TIMEOUT_MS;

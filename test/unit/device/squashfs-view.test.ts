@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { link, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
@@ -19,12 +19,13 @@ let image: string;
 let runDir: string;
 
 beforeEach(async (context) => {
-  requireTool(context, "mksquashfs", "squashfuse", "fusermount3", "setpriv");
+  requireTool(context, "mksquashfs", "squashfuse_ll", "fusermount3", "setpriv");
   dir = await mkdtemp(path.join(os.tmpdir(), "squashfs-view-"));
   image = path.join(dir, "a.sqfs");
   runDir = path.join(dir, "run");
   await mkdir(path.join(dir, "tree"));
   await writeFile(path.join(dir, "tree/file"), "content");
+  await link(path.join(dir, "tree/file"), path.join(dir, "tree/second name"));
   await run("chown", ["1000:1001", path.join(dir, "tree/file")]);
   await run("chmod", ["4755", path.join(dir, "tree/file")]);
   await run("mksquashfs", [path.join(dir, "tree"), image, "-no-progress"]);
@@ -47,6 +48,8 @@ describe("mountSquashfs()", () => {
     const view = await mountSquashfs({ image, runDir, mechanism, signal: never });
     const found = await stat(path.join(view.path, "file"));
     expect([found.uid, found.gid, found.mode & 0o7777]).toEqual([1000, 1001, 0o4755]);
+    const second = await stat(path.join(view.path, "second name"));
+    expect([second.ino, second.nlink]).toEqual([found.ino, 2]);
     expect(await readFile(path.join(view.path, "file"), "utf8")).toBe("content");
     expect(await optionsOf(view.path)).toEqual(expect.arrayContaining(["ro", "nosuid", "nodev"]));
     await view[Symbol.asyncDispose]();
