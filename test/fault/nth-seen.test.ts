@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The tests of the Nth operation are worth as much as what fault-fs.ts sees: strace says whether the kernel was asked
-// for any change of the store, or of the witness, that it did not count.
+// for any change of the store, of the witness or of the folder for mounts that it did not count.
 import { execFile } from "node:child_process";
 import { mkdir, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -36,7 +36,8 @@ interface Change {
 
 /** A line of strace -y: `pwrite64(23</the/file>, "..."..., 512, 0) = 512`. Calls that failed changed nothing. */
 function parseCall(line: string, folder: string): Change | undefined {
-  const [, call = "", args = ""] = /^(\w+)\((.*)\)\s+= \d/.exec(line) ?? [];
+  const [, call = "", given = ""] = /^(\w+)\((.*)\)\s+= \d/.exec(line) ?? [];
+  const args = given.replace(/AT_FDCWD<([^>]*)>, "([^"]*)"/g, (_, cwd, name) => `"${path.resolve(cwd, name)}"`);
   const paths = [...args.matchAll(/"(\/[^"]*)"|<(\/[^>]*)>/g)].map((match) => match[1] ?? match[2] ?? "");
   const file = paths.filter((one) => one.startsWith(folder)).at(call === "openat" ? 0 : -1);
   if (file === undefined) return undefined;
@@ -57,7 +58,7 @@ function countChanges(changes: readonly Change[]): Record<string, number> {
 }
 
 it("fault-fs.ts sees every change that the kernel is asked for", { timeout: 120_000 }, async (context) => {
-  requireTool(context, "strace");
+  requireTool(context, "strace", "mksquashfs", "squashfuse_ll");
   const dir = await mkdtemp(path.join(tmpdir(), "pbh-seen-"));
   const bundle = `${root}dist/test/fault-seen-${process.pid}.mjs`;
   try {
@@ -73,7 +74,10 @@ it("fault-fs.ts sees every change that the kernel is asked for", { timeout: 120_
     const calls = ["open", "openat", ...Object.keys(KIND_OF_CALL)].join(",");
     const args = ["-ff", "-y", "-s", "1", "-e", `trace=?${calls.replaceAll(",", ",?")}`, "-o", `${dir}/trace/t`];
     const socket = disk.volume("none").nbdPath ?? "";
-    const { stdout } = await run("strace", [...args, process.execPath, bundle, dir, socket, String(disk.sizeBytes)]);
+    const image = path.join(dir, "image.sqfs");
+    await run("mksquashfs", [path.join(root, "docs"), image, "-no-progress"]);
+    const job = [bundle, dir, socket, String(disk.sizeBytes), image];
+    const { stdout } = await run("strace", [...args, process.execPath, ...job]);
     const seen = JSON.parse(stdout) as Change[];
     const asked: Change[] = [];
     for (const file of await readdir(path.join(dir, "trace"))) {
@@ -85,6 +89,7 @@ it("fault-fs.ts sees every change that the kernel is asked for", { timeout: 120_
       }
     }
     expect(seen.length).toBeGreaterThan(80);
+    expect(seen.some((one) => one.path.endsWith("/owner.json"))).toBe(true);
     expect(countChanges(seen)).toEqual(countChanges(asked));
     const made = seen.filter(({ kind }) => kind === "mkdir").map((one) => one.path);
     for (const { path: file } of asked.filter(({ kind }) => kind === "mkdir")) {

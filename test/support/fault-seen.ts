@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A process of its own that backs up one disk and begins a restore, and prints what fault-fs.ts saw of it. Arguments:
-// the folder of the node, the socket and the size of the disk.
+// A process of its own that backs up one disk, begins its restore and shows a squashfs image as the restore of a
+// container does, and prints what fault-fs.ts saw of it. Arguments: the folder of the node, the socket and the size of
+// the disk, the image.
 // biome-ignore assist/source/organizeImports: it must come before the product
 import { faultSwitch } from "./fault-fs.ts";
 import { writeFile } from "node:fs/promises";
 import path from "node:path";
+import { mountSquashfs } from "../../src/device/index.ts";
 import { DirectoryProvider } from "../../src/provider/index.ts";
 
-const [dir = "", nbdPath = "", size = "0"] = process.argv.slice(2);
+const [dir = "", nbdPath = "", size = "0", image = ""] = process.argv.slice(2);
 const never = new AbortController().signal;
 const store = path.join(dir, "store");
 const context = {
@@ -35,5 +37,8 @@ await provider.backupHandleLogFile(100, path.join(dir, "task.log"));
 await provider.jobCleanup(never);
 await provider.restoreVmInit(`backup/${archiveName}`, never);
 await provider.restoreVmCleanup(`backup/${archiveName}`);
+const runDir = path.join(dir, "root/run/pve-backup-host");
+const view = await mountSquashfs({ image, runDir, mechanism: "squashfuse", signal: never });
+await view[Symbol.asyncDispose]();
 process.stdout.write(JSON.stringify(faultSwitch.operations));
 faultSwitch.disarm();
