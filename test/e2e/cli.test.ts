@@ -4,15 +4,14 @@ import { execFile } from "node:child_process";
 import { mkdir, open, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { promisify } from "node:util";
-import { build } from "esbuild";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
+import { type Bundle, buildProgram } from "../support/bundle.ts";
 import { backUp, TestNode } from "../support/vm-job.ts";
 
 const MIB = 2 ** 20;
-const root = path.resolve(import.meta.dirname, "../..");
-const program = path.join(root, "dist/test", `cli-${process.pid}.mjs`);
 const run = promisify(execFile);
+let program: Bundle;
 let node: TestNode;
 let full: string;
 let incremental: string;
@@ -20,7 +19,7 @@ let incremental: string;
 /** Runs the program; never rejects. */
 async function cli(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
   try {
-    return { code: 0, ...(await run(process.execPath, [program, ...args])) };
+    return { code: 0, ...(await run(process.execPath, [program.path, ...args])) };
   } catch (error) {
     const { code, stdout, stderr } = error as { code: number; stdout: string; stderr: string };
     return { code, stdout, stderr };
@@ -28,19 +27,7 @@ async function cli(...args: string[]): Promise<{ code: number; stdout: string; s
 }
 
 beforeAll(async () => {
-  await build({
-    entryPoints: [path.join(root, "src/cli/main.ts")],
-    outfile: program,
-    bundle: true,
-    platform: "node",
-    target: "node20.19",
-    format: "esm",
-    external: ["koffi"],
-    logLevel: "warning",
-    banner: {
-      js: 'import { createRequire as __createRequire } from "node:module"; const require = __createRequire(import.meta.url);',
-    },
-  });
+  program = await buildProgram("src/cli/main.ts");
   node = await TestNode.create();
   await using guest = await LabGuest.start({
     dir: path.join(node.dir, "vm"),
@@ -56,7 +43,7 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
-  await rm(program, { force: true });
+  await program[Symbol.asyncDispose]();
   await node[Symbol.asyncDispose]();
 });
 

@@ -1,20 +1,14 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The real bridge with the real provider as a process of its own, to be ended in every way there is.
 import { type ChildProcess, spawn } from "node:child_process";
-import { randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { readFile, rm } from "node:fs/promises";
-import { fileURLToPath } from "node:url";
-import { build } from "esbuild";
+import { readFile } from "node:fs/promises";
 import { PROTOCOL_VERSION } from "../../bridge/dispatcher.ts";
 import type { LabBackup, LabGuest } from "../../fixtures/lab/index.ts";
+import { type Bundle, buildProgram } from "./bundle.ts";
 import type { TestNode } from "./vm-job.ts";
 
-const root = fileURLToPath(new URL("../../", import.meta.url));
-
-export interface BridgeBundle extends AsyncDisposable {
-  readonly path: string;
-}
+export type BridgeBundle = Bundle;
 
 export interface BridgeOptions {
   /** Name of another host: the process gets host name and pids of its own. */
@@ -23,18 +17,8 @@ export interface BridgeOptions {
   readonly scfg?: Record<string, unknown>;
 }
 
-/** Bundles the bridge as a release does; it lies below dist/, where it finds its native libraries. */
-export async function buildBridge(entryPoint = "bridge/main.ts"): Promise<BridgeBundle> {
-  const path = `${root}dist/test/bridge-${process.pid}-${randomUUID()}.mjs`;
-  await build({
-    ...{ absWorkingDir: root, entryPoints: [entryPoint], outfile: path, bundle: true, platform: "node" },
-    ...{ format: "esm", target: "node20.19", external: ["koffi"], logLevel: "warning" },
-    banner: {
-      js: 'import { createRequire as __createRequire } from "node:module"; const require = __createRequire(import.meta.url);',
-    },
-  });
-  return { path, [Symbol.asyncDispose]: () => rm(path, { force: true }) };
-}
+/** @param entryPoint the release's own, or one that starts the bridge in another way */
+export const buildBridge = (entryPoint = "bridge/main.ts"): Promise<BridgeBundle> => buildProgram(entryPoint);
 
 /** Arguments of unshare(1) for a process that lives, and dies, as on another host. */
 function asHost(host: string, bundle: string): string[] {

@@ -21,7 +21,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { createInterface } from "node:readline";
 import { promisify } from "node:util";
-import { build } from "esbuild";
+import { bundleInto } from "./bundle.ts";
 
 const run = promisify(execFile);
 const project = path.resolve(import.meta.dirname, "../..");
@@ -89,18 +89,7 @@ export class ContainerNode implements AsyncDisposable {
     await run("bash", ["-c", MAKE_CONTAINER, "-", node.containerRoot, node.dataVolume]);
     await writeFile(path.join(node.dir, "101.conf"), "arch: amd64\nhostname: ct\nunprivileged: 1\n# \u00e4\n");
     await writeFile(path.join(node.dir, "101.fw"), "[OPTIONS]\nenable: 0\n");
-    await build({
-      entryPoints: [path.join(project, "bridge/main.ts")],
-      outfile: node.bundle,
-      bundle: true,
-      platform: "node",
-      target: "node20.19",
-      format: "esm",
-      external: ["koffi"],
-      banner: {
-        js: 'import { createRequire as __createRequire } from "node:module"; const require = __createRequire(import.meta.url);',
-      },
-    });
+    await bundleInto(node.bundle, "bridge/main.ts");
     await chmod(node.bundle, 0o644);
     await copyFile(path.join(project, "dist/compress-worker.cjs"), path.join(node.dir, "compress-worker.cjs"));
     await symlink(path.join(project, "node_modules"), path.join(node.dir, "node_modules"));

@@ -3,9 +3,9 @@
 import { execFile } from "node:child_process";
 import { truncateSync, writeFileSync } from "node:fs";
 import { promisify } from "node:util";
-import { build } from "esbuild";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { checkQcow2 } from "../../../src/qcow2/index.ts";
+import { type Bundle, buildProgram } from "../../support/bundle.ts";
 import { scratchDir } from "../../support/qcow2-images.ts";
 import { requireTool } from "../../support/tools.ts";
 import { CRAFTED } from "./crafted.ts";
@@ -14,22 +14,13 @@ import { COPIED, DATA, Handmade, L1, L2, MIB, REFCOUNT_TABLE } from "./handmade.
 const run = promisify(execFile);
 const TIB = 2 ** 40;
 const dir = scratchDir();
-/** Inside the project, where the bundle finds its native library. */
-const bundle = new URL(`../../../dist/test/judge-images-${process.pid}.mjs`, import.meta.url).pathname;
-
+let program: Bundle;
 beforeAll(async () => {
-  const entryPoints = [new URL("judge-images.ts", import.meta.url).pathname];
-  await build({
-    ...{ entryPoints, outfile: bundle, bundle: true, platform: "node", format: "esm", target: "node20.19" },
-    ...{ external: ["koffi"], logLevel: "warning" },
-    banner: {
-      js: 'import { createRequire as __createRequire } from "node:module"; const require = __createRequire(import.meta.url);',
-    },
-  });
+  program = await buildProgram("test/hostile/qcow2/judge-images.ts");
 });
 afterAll(async () => {
   dir[Symbol.dispose]();
-  await run("rm", ["-f", bundle]);
+  await program[Symbol.asyncDispose]();
 });
 
 function make(name: string, edit: (image: Handmade) => unknown, options: object = {}, fileBytes = 0): string {
@@ -43,7 +34,7 @@ function make(name: string, edit: (image: Handmade) => unknown, options: object 
 
 /** Answers, and the peak of memory in MiB, of a process with little room. */
 async function judge(paths: readonly string[]): Promise<{ said: string[]; peakMib: number }> {
-  const args = ["--max-old-space-size=64", bundle, ...paths];
+  const args = ["--max-old-space-size=64", program.path, ...paths];
   const { stdout } = await run(process.execPath, args, { timeout: 120_000, killSignal: "SIGKILL" });
   const lines = stdout.trimEnd().split("\n");
   return { said: lines.slice(0, -1), peakMib: Number(lines.at(-1)) / 1024 };

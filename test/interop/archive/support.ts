@@ -19,6 +19,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { type ArchiveJob, type ArchiveSummary, writeSquashfs, writeTar } from "../../../src/archive/index.ts";
+import { bundleInto } from "../../support/bundle.ts";
 
 export type Kind = "tar" | "squashfs";
 export const KINDS = ["tar", "squashfs"] as const;
@@ -215,20 +216,8 @@ export function makeNamesTree(root: string): void {
 
 /** Bundles a job runner into `folder`, readable by every user, as ordinary Node code. */
 export async function bundleJobRunner(folder: string): Promise<string> {
-  const { build } = await import("esbuild");
   const target = join(folder, "job.mjs");
-  const entry = new URL("./in-user-namespace.ts", import.meta.url).pathname;
-  await build({
-    entryPoints: [entry],
-    outfile: target,
-    bundle: true,
-    platform: "node",
-    target: "node20.19",
-    format: "esm",
-    external: ["koffi"],
-    logLevel: "error",
-    banner: { js: 'import { createRequire as __cr } from "node:module"; const require = __cr(import.meta.url);' },
-  });
+  await bundleInto(target, "test/interop/archive/in-user-namespace.ts");
   const modules = new URL("../../../node_modules", import.meta.url).pathname;
   execFileSync("ln", ["-sfn", modules, join(folder, "node_modules")]);
   return target;

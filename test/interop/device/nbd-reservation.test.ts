@@ -2,14 +2,13 @@
 // Our reservations beside a Perl program that makes them as Proxmox VE's modules do: same file, same lock.
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, mkdtemp, readdir, rm, symlink } from "node:fs/promises";
-import os from "node:os";
+import { mkdir, readdir } from "node:fs/promises";
 import path from "node:path";
 import { text } from "node:stream/consumers";
-import { build } from "esbuild";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { lockFile } from "../../../src/device/file-lock.ts";
 import { reserveNbdNode } from "../../../src/device/index.ts";
+import { type Bundle, buildProgram } from "../../support/bundle.ts";
 import { NbdTree } from "../../support/nbd-tree.ts";
 import { requireTool } from "../../support/tools.ts";
 
@@ -17,21 +16,14 @@ const ROUNDS = 50;
 const support = path.join(import.meta.dirname, "../../support");
 const never = new AbortController().signal;
 
-let programDir: string;
+let program: Bundle;
 let tree: NbdTree;
 const children: ChildProcess[] = [];
 
 beforeAll(async () => {
-  programDir = await mkdtemp(path.join(os.tmpdir(), "nbd-contender-"));
-  await build({
-    entryPoints: [path.join(support, "nbd-contender.ts")],
-    outfile: path.join(programDir, "contender.mjs"),
-    ...({ bundle: true, platform: "node", format: "esm", target: "node20" } as const),
-  });
-  await symlink(path.join(support, "../../node_modules"), path.join(programDir, "node_modules")); // koffi
+  program = await buildProgram("test/support/nbd-contender.ts");
 });
-
-afterAll(async () => rm(programDir, { recursive: true, force: true }));
+afterAll(() => program[Symbol.asyncDispose]());
 
 beforeEach(async (context) => {
   requireTool(context, "perl");
@@ -56,8 +48,7 @@ function start(command: string, args: readonly string[]) {
   return child;
 }
 
-const startOurs = () =>
-  start(process.execPath, [path.join(programDir, "contender.mjs"), JSON.stringify(tree.host), `${ROUNDS}`]);
+const startOurs = () => start(process.execPath, [program.path, JSON.stringify(tree.host), `${ROUNDS}`]);
 const startPerl = (what: string) => start("perl", ["-T", path.join(support, "nbd-contender.pl"), tree.dir, what]);
 
 async function startHolder(): Promise<ChildProcess> {

@@ -7,37 +7,25 @@ import os from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
-import { build } from "esbuild";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { sweepRawViews } from "../../../src/device/index.ts";
 import { parseMountPoints } from "../../../src/device/mounts.ts";
+import { type Bundle, buildProgram } from "../../support/bundle.ts";
 import { processesNaming } from "../../support/processes.ts";
 import { requireTool } from "../../support/tools.ts";
 
 const MIB = 1024 * 1024;
 const run = promisify(execFile);
 
-let programDir: string;
-let program: string;
+let program: Bundle;
 let dir: string;
 let runDir: string;
 let holder: ChildProcess | undefined;
 
 beforeAll(async () => {
-  programDir = await mkdtemp(path.join(os.tmpdir(), "raw-view-holder-"));
-  program = path.join(programDir, "hold.mjs");
-  const entry = path.join(import.meta.dirname, "../../support/hold-raw-view.ts");
-  await build({
-    entryPoints: [entry],
-    outfile: program,
-    bundle: true,
-    platform: "node",
-    format: "esm",
-    target: "node20",
-  });
+  program = await buildProgram("test/support/hold-raw-view.ts");
 });
-
-afterAll(async () => rm(programDir, { recursive: true, force: true }));
+afterAll(() => program[Symbol.asyncDispose]());
 
 beforeEach(async (context) => {
   requireTool(context, "qemu-img", "qemu-storage-daemon", "qemu-nbd", "nbdfuse", "setpriv", "fusermount3");
@@ -61,7 +49,7 @@ async function mountsNaming(text: string): Promise<string[]> {
 async function startHolder(mechanism: string): Promise<{ child: ChildProcess; servers: number[] }> {
   const image = path.join(dir, "a.qcow2");
   await run("qemu-img", ["create", "-q", "-f", "qcow2", image, `${MIB}`]);
-  const child = spawn(process.execPath, [program, image, `${MIB}`, runDir, mechanism], {
+  const child = spawn(process.execPath, [program.path, image, `${MIB}`, runDir, mechanism], {
     stdio: ["ignore", "pipe", "inherit"],
   });
   holder = child;

@@ -2,32 +2,21 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, readdirSync, rmSync } from "node:fs";
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, utimes, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { mkdir, readdir, readFile, rename, rm, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { build } from "esbuild";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { LockedError, PointDamagedError, type Store, StoreUnavailableError } from "../../../src/store/index.ts";
 import { breakLock } from "../../../src/store/lock-file.ts";
 import { readLock } from "../../../src/store/lock-record.ts";
+import { type Bundle, buildProgram } from "../../support/bundle.ts";
 import { backup, createLab, editJson, FAST_TIMING, type Lab, NEVER, readJson } from "./lab.ts";
 
-let bundleFolder: string;
+let program: Bundle;
 beforeAll(async () => {
-  bundleFolder = await mkdtemp(join(tmpdir(), "pbh-hold-lock-"));
-  await build({
-    entryPoints: [join(import.meta.dirname, "hold-lock.ts")],
-    outfile: join(bundleFolder, "hold-lock.mjs"),
-    bundle: true,
-    platform: "node",
-    format: "esm",
-    target: "node20",
-    external: ["koffi"],
-    logLevel: "error",
-  });
+  program = await buildProgram("test/unit/store/hold-lock.ts");
 });
-afterAll(async () => await rm(bundleFolder, { recursive: true, force: true }));
+afterAll(() => program[Symbol.asyncDispose]());
 
 interface Holder extends AsyncDisposable {
   readonly child: ChildProcess;
@@ -35,7 +24,7 @@ interface Holder extends AsyncDisposable {
 
 /** Starts a process that holds the lock of guest 100, or a reader's lock on `archive`. */
 async function startHolder(lab: Lab, archive?: string): Promise<Holder> {
-  const args = [join(bundleFolder, "hold-lock.mjs"), lab.path, lab.root, "100", ...(archive ? [archive] : [])];
+  const args = [program.path, lab.path, lab.root, "100", ...(archive ? [archive] : [])];
   const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "inherit"] });
   const [first] = (await Promise.race([once(child.stdout, "data"), once(child, "exit")])) as [Buffer | number];
   expect(String(first)).toBe("held\n");
