@@ -1,14 +1,23 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Mechanism "file-handle" when something is wrong: a closure that lies, a file or a socket that goes away, a
 // server that hangs. One clear sentence, nothing listed, nothing left behind, and the next backup is right.
-import { readdir, rm } from "node:fs/promises";
-import path from "node:path";
+import { rm } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
-import { type LabBackup, type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
+import { type LabBackup, type LabGuest, seededBytes, until } from "../../fixtures/lab/index.ts";
 import type { HostError } from "../../src/core/index.ts";
-import { HandedOver, type Lies, until } from "../support/file-handles.ts";
+import { HandedOver, type Lies } from "../support/file-handles.ts";
 import { backUp, type JobOptions, list, TestNode } from "../support/vm-job.ts";
-import { DISK, DISK_BYTES, expectRestores, MIB, modeOf, mustBackUp, startGuest, VMID } from "../support/vm-rules.ts";
+import {
+  DISK,
+  DISK_BYTES,
+  expectRestores,
+  leftovers,
+  MIB,
+  modeOf,
+  mustBackUp,
+  startGuest,
+  VMID,
+} from "../support/vm-rules.ts";
 
 const KIB = 1024;
 /** Slow enough to be in mid-copy when something happens: the disk has 5 MiB of data and more. */
@@ -27,8 +36,7 @@ async function failingJob(node: TestNode, guest: LabGuest, options: JobOptions):
   expect(code, String(error)).toMatch(/^[A-Z_]+$/); // raised on purpose
   expect(message).toMatch(/^Cannot [^\n]+$/);
   expect(await list(node, VMID)).toEqual(listed);
-  const left = await readdir(path.join(node.storePath, String(VMID)));
-  expect(left.filter((name) => name.startsWith(".staging-") || name === ".lock")).toEqual([]);
+  expect(await leftovers(node)).toEqual([]);
   return message;
 }
 

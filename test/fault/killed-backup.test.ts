@@ -1,15 +1,24 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The process of a backup ends in every way there is, at every moment: nothing half-made is ever listed,
 // nothing is left behind for good, and the next backup is right.
-import { readdir } from "node:fs/promises";
-import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { SeededRandom, seededBytes } from "../../fixtures/lab/index.ts";
 import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge-process.ts";
 import { processesNaming } from "../support/processes.ts";
 import { list, TestNode } from "../support/vm-job.ts";
-import { DISK, DISK_BYTES, expectRestores, MIB, modeOf, mustBackUp, startGuest, VMID } from "../support/vm-rules.ts";
+import {
+  DISK,
+  DISK_BYTES,
+  expectRestores,
+  leftovers,
+  MIB,
+  modeOf,
+  mustBackUp,
+  startGuest,
+  untilCopying,
+  VMID,
+} from "../support/vm-rules.ts";
 
 const SLOW = 2 * MIB;
 const ROUNDS = 14;
@@ -19,22 +28,6 @@ beforeAll(async () => {
   bundle = await buildBridge();
 });
 afterAll(() => bundle[Symbol.asyncDispose]());
-
-const leftovers = async (node: TestNode): Promise<string[]> =>
-  (await readdir(path.join(node.storePath, String(VMID)))).filter(
-    (name) => name.startsWith(".staging-") || name === ".lock",
-  );
-
-/** Waits until the image of the disk is being written. */
-async function untilCopying(node: TestNode): Promise<void> {
-  for (;;) {
-    const folder = path.join(node.storePath, String(VMID));
-    const staging = (await readdir(folder)).find((name) => name.startsWith(".staging-")) ?? "";
-    const files = await readdir(path.join(folder, staging)).catch((): string[] => []);
-    if (staging !== "" && files.includes(`${DISK}.qcow2`)) return;
-    await sleep(5);
-  }
-}
 
 describe("a backup process killed with -9 in mid-copy", () => {
   it("leaves nothing listed; the next job sweeps, takes over the lock, and is incremental and right", async () => {

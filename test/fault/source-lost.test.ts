@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // QEMU goes, hangs or runs out of fleecing space: one clear sentence, nothing listed, the next backup right.
-import { readdir } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { type LabBackup, type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
@@ -11,6 +10,7 @@ import {
   DISK,
   DISK_BYTES,
   expectRestores,
+  leftovers,
   MIB,
   modeOf,
   mustBackUp,
@@ -29,8 +29,7 @@ const SLOW = 3 * MIB;
 async function expectNothingLeft(node: TestNode, provider: DirectoryProvider, listed: string[]): Promise<void> {
   await provider.backupCleanup(VMID, "qemu", false, "failed", never);
   expect(await list(node, VMID)).toEqual(listed);
-  const left = await readdir(path.join(node.storePath, String(VMID)));
-  expect(left.filter((name) => name.startsWith(".staging-") || name === ".lock")).toEqual([]);
+  expect(await leftovers(node)).toEqual([]);
 }
 
 /** A job whose volumes are changed before backup_vm. */

@@ -2,12 +2,11 @@
 // The store's folder gets another path: between jobs, in the middle of one, and under a running restore.
 import { cp, mkdir, readdir, rename, rm, symlink } from "node:fs/promises";
 import path from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { compareRaw, seededBytes } from "../../fixtures/lab/index.ts";
 import { backUp, list, TestNode } from "../support/vm-job.ts";
 import { VmLedger } from "../support/vm-ledger.ts";
-import { DISK, expectRestores, MIB, never, startGuest, VMID } from "../support/vm-rules.ts";
+import { DISK, expectRestores, MIB, never, startGuest, untilCopying, VMID } from "../support/vm-rules.ts";
 
 const TIMEOUT = { timeout: 180_000 };
 
@@ -96,7 +95,7 @@ describe("a store that moves during a job", () => {
       const job = await backUp(node, guest, {
         epoch: ledger.takeEpoch(),
         bandwidthLimit: 8 * MIB,
-        ...(when === "in mid-copy" ? { during: () => sleep(300).then(move) } : { afterQuery: move }),
+        ...(when === "in mid-copy" ? { during: () => untilCopying(node).then(move) } : { afterQuery: move }),
       });
       expect((job.error as Error).message).toMatch(/^Cannot [^\n]*[^\n.]$/);
       node.storePath = moved;

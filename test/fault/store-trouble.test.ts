@@ -11,6 +11,7 @@ import { backUp, list, TestNode } from "../support/vm-job.ts";
 import {
   DISK,
   expectRestores,
+  leftovers,
   MIB,
   modeOf,
   mustBackUp,
@@ -31,9 +32,6 @@ function mountStore(context: TestContext, node: TestNode, ...args: string[]): Di
   }
   return { [Symbol.dispose]: () => void execFileSync("umount", ["--lazy", node.storePath]) };
 }
-
-const leftovers = async (node: TestNode): Promise<string[]> =>
-  (await readdir(path.join(node.storePath, "100"))).filter((name) => name.startsWith(".staging-") || name === ".lock");
 
 describe("a storage path that is no store", () => {
   it("fails every call with one sentence that names it, and is never created", async () => {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Jobs with mechanism "file-handle" on a provider in this process, which then also plays the Perl side.
-import { setTimeout as sleep } from "node:timers/promises";
 import type { LabBackup } from "../../fixtures/lab/index.ts";
 import { LabFileHandle } from "../../fixtures/lab/index.ts";
 import type { DirtyRegions, FileHandleCalls, Range, VmVolume } from "../../src/provider/index.ts";
@@ -78,14 +77,5 @@ export class HandedOver implements FileHandleCalls, AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.isOver = true;
     for (const handle of this.#handles.values()) await handle[Symbol.asyncDispose]();
-  }
-}
-
-/** Waits for something that must happen; the limit is only against hanging. */
-export async function until(what: string, isSo: () => boolean | Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + 20_000;
-  while (!(await isSo())) {
-    if (performance.now() > deadline) throw new Error(`it never came that ${what}`);
-    await sleep(5);
   }
 }

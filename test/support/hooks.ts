@@ -6,9 +6,8 @@ import { once } from "node:events";
 import { writeFile } from "node:fs/promises";
 import path from "node:path";
 import { createInterface } from "node:readline";
-import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
-import type { LabBackup } from "../../fixtures/lab/index.ts";
+import { type LabBackup, until } from "../../fixtures/lab/index.ts";
 import { takeHandoff } from "../../src/provider/container-handoff.ts";
 import type { DirectoryProvider, GuestType } from "../../src/provider/index.ts";
 import { processesNaming } from "./processes.ts";
@@ -256,8 +255,7 @@ export class ShimHooks implements Hooks {
 
   /** Until the Node that reads the container is there: before, a signal would find perl outside of the hook. */
   async #untilSecondNode(): Promise<void> {
-    const deadline = performance.now() + 30_000;
-    while ((await processesNaming(this.#bridge)).length < 2 && performance.now() < deadline) await sleep(10);
+    await until("the second Node runs", async () => (await processesNaming(this.#bridge)).length >= 2);
   }
 
   #take(line: string): void {

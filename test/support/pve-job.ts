@@ -3,14 +3,13 @@
 // Source: pve-manager PVE/VZDump.pm, exec_backup and exec_backup_task; qemu-server and pve-container, archive().
 import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { expect } from "vitest";
 import { type LabBackup, type LabGuest, runTool } from "../../fixtures/lab/index.ts";
 import type { GuestType } from "../../src/provider/index.ts";
 import type { Hooks } from "./hooks.ts";
 import { list, type TestNode } from "./vm-job.ts";
 import type { VmLedger } from "./vm-ledger.ts";
-import { MIB } from "./vm-rules.ts";
+import { MIB, untilCopying } from "./vm-rules.ts";
 
 /** Where one guest's backup dies, in the order of PVE's steps; "nowhere" is a success. */
 export const DEATHS = {
@@ -152,9 +151,7 @@ export class ModelVm implements ModelGuest {
     const lost = Object.entries(volumes).map(([device, volume]) => [device, { ...volume, "nbd-path": "/nowhere" }]);
     const wanted = death === "copy" ? (Object.fromEntries(lost) as LabBackup["volumes"]) : volumes;
     const options =
-      death === "signal in mid-copy"
-        ? { bandwidthLimit: MIB / 16, interrupt: untilStaged(this.#node, vmid, ".qcow2") }
-        : {};
+      death === "signal in mid-copy" ? { bandwidthLimit: MIB / 16, interrupt: untilCopying(this.#node, vmid) } : {};
     await hooks.backupVm(vmid, this.#guest.guestConfig, wanted, options);
     this.#ledger.add(`backup/${archiveName}`, oracles);
     this.#isTold = true; // PVE tells QEMU "success", whatever comes
@@ -209,7 +206,7 @@ export class ModelContainer implements ModelGuest {
     if (death === "child killed") return; // PVE takes that for a success
     const tree = death === "copy" ? path.join(this.#tree, "missing") : this.#tree;
     const isSignal = death === "signal in mid-copy";
-    const options = isSignal ? { bandwidthLimit: 1000, interrupt: untilStaged(this.#node, vmid, ".tar") } : {};
+    const options = isSignal ? { bandwidthLimit: 1000, interrupt: untilCopying(this.#node, vmid, "archive.tar") } : {};
     await hooks.backupContainer(vmid, tree, options).catch((error: Error) => {
       throw death === "copy" ? new Died(error.message) : error;
     });
@@ -239,13 +236,3 @@ export class ModelContainer implements ModelGuest {
 }
 
 const epochOf = (volname: string | undefined): number => Number(volname?.split("-").at(-1));
-
-/** Until a file of this kind lies in the guest's staging folder; then the copy is under way. */
-async function untilStaged(node: TestNode, vmid: number, suffix: string): Promise<void> {
-  const folder = path.join(node.storePath, String(vmid));
-  for (const deadline = performance.now() + 30_000; performance.now() < deadline; await sleep(10)) {
-    const staging = (await readdir(folder)).find((name) => name.startsWith(".staging-")) ?? "none";
-    const names = await readdir(path.join(folder, staging)).catch((): string[] => []);
-    if (names.some((name) => name.endsWith(suffix))) break;
-  }
-}

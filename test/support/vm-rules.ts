@@ -3,9 +3,8 @@
 // a point by copies of the disks taken at its time.
 import { readdir } from "node:fs/promises";
 import path from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { expect } from "vitest";
-import { compareRaw, type LabBackup, LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
+import { compareRaw, type LabBackup, LabGuest, seededBytes, until } from "../../fixtures/lab/index.ts";
 import type { LabGuestOptions } from "../../fixtures/lab/lab-machine.ts";
 import type { HostError } from "../../src/core/index.ts";
 import type { DirectoryProvider } from "../../src/provider/index.ts";
@@ -102,13 +101,17 @@ export async function refusalOf(promise: Promise<unknown>): Promise<Pick<HostErr
   return { code, message };
 }
 
-/** Until the image of the disk is being written: QEMU is connected then, and the copy has begun. */
-export async function untilCopying(node: TestNode): Promise<void> {
-  const folder = path.join(node.storePath, String(VMID));
-  for (const deadline = performance.now() + 30_000; performance.now() < deadline; await sleep(5)) {
+/** What is in the guest's folder while a job works, and must not be there afterwards: staging folder and lock. */
+export async function leftovers(node: TestNode): Promise<string[]> {
+  const names = await readdir(path.join(node.storePath, String(VMID)));
+  return names.filter((name) => name.startsWith(".staging-") || name === ".lock");
+}
+
+/** Until `file` of the backup is being written: its source is connected then, and the copy has begun. */
+export async function untilCopying(node: TestNode, vmid = VMID, file = `${DISK}.qcow2`): Promise<void> {
+  const folder = path.join(node.storePath, String(vmid));
+  await until(`${file} is being written`, async () => {
     const staging = (await readdir(folder)).find((name) => name.startsWith(".staging-")) ?? "none";
-    const files = await readdir(path.join(folder, staging)).catch((): string[] => []);
-    if (files.includes(`${DISK}.qcow2`)) return;
-  }
-  throw new Error("the copy does not begin");
+    return (await readdir(path.join(folder, staging)).catch((): string[] => [])).includes(file);
+  });
 }

@@ -7,10 +7,9 @@ import { type FileHandle, mkdir, mkdtemp, open, readFile, rm, writeFile } from "
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { describe, expect, it, type TestContext, vi } from "vitest";
-import { runTool, SeededRandom, seededBytes } from "../../../fixtures/lab/index.ts";
+import { runTool, SeededRandom, seededBytes, until } from "../../../fixtures/lab/index.ts";
 import { AlignedPool } from "../../../src/block/index.ts";
 import { FuseFile } from "../../../src/provider/fuse-file.ts";
-import { until } from "../../support/file-handles.ts";
 import { requireTool } from "../../support/tools.ts";
 
 const never = new AbortController().signal;

@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { open, rm, truncate, writeFile } from "node:fs/promises";
+import { until } from "../../../fixtures/lab/index.ts";
 import type { ExpectedDisk } from "../protocol.ts";
 import type { VmTest } from "./runner.ts";
 import {
@@ -19,7 +20,6 @@ import {
   run,
   serverOf,
   startRole,
-  waitUntil,
 } from "./world.ts";
 
 const [first, second] = newestPoint.disks as [ExpectedDisk, ExpectedDisk];
@@ -53,7 +53,7 @@ export const crashes: VmTest[] = [
       process.kill(await serverOf(1), "SIGSTOP");
       holder.kill("SIGKILL");
       await once(holder, "exit");
-      await waitUntil("/dev/nbd0 is free by itself", async () => !(await isConnected(0)));
+      await until("/dev/nbd0 is free by itself", async () => !(await isConnected(0)));
       assert.equal(await isConnected(1), true);
       assert.equal((await processesOf("qemu-nbd")).size, 1);
       await expectNextRestore();
@@ -66,7 +66,7 @@ export const crashes: VmTest[] = [
         await using restore = await Restore.begin(newestPoint, "nbd");
         const file = await restore.offer(second.device);
         process.kill(await serverOf(nodeOf(file)), "SIGKILL");
-        await waitUntil(`${file} is empty`, async () => (await nodeBytes(nodeOf(file))) === 0);
+        await until(`${file} is empty`, async () => (await nodeBytes(nodeOf(file))) === 0);
         await writeFile("/tmp/target.raw", "");
         await truncate("/tmp/target.raw", second.sizeBytes);
         await run("qemu-img", ["convert", "-n", "-f", "raw", "-O", "raw", file, "/tmp/target.raw"]);

@@ -5,6 +5,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { access, mkdir, open, readFile, rm, rmdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { until } from "../../../fixtures/lab/index.ts";
 import { nbdHost, openRawView, reserveNbdNode } from "../../../src/device/index.ts";
 import type { ExpectedDisk } from "../protocol.ts";
 import type { VmTest } from "./runner.ts";
@@ -27,7 +28,6 @@ import {
   RUN_DIR,
   refusalOf,
   startRole,
-  waitUntil,
 } from "./world.ts";
 
 const ROUNDS = 50;
@@ -154,7 +154,7 @@ export async function contend(which: number): Promise<void> {
 /** Waits for the other process, so that both want the node at the same moment. */
 async function meet(round: number, which: number): Promise<void> {
   await writeFile(`${HELD}/round-${round}-${which}`, "");
-  await waitUntil("the other process is there", async () => await exists(`${HELD}/round-${round}-${1 - which}`));
+  await until("the other process is there", async () => await exists(`${HELD}/round-${round}-${1 - which}`));
 }
 
 const exists = async (file: string): Promise<boolean> =>

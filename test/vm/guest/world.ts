@@ -6,8 +6,8 @@ import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { createReadStream, readFileSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
-import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
+import { until } from "../../../fixtures/lab/index.ts";
 import { DirectoryProvider } from "../../../src/provider/index.ts";
 import {
   EXPECTED_FILE,
@@ -24,8 +24,6 @@ export const NODES = 3;
 export const RUN_DIR = "/run/pve-backup-host";
 export const RESERVATIONS = "/run/qemu-server/reserved-dev-nbd-nodes";
 export const RESERVATIONS_LOCK = "/run/lock/qemu-server/reserved-dev-nbd-nodes.lock";
-const DEADLINE_MS = 60_000;
-const POLL_MS = 10;
 
 export type DeviceView = "auto" | "fuse" | "nbd";
 
@@ -75,12 +73,12 @@ export class Restore implements AsyncDisposable {
 /** A qemu-nbd that is not ours, connected to `node`; it disconnects when it is disposed. */
 export async function connectForeign(node: number, image: string): Promise<AsyncDisposable> {
   const child = spawn("qemu-nbd", ["--read-only", "-f", "qcow2", `--connect=/dev/nbd${node}`, image]);
-  await waitUntil(`/dev/nbd${node} is connected`, async () => await isConnected(node));
+  await until(`/dev/nbd${node} is connected`, async () => await isConnected(node));
   return {
     [Symbol.asyncDispose]: async () => {
       if (await isConnected(node)) await run("qemu-nbd", ["--disconnect", `/dev/nbd${node}`]);
       await endOf(child);
-      await waitUntil(`/dev/nbd${node} is free`, async () => !(await isConnected(node)));
+      await until(`/dev/nbd${node} is free`, async () => !(await isConnected(node)));
     },
   };
 }
@@ -142,15 +140,6 @@ export async function leftovers(): Promise<Record<string, unknown[]>> {
 }
 
 export const nothing = { connected: [], servers: [], mounts: [], folders: [], reservations: [] };
-
-/** @throws Error if `holds` does not become true within a minute */
-export async function waitUntil(what: string, holds: () => Promise<boolean>): Promise<void> {
-  const endMs = performance.now() + DEADLINE_MS;
-  while (!(await holds())) {
-    if (performance.now() > endMs) throw new Error(`after ${DEADLINE_MS / 1_000} s it is still not so that ${what}`);
-    await sleep(POLL_MS);
-  }
-}
 
 /** This program in another process, with a role of its own; its standard error is the console. */
 export function startRole(role: string, ...args: string[]): ChildProcess {
