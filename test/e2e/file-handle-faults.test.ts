@@ -5,7 +5,7 @@ import { rm } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { type LabBackup, type LabGuest, seededBytes, until } from "../../fixtures/lab/index.ts";
 import type { HostError } from "../../src/core/index.ts";
-import { HandedOver, type Lies } from "../support/file-handles.ts";
+import { HandedOver, handing } from "../support/file-handles.ts";
 import { backUp, type JobOptions, list, TestNode } from "../support/vm-job.ts";
 import {
   DISK,
@@ -22,11 +22,6 @@ import {
 const KIB = 1024;
 /** Slow enough to be in mid-copy when something happens: the disk has 5 MiB of data and more. */
 const SLOW = 2 * MIB;
-
-const handing =
-  (lies: Lies = {}) =>
-  (access: LabBackup): Promise<HandedOver> =>
-    HandedOver.open(access, lies);
 
 /** A job that must fail; @returns its one sentence. Nothing new is listed, no staging folder or lock is left. */
 async function failingJob(node: TestNode, guest: LabGuest, options: JobOptions): Promise<string> {
@@ -140,18 +135,17 @@ describe("a handle that is not what PVE said", () => {
 });
 
 describe("nbdfuse", () => {
-  /** Does something to nbdfuse once it has read a little. */
-  function inMidCopy(act: (handed: HandedOver) => void): Pick<JobOptions, "bandwidthLimit" | "during" | "handOver"> {
-    let handed: HandedOver | undefined;
+  /** Sends it a signal once it has read a little. */
+  function inMidCopy(
+    node: TestNode,
+    signal: "SIGKILL" | "SIGSTOP",
+  ): Pick<JobOptions, "bandwidthLimit" | "during" | "handOver"> {
     return {
       bandwidthLimit: SLOW,
-      handOver: async (access) => {
-        handed = await HandedOver.open(access);
-        return handed;
-      },
+      handOver: handing(),
       during: async () => {
-        await until("nbdfuse was asked", () => (handed?.handle(DISK).reads.length ?? 0) > 0);
-        if (handed !== undefined) act(handed);
+        await until("nbdfuse was asked", () => (node.handedOver?.handle(DISK).reads.length ?? 0) > 0);
+        node.handedOver?.handle(DISK).signal(signal);
       },
     };
   }
@@ -159,7 +153,7 @@ describe("nbdfuse", () => {
   it("that dies in mid-copy fails the job", async () => {
     await using node = await TestNode.create();
     await using guest = await startGuest(node);
-    const dies = inMidCopy((handed) => handed.handle(DISK).signal("SIGKILL"));
+    const dies = inMidCopy(node, "SIGKILL");
     expect(await failingJob(node, guest, { epoch: 1000, ...dies })).toMatch(
       /^Cannot read "drive-scsi0" through its file handle: the nbdfuse process behind it is gone \(E[A-Z]+\)$/,
     );
@@ -169,7 +163,7 @@ describe("nbdfuse", () => {
   it("that hangs in mid-copy fails the job within the time allowed", async () => {
     await using node = await TestNode.create();
     await using guest = await startGuest(node);
-    const hangs = inMidCopy((handed) => handed.handle(DISK).signal("SIGSTOP"));
+    const hangs = inMidCopy(node, "SIGSTOP");
     const startMs = performance.now();
     const message = await failingJob(node, guest, { epoch: 1000, ...hangs });
     expect(message).toBe(`Cannot read "${DISK}" through its file handle: no answer for 5 s`);
@@ -180,13 +174,14 @@ describe("nbdfuse", () => {
   it("that hangs does not hold up a job that is cancelled", async () => {
     await using node = await TestNode.create();
     await using guest = await startGuest(node);
-    const hangs = inMidCopy((handed) => handed.handle(DISK).signal("SIGSTOP"));
+    const hangs = inMidCopy(node, "SIGSTOP");
     const cancel = new AbortController();
     const during = async (): Promise<void> => {
       await hangs.during?.();
       cancel.abort(new Error("stopped by the user"));
     };
-    const options = { ...hangs, during, signal: cancel.signal };
+    const timeouts = { connectTimeoutMs: 5_000, replyTimeoutMs: 3_600_000 }; // who waits for it is found by the runner
+    const options = { ...hangs, during, signal: cancel.signal, timeouts };
     const { error } = await backUp(node, guest, { epoch: 1000, ...options });
     expect((error as Error).message).toBe("stopped by the user");
     expect(await list(node, VMID)).toEqual([]);

@@ -2,31 +2,30 @@
 // Mechanism "file-handle": PVE's FUSE file and its closure in place of the NBD export, by the same rules.
 import { readdir, readlink } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
-import { compareImages, isSnapshotSafeFromZeroes, type LabBackup, seededBytes } from "../../fixtures/lab/index.ts";
-import { HandedOver, type Lies } from "../support/file-handles.ts";
-import { backUp, list, TestNode } from "../support/vm-job.ts";
-import { DISK, expectRestores, MIB, modeOf, mustBackUp, startGuest, VMID } from "../support/vm-rules.ts";
+import { compareImages, isSnapshotSafeFromZeroes, seededBytes } from "../../fixtures/lab/index.ts";
+import { type HandedOver, handing } from "../support/file-handles.ts";
+import { list, TestNode } from "../support/vm-job.ts";
+import {
+  DISK,
+  expectRestores,
+  MIB,
+  modeOf,
+  mustBackUp,
+  never,
+  openJob,
+  startGuest,
+  VMID,
+} from "../support/vm-rules.ts";
 
 const KIB = 1024;
 
-/** Hands over, and keeps what was handed over for a later look. */
-function handing(lies: Lies = {}): {
-  readonly handOver: (access: LabBackup) => Promise<HandedOver>;
-  readonly last: () => HandedOver;
-} {
-  let last: HandedOver | undefined;
-  return {
-    handOver: async (access) => {
-      last = await HandedOver.open(access, lies);
-      return last;
-    },
-    last: () => {
-      if (last === undefined) throw new Error("nothing was handed over");
-      return last;
-    },
-  };
+const handOver = handing();
+
+/** What the last job was handed over as. */
+function handedOver(node: TestNode): HandedOver {
+  if (node.handedOver === undefined) throw new Error("nothing was handed over");
+  return node.handedOver;
 }
-const { handOver } = handing();
 
 /** Handles of this process on FUSE files of a backup. */
 async function openFuseFiles(): Promise<string[]> {
@@ -108,9 +107,8 @@ describe("a backup through file handles", () => {
     await mustBackUp(node, guest, { epoch: 1000, handOver });
     // Dirty granules of 4 MiB: 4, 12 and the last one. Inside of them there is little data.
     for (const mib of [5, 13, 23]) await guest.write(DISK, mib * MIB, seededBytes(mib, 128 * KIB));
-    const { handOver: traced, last } = handing();
-    const second = await mustBackUp(node, guest, { epoch: 2000, handOver: traced });
-    const reads = last()
+    const second = await mustBackUp(node, guest, { epoch: 2000, handOver });
+    const reads = handedOver(node)
       .handle(DISK)
       .reads.sort((a, b) => a.offset - b.offset);
     for (const [at, { offset, length }] of reads.entries()) {
@@ -136,23 +134,24 @@ describe("a backup through file handles", () => {
   it("closes the file before backup_vm returns, after a success and after a failure", async () => {
     await using node = await TestNode.create();
     await using guest = await startGuest(node);
-    for (const [epoch, deviceSize] of [
-      [1000, {}],
-      [2000, { volume: { size: 512 } }],
+    for (const [epoch, lies, wanted] of [
+      [1000, {}, true],
+      [2000, { volume: { size: 512 } }, false],
     ] as const) {
-      const { handOver: kept } = handing(deviceSize);
-      let openAtEnd: string[] = [];
-      const wrapped = async (access: LabBackup): Promise<HandedOver> => {
-        const handed = await kept(access);
-        const dispose = handed[Symbol.asyncDispose].bind(handed);
-        handed[Symbol.asyncDispose] = async () => {
-          if (!handed.isOver) openAtEnd = await openFuseFiles();
-          await dispose();
-        };
-        return handed;
-      };
-      const job = await backUp(node, guest, { epoch, handOver: wrapped });
-      expect(job.error === undefined).toBe(epoch === 1000);
+      await using provider = node.provider();
+      const { access } = await openJob(provider, guest, { epoch });
+      node.handedOver = await handing(lies)(access);
+      const { volumes } = node.handedOver;
+      const info = { bandwidthLimit: 0, firewallConfig: undefined };
+      const isDone = await provider.backupVm(VMID, Buffer.from(guest.guestConfig), volumes, info, never).then(
+        () => true,
+        () => false,
+      );
+      const openAtEnd = await openFuseFiles();
+      await node.handedOver[Symbol.asyncDispose]();
+      await access.finish(isDone);
+      await provider.backupCleanup(VMID, "qemu", isDone, undefined, never);
+      expect(isDone).toBe(wanted);
       expect(openAtEnd).toHaveLength(1); // the Perl side's own
     }
     expect(await list(node, VMID)).toEqual(["backup/100/qemu-1000"]);
@@ -162,9 +161,8 @@ describe("a backup through file handles", () => {
     await using node = await TestNode.create();
     await using guest = await startGuest(node, { disks: [{ device: DISK, sizeBytes: 128 * MIB }] });
     await guest.write(DISK, 16 * MIB, seededBytes("much", 80 * MIB));
-    const { handOver: kept, last } = handing();
-    const first = await mustBackUp(node, guest, { epoch: 1000, handOver: kept });
-    const given = last().given.flat();
+    const first = await mustBackUp(node, guest, { epoch: 1000, handOver });
+    const given = handedOver(node).given.flat();
     expect(given.reduce((sum, { length }) => sum + length, 0)).toBeGreaterThanOrEqual(32 * MIB);
     for (const [at, { offset, length }] of given.entries()) {
       const before = given[at - 1];
@@ -172,9 +170,9 @@ describe("a backup through file handles", () => {
       expect(offset + length).toBeLessThanOrEqual(128 * MIB);
     }
     for (let at = 0; at < 128; at += 8) await guest.write(DISK, at * MIB, seededBytes(at, 4 * MIB));
-    const second = await mustBackUp(node, guest, { epoch: 2000, handOver: kept });
-    expect(last().given.map((ranges) => ranges.length)[0]).toBe(8); // each of them apart: 32 MiB together
-    for (const { offset, length } of last().given.flat()) {
+    const second = await mustBackUp(node, guest, { epoch: 2000, handOver });
+    expect(handedOver(node).given.map((ranges) => ranges.length)[0]).toBe(8); // each of them apart: 32 MiB together
+    for (const { offset, length } of handedOver(node).given.flat()) {
       expect(length).toBeLessThanOrEqual(4 * MIB - (offset % (8 * MIB)));
     }
     expect(`${first.job.log}${second.job.log}`).not.toContain("warn:");
@@ -186,9 +184,8 @@ describe("a backup through file handles", () => {
     const sizeBytes = 5 * 1024 * MIB;
     await using guest = await startGuest(node, { disks: [{ device: DISK, sizeBytes }] });
     await guest.write(DISK, sizeBytes - 96 * MIB, seededBytes("end", 96 * MIB));
-    const { handOver: kept, last } = handing();
-    const first = await mustBackUp(node, guest, { epoch: 1000, handOver: kept });
-    const given = last().given.flat();
+    const first = await mustBackUp(node, guest, { epoch: 1000, handOver });
+    const given = handedOver(node).given.flat();
     expect(given.reduce((sum, { length }) => sum + length, 0)).toBeGreaterThan(4096 * MIB);
     for (const { length } of given) expect(length).toBeLessThanOrEqual(1024 * MIB);
     expect(`${first.job.log}`).not.toContain("warn:");
@@ -203,9 +200,9 @@ describe("a backup through file handles", () => {
     await using node = await TestNode.create({ "dir-compression": "none" });
     await using guest = await startGuest(node, { disks: [{ device: DISK, sizeBytes: 128 * MIB }] });
     await guest.write(DISK, 0, seededBytes("much", 100 * MIB));
-    const { handOver: kept, last } = handing({ deallocate: "fallocate: punch hole failed" });
-    const first = await mustBackUp(node, guest, { epoch: 1000, handOver: kept });
-    expect(last().given).toHaveLength(1);
+    const unable = handing({ deallocate: "fallocate: punch hole failed" });
+    const first = await mustBackUp(node, guest, { epoch: 1000, handOver: unable });
+    expect(handedOver(node).given).toHaveLength(1);
     expect(first.job.log.filter((line) => line.startsWith("warn"))).toEqual([
       `warn: ${DISK}: no more discards of the fleecing image: fallocate: punch hole failed`,
     ]);

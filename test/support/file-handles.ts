@@ -20,7 +20,6 @@ export class HandedOver implements FileHandleCalls, AsyncDisposable {
   readonly given: Range[][] = [];
   /** How long each batch of regions might have taken. */
   readonly timeoutsMs: number[] = [];
-  isOver = false;
   readonly #handles: ReadonlyMap<string, LabFileHandle>;
   readonly #lies: Lies;
   readonly #lying: Iterator<Range> | undefined;
@@ -75,7 +74,12 @@ export class HandedOver implements FileHandleCalls, AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.isOver = true;
     for (const handle of this.#handles.values()) await handle[Symbol.asyncDispose]();
   }
 }
+
+/** For jobs: how their devices are handed over. */
+export const handing =
+  (lies: Lies = {}) =>
+  (access: LabBackup): Promise<HandedOver> =>
+    HandedOver.open(access, lies);

@@ -31,6 +31,8 @@ export interface JobOptions {
   readonly fleecingBytes?: number;
   /** Cancels backup_vm. */
   readonly signal?: AbortSignal;
+  /** How long the provider waits for QEMU and for nbdfuse. */
+  readonly timeouts?: DirectoryProviderOptions["timeouts"];
   /** Hands the devices over as files, not as NBD exports. */
   readonly handOver?: (access: LabBackup) => Promise<HandedOver>;
   /** Between the answers and the backup access: what may happen to the store meanwhile. */
@@ -118,7 +120,8 @@ class InjectedFailure extends Error {}
 export async function backUp(node: TestNode, guest: LabGuest, options: JobOptions): Promise<JobResult> {
   const { vmid } = guest;
   const logStart = node.log.length;
-  await using provider = node.provider();
+  const { timeouts } = options;
+  await using provider = node.provider({}, timeouts === undefined ? {} : { timeouts });
   let access: LabBackup | undefined;
   let modes: ReadonlyMap<string, "new" | "use"> = new Map();
   let volname: string | undefined;

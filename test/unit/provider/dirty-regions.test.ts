@@ -8,7 +8,6 @@ import {
   REGIONS_PER_BATCH,
   reportedRegions,
 } from "../../../src/provider/dirty-regions.ts";
-import { socketBeside } from "../../../src/provider/file-handle-source.ts";
 
 const DISK = "drive-scsi0";
 const SIZE = 1000;
@@ -207,25 +206,5 @@ describe("mustMatchBitmap()", () => {
     ["everything", [[0, SIZE]], `PVE reports ${SIZE} bytes at 0, QEMU's bitmap says 100 bytes at 100`],
   ])("refuses %s", async (_what, pairs, sentence) => {
     await expect(mustMatchBitmap(DISK, stream(pairs), stream(bitmap))).rejects.toThrow(sentence);
-  });
-});
-
-describe("socketBeside()", () => {
-  it("knows where PVE's NBD socket is from the path of its FUSE file", () => {
-    const root = "/run/qemu-server/100.backup-access.4711";
-    const file = `${root}/100-nbd.backup-access.drive-scsi0.4711/drive-scsi0`;
-    expect(socketBeside(file, DISK)).toBe(`${root}/100-nbd.backup-access`);
-  });
-
-  it.each([
-    "/run/x/100-nbd.backup-access.drive-scsi1.4711/drive-scsi0", // of another device
-    "/run/x/100-nbd.backup-access.drive-scsi0.4711/drive-scsi1",
-    "/run/x/100-nbd.backup-access.drive-scsi0/drive-scsi0", // no pid
-    "/run/x/.drive-scsi0.4711/drive-scsi0", // no socket
-    "/run/x/100-nbd.backup-accessXdrive-scsi0.4711/drive-scsi0",
-    "/mnt/disk.raw",
-    "/run/x/100-nbd.backup-access.drive-scsi0.4711/drive-scsi0 (deleted)",
-  ])("does not guess: %s", (file) => {
-    expect(socketBeside(file, DISK)).toBeUndefined();
   });
 });

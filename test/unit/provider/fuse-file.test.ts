@@ -1,70 +1,50 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The file behind a handle, on a real FUSE mount: nbdfuse on nbdkit, bytes compared with the file nbdkit serves.
-import { type ChildProcess, spawn } from "node:child_process";
-import { once } from "node:events";
-import { constants } from "node:fs";
-import { type FileHandle, mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import path from "node:path";
+// On a real FUSE mount: nbdfuse on nbdkit, bytes compared with the file nbdkit serves.
+import { type FileHandle, writeFile } from "node:fs/promises";
 import { describe, expect, it, type TestContext, vi } from "vitest";
-import { runTool, SeededRandom, seededBytes, until } from "../../../fixtures/lab/index.ts";
+import { LabFileHandle, SeededRandom, seededBytes } from "../../../fixtures/lab/index.ts";
 import { AlignedPool } from "../../../src/block/index.ts";
 import { FuseFile } from "../../../src/provider/fuse-file.ts";
+import { type NbdServer, type ScratchFolder, scratchFolder, startNbdServer } from "../../support/nbd-servers.ts";
 import { requireTool } from "../../support/tools.ts";
 
+const DEVICE = "drive-scsi0";
 const never = new AbortController().signal;
 const SIZE = 3 * 2 ** 20 + 517; // no multiple of a page, a sector, or anything
 
-/** `content` as a FUSE file, and a handle on it as vzdump's. `filter`: of nbdkit. */
+/** `content` as a FUSE file, and a handle on it as vzdump's. `filter`: of nbdkit, with its options. */
 class FuseDisk implements AsyncDisposable {
-  readonly handle: FileHandle;
-  readonly #dir: string;
-  readonly #children: readonly ChildProcess[];
+  readonly #folder: ScratchFolder;
+  readonly #server: NbdServer;
+  readonly #file: LabFileHandle;
 
-  private constructor(dir: string, handle: FileHandle, children: readonly ChildProcess[]) {
-    this.#dir = dir;
-    this.handle = handle;
-    this.#children = children;
+  private constructor(folder: ScratchFolder, server: NbdServer, file: LabFileHandle) {
+    this.#folder = folder;
+    this.#server = server;
+    this.#file = file;
   }
 
-  static async start(content: Buffer, ...filter: string[]): Promise<FuseDisk> {
-    const dir = await mkdtemp(path.join(tmpdir(), "pbh-fuse-"));
-    await writeFile(path.join(dir, "content"), content);
-    const [pidFile, socket, mount] = ["pid", "sock", "mnt"].map((name) => path.join(dir, name)) as [
-      string,
-      string,
-      string,
-    ];
-    await mkdir(mount);
-    const start = (command: string, ...args: string[]): ChildProcess =>
-      spawn("setpriv", ["--pdeathsig", "KILL", "--", command, ...args], { stdio: "ignore" });
-    const [filters, options] = [
-      filter.filter((arg) => arg.startsWith("--")),
-      filter.filter((arg) => !arg.startsWith("--")),
-    ];
-    const nbdkit = start("nbdkit", "-f", "-U", socket, ...filters, "file", path.join(dir, "content"), ...options);
-    await until(
-      "nbdkit listens",
-      async () => (await runTool("nbdinfo", ["--size", `nbd+unix:///?socket=${socket}`]).catch(() => "")) !== "",
-    );
-    const nbdfuse = start("nbdfuse", "--pidfile", pidFile, `${mount}/disk`, `nbd+unix:///?socket=${socket}`);
-    await until("nbdfuse serves", async () => (await readFile(pidFile, "utf8").catch(() => "")) !== "");
-    const handle = await open(`${mount}/disk`, constants.O_RDWR | constants.O_DIRECT);
-    return new FuseDisk(dir, handle, [nbdfuse, nbdkit]);
+  static async start(content: Buffer, filter?: string, ...options: string[]): Promise<FuseDisk> {
+    const folder = await scratchFolder();
+    const [socket, file] = [folder.file("sock"), folder.file("content")];
+    await writeFile(file, content);
+    const filters = filter === undefined ? [] : [`--filter=${filter}`];
+    const args = ["-f", "-U", socket, ...filters, "file", file, ...options];
+    const server = await startNbdServer({ transport: "unix", path: socket }, "nbdkit", args);
+    const volume = { size: content.length, "bitmap-mode": "none", "nbd-path": socket } as const;
+    return new FuseDisk(folder, server, await LabFileHandle.open(DEVICE, volume));
+  }
+
+  get handle(): FileHandle {
+    return this.#file.handle;
   }
 
   open(silenceMs = 20_000): Promise<FuseFile> {
-    return FuseFile.open("drive-scsi0", { pid: process.pid, fd: this.handle.fd }, silenceMs, never);
+    return FuseFile.open(DEVICE, this.#file.reference, silenceMs, never);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.handle.close().catch(() => undefined);
-    await runTool("fusermount3", ["-z", "-u", path.join(this.#dir, "mnt")]);
-    for (const child of this.#children) {
-      child.kill("SIGKILL");
-      if (child.exitCode === null && child.signalCode === null) await once(child, "exit");
-    }
-    await rm(this.#dir, { recursive: true, force: true });
+    for (const held of [this.#file, this.#server, this.#folder]) await held[Symbol.asyncDispose]();
   }
 }
 
@@ -127,12 +107,7 @@ describe("FuseFile.read()", () => {
 
   it("says what the end of the file, a read error, and a closed file are", async (context) => {
     needTools(context);
-    await using disk = await FuseDisk.start(
-      Buffer.alloc(SIZE),
-      "--filter=error",
-      "error-pread=EIO",
-      "error-pread-rate=100%",
-    );
+    await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "error", "error-pread=EIO", "error-pread-rate=100%");
     const file = await disk.open();
     await expect(file.read(SIZE, Buffer.alloc(1), never)).rejects.toThrow(
       `Cannot read "drive-scsi0" through its file handle: it ended at byte ${SIZE}`,
@@ -147,7 +122,7 @@ describe("FuseFile.read()", () => {
 
   it("waits no longer than allowed, and its buffers are free afterwards", async (context) => {
     needTools(context);
-    await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "--filter=delay", "rdelay=60");
+    await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "delay", "rdelay=60");
     await using file = await disk.open(1_000);
     const startMs = performance.now();
     const reads = Array.from({ length: 16 }, (_, at) => file.read(at * 4096, Buffer.alloc(4096), never));
@@ -162,7 +137,7 @@ describe("FuseFile.read()", () => {
 
   it("waits no longer for a call that the other side makes with its handle", async (context) => {
     needTools(context);
-    await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "--filter=delay", "rdelay=60");
+    await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "delay", "rdelay=60");
     await using file = await disk.open(1_000);
     const startMs = performance.now();
     await expect(file.watch(() => disk.handle.read(Buffer.alloc(4096), 0, 4096, 0), never)).rejects.toThrow();
@@ -171,7 +146,7 @@ describe("FuseFile.read()", () => {
 
   it("ends soon after a cancellation, with its reason", async (context) => {
     needTools(context);
-    await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "--filter=delay", "rdelay=60");
+    await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "delay", "rdelay=60");
     await using file = await disk.open();
     const cancel = new AbortController();
     const reads = Array.from({ length: 16 }, (_, at) => file.read(at * 4096, Buffer.alloc(4096), cancel.signal));
