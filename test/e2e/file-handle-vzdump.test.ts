@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Mechanism "file-handle" all the way: the scripted vzdump under perl -T, with a real nbdfuse, nbdinfo and IO::File,
 // and the bundled bridge.
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { LabControl, type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
 import { type BridgeBundle, buildBridge } from "../support/bridge-process.ts";
 import { processesNaming } from "../support/processes.ts";
+import { type ProgramResult, startScript, watch } from "../support/scripted-pve.ts";
 import { list, TestNode } from "../support/vm-job.ts";
 import { DISK, DISK_BYTES, expectRestores, MIB, startGuest, VMID } from "../support/vm-rules.ts";
-
-const project = path.resolve(import.meta.dirname, "../..");
 
 let bundle: BridgeBundle;
 beforeAll(async () => {
@@ -20,13 +17,8 @@ beforeAll(async () => {
 });
 afterAll(async () => await bundle[Symbol.asyncDispose]());
 
-interface Outcome {
-  readonly status: number | null;
-  readonly output: string;
-}
-
 /** One job of the scripted vzdump. */
-async function vzdump(node: TestNode, guest: LabGuest, job: object, ...args: string[]): Promise<Outcome> {
+async function vzdump(node: TestNode, guest: LabGuest, job: object, ...args: string[]): Promise<ProgramResult> {
   const config = path.join(node.dir, "100.conf");
   await writeFile(config, guest.guestConfig);
   const jobFile = path.join(node.dir, "job.json");
@@ -40,25 +32,8 @@ async function vzdump(node: TestNode, guest: LabGuest, job: object, ...args: str
       ...job,
     }),
   );
-  const pve = path.join(project, "fixtures/pve");
-  const includes = ["-I", path.join(project, "perl-shim"), "-I", path.join(pve, "lib")];
-  const child = spawn("perl", ["-T", ...includes, path.join(pve, "vzdump.pl"), "--job", jobFile, ...args], {
-    stdio: ["ignore", "pipe", "pipe"],
-    env: {
-      ...process.env,
-      PVE_BACKUP_HOST_NODE: process.execPath,
-      PVE_BACKUP_HOST_BRIDGE: bundle.path,
-      PVE_BACKUP_HOST_ROOT: node.root,
-    },
-  });
-  let output = "";
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.setEncoding("utf8").on("data", (text: string) => {
-      output += text;
-    });
-  }
-  const [status] = (await once(child, "close")) as [number | null];
-  return { status, output };
+  const options = { bridge: bundle.path, root: node.root };
+  return await watch(startScript("vzdump.pl", ["--job", jobFile, ...args], options)).result;
 }
 
 /** A guest whose backup access the scripted vzdump can ask for. */

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Somebody removes a backup, by hand and without asking for a lock, while it is being restored: what is on offer
 // stays as it was or fails, what is asked for later is refused in one sentence, and nothing is left behind.
-import { execFile } from "node:child_process";
 import { mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { setImmediate } from "node:timers/promises";
-import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
 import { compareRaw, runTool, seededBytes } from "../../fixtures/lab/index.ts";
-import { takeHandoff } from "../../src/provider/container-handoff.ts";
+import { packTree, playArchiver } from "../support/archiver.ts";
 import { list, TestNode } from "../support/vm-job.ts";
 import { VmLedger } from "../support/vm-ledger.ts";
 import { DISK, expectRestores, MIB, modeOf, mustBackUp, never, startGuest, VMID } from "../support/vm-rules.ts";
 
-const run = promisify(execFile);
 const TIMEOUT = { timeout: 180_000 };
 const OTHER = "drive-scsi1";
 const CTID = 200;
@@ -81,7 +78,7 @@ async function expectOnlyRightBackups(node: TestNode, ledger: VmLedger): Promise
   }
 }
 
-/** A container's backup; the archiver is played by the plain tools. */
+/** A container's backup. */
 async function backUpTree(node: TestNode, mode: "tar" | "squashfs"): Promise<{ volname: string; tree: string }> {
   const tree = path.join(node.dir, "tree");
   await mkdir(path.join(tree, "sbin"), { recursive: true });
@@ -89,15 +86,8 @@ async function backUpTree(node: TestNode, mode: "tar" | "squashfs"): Promise<{ v
   await using provider = node.provider({ "lxc-backup-mode": mode });
   const { archiveName } = await provider.backupInit(CTID, "lxc", 1000, never);
   const info = { directory: tree, sources: ["./"], backupUserId: 0, bandwidthLimit: 0, firewallConfig: undefined };
-  const { archivePath, socketPath, token } = await provider.backupContainerPrepare(CTID, info, never);
-  using channel = await takeHandoff(socketPath, token);
-  if (mode === "tar") await run("tar", ["cf", archivePath, "-C", tree, "."]);
-  else await run("mksquashfs", [tree, archivePath, "-noappend", "-quiet", "-no-progress"]);
-  const config = Buffer.from("hostname: ct\n").toString("base64");
-  channel.send({ commit: { files: 1, bytes: 1, warnings: 0, "guest-config": config } });
-  for (let message = await channel.next(); message?.ok !== true; message = await channel.next()) {
-    if (message === undefined || message.error !== undefined) throw new Error(JSON.stringify(message));
-  }
+  const handoff = await provider.backupContainerPrepare(CTID, info, never);
+  await playArchiver(handoff, (archive) => packTree(mode, tree, archive));
   await provider.backupCleanup(CTID, "lxc", true, undefined, never);
   return { volname: `backup/${archiveName}`, tree };
 }

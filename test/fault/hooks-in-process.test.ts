@@ -2,91 +2,61 @@
 // Every place where a backup job of PVE can die, first or second guest of the job, VM or container: the calls that
 // PVE makes then, on one provider object. What backup_vm returned from stays, nothing else does, and the next backup
 // is right.
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
+import { afterAll, beforeAll, describe, it } from "vitest";
+import { seededBytes } from "../../fixtures/lab/index.ts";
 import { ProviderHooks } from "../support/hooks.ts";
-import { DEATHS, type Death, type JobPlan, ModelContainer, ModelVm, playJob } from "../support/pve-job.ts";
-import { TestNode } from "../support/vm-job.ts";
-import { VmLedger } from "../support/vm-ledger.ts";
-import { DISK, MIB, startGuest } from "../support/vm-rules.ts";
+import { ModelSite } from "../support/model-site.ts";
+import { DEATHS, type Death, type JobPlan, type ModelGuest, playJob } from "../support/pve-job.ts";
+import { DISK, MIB } from "../support/vm-rules.ts";
 
 const TIMEOUT = { timeout: 180_000 };
 
-let node: TestNode;
-let guest: LabGuest;
-let ledger: VmLedger;
-let vm: ModelVm;
-let container: ModelContainer;
+let site: ModelSite;
 let writes = 0;
 
 beforeAll(async () => {
-  node = await TestNode.create({ "dir-compression": "none" });
-  guest = await startGuest(node, { disks: [{ device: DISK, sizeBytes: 8 * MIB }] });
-  ledger = new VmLedger(node, guest);
-  vm = new ModelVm(node, guest, ledger);
-  container = await ModelContainer.create(node, 200);
-  await play({
-    guests: [
-      [vm, "nowhere"],
-      [container, "nowhere"],
-    ],
-  });
+  site = await ModelSite.create({ "dir-compression": "none" });
+  const { container, vm } = site;
+  await play({ guests: [vm, container].map((guest) => [guest, "nowhere"]) });
 }, 180_000);
-afterAll(async () => {
-  await guest[Symbol.asyncDispose]();
-  await node[Symbol.asyncDispose]();
-});
+afterAll(() => site[Symbol.asyncDispose]());
 
 async function play(plan: JobPlan): Promise<void> {
-  await guest.write(DISK, 6 * MIB, seededBytes(++writes, MIB / 4));
-  await using hooks = new ProviderHooks(node);
-  await playJob(hooks, plan, node);
+  await site.guest.write(DISK, 6 * MIB, seededBytes(++writes, MIB / 4));
+  await using hooks = new ProviderHooks(site.node);
+  await playJob(hooks, plan, site.node);
 }
 
-/** A VM that failed before keeps its bitmap: its next backup is incremental, and right. */
-async function expectNextBackup(): Promise<void> {
-  const before = ledger.newest;
-  expect(await ledger.backUp()).toBe(`incremental since ${before}`);
-}
+const TYPES = [
+  ["VM", "qemu"],
+  ["container", "lxc"],
+] as const;
 
-describe("a VM's backup that dies", () => {
-  it.each(DEATHS.qemu)("as the first of a job: %s", TIMEOUT, async (death: Death) => {
+describe.each(TYPES)("a %s's backup that dies", (_what, type) => {
+  /** The one that dies, and its companion. */
+  const guests = (): [ModelGuest, ModelGuest] => {
+    const { container, vm } = site;
+    return type === "qemu" ? [vm, container] : [container, vm];
+  };
+
+  it.each(DEATHS[type])("as the first of a job: %s", TIMEOUT, async (death: Death) => {
+    const [dying, other] = guests();
     await play({
       guests: [
-        [vm, death],
-        [container, "nowhere"],
+        [dying, death],
+        [other, "nowhere"],
       ],
     });
-    await expectNextBackup();
+    if (type === "qemu") await site.expectNextVmBackup();
+    else await play({ guests: [[dying, "nowhere"]] });
   });
 
-  it.each(DEATHS.qemu)("as the last of a job whose end fails too: %s", TIMEOUT, async (death: Death) => {
+  it.each(DEATHS[type])("as the last of a job whose end fails too: %s", TIMEOUT, async (death: Death) => {
+    const [dying, other] = guests();
     await play({
       guests: [
-        [container, "nowhere"],
-        [vm, death],
-      ],
-      dies: "job-end hook",
-    });
-  });
-});
-
-describe("a container's backup that dies", () => {
-  it.each(DEATHS.lxc)("as the first of a job: %s", TIMEOUT, async (death: Death) => {
-    await play({
-      guests: [
-        [container, death],
-        [vm, "nowhere"],
-      ],
-    });
-    await play({ guests: [[container, "nowhere"]] });
-  });
-
-  it.each(DEATHS.lxc)("as the last of a job whose end fails too: %s", TIMEOUT, async (death: Death) => {
-    await play({
-      guests: [
-        [vm, "nowhere"],
-        [container, death],
+        [other, "nowhere"],
+        [dying, death],
       ],
       dies: "job-end hook",
     });
@@ -98,16 +68,15 @@ describe("a job that dies", () => {
     "without a guest, at %s, leaves nothing",
     async (dies) => {
       await play({ guests: [], dies });
-      await vm.expectSettled();
-      await expectNextBackup();
+      await site.vm.expectSettled();
+      await site.expectNextVmBackup();
     },
   );
 });
 
 describe("the store of all these jobs", () => {
   it("holds nothing but right backups", TIMEOUT, async () => {
-    await expectNextBackup();
-    await ledger.expectAllRight();
-    await container.expectAllRight();
+    await site.expectNextVmBackup();
+    await site.expectAllRight();
   });
 });

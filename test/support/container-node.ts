@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // A node with one container: the real bridge behind the scripted vzdump and pct of fixtures/pve, real user
 // namespaces and real mounts, each in a mount namespace of its own.
-import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
-import { once } from "node:events";
 import {
   chmod,
   copyFile,
@@ -19,9 +18,11 @@ import {
 } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import { createInterface } from "node:readline";
 import { promisify } from "node:util";
 import { bundleInto } from "./bundle.ts";
+import { type Program, startScript, watch } from "./scripted-pve.ts";
+
+export { type Program, type ProgramResult, watch } from "./scripted-pve.ts";
 
 const run = promisify(execFile);
 const project = path.resolve(import.meta.dirname, "../..");
@@ -47,20 +48,6 @@ cd "$2"; echo data > file; mkdir d; echo deep > d/deep; chown -R 100000:100000 .
 export const FEW_EXCLUDES = ["/home/u/secret"];
 /** What the standard patterns and FEW_EXCLUDES leave out of the container above. */
 export const LEFT_OUT = ["home/u/secret", "lost+found", "tmp/junk", "var/tmp/junk"];
-
-export interface ProgramResult {
-  readonly status: number | null;
-  readonly output: string;
-}
-
-export interface Program {
-  readonly child: ChildProcess;
-  readonly result: Promise<ProgramResult>;
-  /** What it has printed so far. */
-  readonly lines: readonly string[];
-  /** Resolves with the first line that matches. */
-  line(pattern: RegExp): Promise<string>;
-}
 
 export class ContainerNode implements AsyncDisposable {
   readonly dir: string;
@@ -154,46 +141,8 @@ export class ContainerNode implements AsyncDisposable {
   }
 
   #start(script: string, args: readonly string[]): Program {
-    const fixtures = path.join(project, "fixtures/pve");
-    const includes = ["-I", path.join(project, "perl-shim"), "-I", path.join(fixtures, "lib")];
-    const child = spawn("perl", ["-T", ...includes, path.join(fixtures, script), ...args], {
-      stdio: ["pipe", "pipe", "pipe"],
-      env: {
-        ...process.env,
-        PVE_BACKUP_HOST_NODE: process.execPath,
-        PVE_BACKUP_HOST_BRIDGE: this.bundle,
-        PVE_BACKUP_HOST_ROOT: this.root,
-      },
-    });
-    return watch(child);
+    return watch(startScript(script, args, { bridge: this.bundle, root: this.root }));
   }
-}
-
-/** The output of a child, line by line, and its end. */
-export function watch(child: ReturnType<typeof spawn>): Program {
-  const lines: string[] = [];
-  const waiting: Array<{ pattern: RegExp; resolve: (line: string) => void }> = [];
-  for (const stream of [child.stdout, child.stderr]) {
-    if (stream === null) continue;
-    createInterface({ input: stream }).on("line", (line) => {
-      lines.push(line);
-      for (const { pattern, resolve } of waiting) if (pattern.test(line)) resolve(line);
-    });
-  }
-  const result = once(child, "close").then(([status]) => ({
-    status: status as number | null,
-    output: lines.join("\n"),
-  }));
-  const line = async (pattern: RegExp): Promise<string> => {
-    const known = lines.find((one) => pattern.test(one));
-    if (known !== undefined) return known;
-    const found = new Promise<string>((resolve) => waiting.push({ pattern, resolve }));
-    const ended = result.then(({ output }) => {
-      throw new Error(`no line ${pattern} in:\n${output}`);
-    });
-    return await Promise.race([found, ended]);
-  };
-  return { child, result, lines, line };
 }
 
 /** One line per entry: owner, mode, mtime, link, device, xattrs and content, names as bytes in latin1. */

@@ -1,22 +1,20 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The hooks of a backup job, called on the provider in this process, or through the real shim under perl -T and the
 // real bridge behind it. Both reject with what PVE would see die.
-import { type ChildProcess, execFile, spawn } from "node:child_process";
+import type { ChildProcessWithoutNullStreams } from "node:child_process";
 import { once } from "node:events";
 import { writeFile } from "node:fs/promises";
 import path from "node:path";
 import { createInterface } from "node:readline";
-import { promisify } from "node:util";
-import { type LabBackup, until } from "../../fixtures/lab/index.ts";
-import { takeHandoff } from "../../src/provider/container-handoff.ts";
-import type { DirectoryProvider, GuestType } from "../../src/provider/index.ts";
+import { type LabBackup, until, vmVolumesOf } from "../../fixtures/lab/index.ts";
+import type { ContainerHandoff, DirectoryProvider, GuestType } from "../../src/provider/index.ts";
+import { packTree, playArchiver } from "./archiver.ts";
 import { processesNaming } from "./processes.ts";
+import { type ScriptOptions, startScript } from "./scripted-pve.ts";
 import type { TestNode } from "./vm-job.ts";
 import { never } from "./vm-rules.ts";
 
-const run = promisify(execFile);
-const project = path.resolve(import.meta.dirname, "../..");
-
+type Volumes = LabBackup["volumes"];
 export type Sizes = ReadonlyMap<string, { readonly size: number }>;
 
 export interface CopyOptions {
@@ -32,7 +30,7 @@ export interface Hooks extends AsyncDisposable {
   backupInit(vmid: number, type: GuestType, epoch: number): Promise<string>;
   mechanism(vmid: number, type: GuestType): Promise<void>;
   query(vmid: number, devices: Sizes): Promise<Record<string, "new" | "use">>;
-  backupVm(vmid: number, config: string, volumes: LabBackup["volumes"], options?: CopyOptions): Promise<void>;
+  backupVm(vmid: number, config: string, volumes: Volumes, options?: CopyOptions): Promise<void>;
   prepare(vmid: number, tree: string): Promise<void>;
   /** After prepare(); reads what lies in the tree. */
   backupContainer(vmid: number, tree: string, options?: CopyOptions): Promise<void>;
@@ -43,7 +41,7 @@ export interface Hooks extends AsyncDisposable {
 /** The provider itself; the archiver in the container's namespace is played by GNU tar and this class. */
 export class ProviderHooks implements Hooks {
   readonly #provider: DirectoryProvider;
-  #handoff: { archivePath: string; socketPath: string; token: string } | undefined;
+  #handoff: ContainerHandoff | undefined;
 
   constructor(node: TestNode) {
     this.#provider = node.provider();
@@ -69,28 +67,11 @@ export class ProviderHooks implements Hooks {
     return Object.fromEntries(await this.#provider.backupVmQueryIncremental(vmid, devices, never));
   }
 
-  async backupVm(
-    vmid: number,
-    config: string,
-    volumes: LabBackup["volumes"],
-    options: CopyOptions = {},
-  ): Promise<void> {
+  async backupVm(vmid: number, config: string, volumes: Volumes, options: CopyOptions = {}): Promise<void> {
     const cancel = new AbortController();
     void options.interrupt?.then(() => cancel.abort(new Error("interrupted by signal")));
-    const wanted = Object.entries(volumes).map(
-      ([device, volume]) =>
-        [
-          device,
-          {
-            size: volume.size,
-            bitmapMode: volume["bitmap-mode"],
-            bitmapName: volume["bitmap-name"],
-            nbdPath: volume["nbd-path"],
-          },
-        ] as const,
-    );
     const info = { bandwidthLimit: options.bandwidthLimit ?? 0, firewallConfig: undefined };
-    await this.#provider.backupVm(vmid, Buffer.from(config), new Map(wanted), info, cancel.signal);
+    await this.#provider.backupVm(vmid, Buffer.from(config), vmVolumesOf(volumes), info, cancel.signal);
   }
 
   async prepare(vmid: number, tree: string): Promise<void> {
@@ -100,17 +81,10 @@ export class ProviderHooks implements Hooks {
 
   async backupContainer(_vmid: number, tree: string, options: CopyOptions = {}): Promise<void> {
     if (this.#handoff === undefined) throw new Error("it was not prepared");
-    const { archivePath, socketPath, token } = this.#handoff;
-    using channel = await takeHandoff(socketPath, token);
-    await options.interrupt?.then(() => Promise.reject(new Error("interrupted by signal")));
-    await run("sh", ["-c", 'exec tar cf - -C "$1" . > "$2"', "-", tree, archivePath]);
-    const config = Buffer.from("hostname: ct\n").toString("base64");
-    channel.send({ commit: { files: 1, bytes: 1, warnings: 0, "guest-config": config } });
-    for (;;) {
-      const message = await channel.next();
-      if (message?.ok === true) return;
-      if (message === undefined || message.error !== undefined) throw new Error(JSON.stringify(message));
-    }
+    await playArchiver(this.#handoff, async (archive) => {
+      await options.interrupt?.then(() => Promise.reject(new Error("interrupted by signal")));
+      await packTree("tar", tree, archive);
+    });
   }
 
   async cleanup(vmid: number, type: GuestType | undefined, success: boolean, error?: string): Promise<void> {
@@ -132,50 +106,36 @@ interface Answer {
   readonly result?: unknown;
 }
 
-export interface ShimOptions {
-  /** The bundle to start. */
-  readonly bridge: string;
-  /** Folder of the shim's Perl modules. */
-  readonly perlDir?: string;
+export interface ShimOptions extends Omit<ScriptOptions, "root"> {
   readonly scfg?: Record<string, unknown>;
 }
 
 /** One perl -T with one provider object of the shim. */
 export class ShimHooks implements Hooks {
-  readonly child: ChildProcess;
+  readonly child: ChildProcessWithoutNullStreams;
   readonly log: string[];
   readonly #dir: string;
   readonly #bridge: string;
   readonly #exit: Promise<unknown[]>;
   #settle: ((answer: Answer) => void) | undefined;
 
-  private constructor(child: ChildProcess, node: TestNode, bridge: string) {
+  private constructor(child: ChildProcessWithoutNullStreams, node: TestNode, bridge: string) {
     this.child = child;
     this.#bridge = bridge;
     this.#dir = node.dir;
     this.log = node.log;
     this.#exit = once(child, "close");
     void this.#exit.then(() => this.#settle?.({ error: "perl has ended\n" }));
-    for (const stream of [child.stdout, child.stderr]) {
-      if (stream !== null) createInterface({ input: stream }).on("line", (line) => this.#take(line));
+    for (const input of [child.stdout, child.stderr]) {
+      createInterface({ input }).on("line", (line) => this.#take(line));
     }
   }
 
-  static async start(node: TestNode, { bridge, perlDir, scfg = {} }: ShimOptions): Promise<ShimHooks> {
+  static async start(node: TestNode, { bridge, scfg = {}, ...more }: ShimOptions): Promise<ShimHooks> {
     const section = { path: node.storePath, content: "backup", "vm-backup-mode": "incremental", ...scfg };
     const jobFile = path.join(node.dir, "hooks.json");
     await writeFile(jobFile, JSON.stringify({ storeid: node.storeid, scfg: section }));
-    const fixtures = path.join(project, "fixtures/pve");
-    const includes = ["-I", perlDir ?? path.join(project, "perl-shim"), "-I", path.join(fixtures, "lib")];
-    const child = spawn("perl", ["-T", ...includes, path.join(fixtures, "hooks.pl"), "--job", jobFile], {
-      stdio: ["pipe", "pipe", "pipe"],
-      env: {
-        ...process.env,
-        PVE_BACKUP_HOST_NODE: process.execPath,
-        PVE_BACKUP_HOST_BRIDGE: bridge,
-        PVE_BACKUP_HOST_ROOT: node.root,
-      },
-    });
+    const child = startScript("hooks.pl", ["--job", jobFile], { root: node.root, bridge, ...more });
     return new ShimHooks(child, node, bridge);
   }
 
@@ -201,12 +161,7 @@ export class ShimHooks implements Hooks {
     return answer as Record<string, "new" | "use">;
   }
 
-  async backupVm(
-    vmid: number,
-    config: string,
-    volumes: LabBackup["volumes"],
-    options: CopyOptions = {},
-  ): Promise<void> {
+  async backupVm(vmid: number, config: string, volumes: Volumes, options: CopyOptions = {}): Promise<void> {
     void options.interrupt?.then(() => this.child.kill("SIGTERM"));
     const limit = options.bandwidthLimit === undefined ? {} : { "bandwidth-limit": options.bandwidthLimit };
     await this.#call("backup_vm", vmid, { file: await this.#file("guest.conf", config) }, volumes, limit);
@@ -231,7 +186,7 @@ export class ShimHooks implements Hooks {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.child.stdin?.end();
+    this.child.stdin.end();
     await this.#exit;
   }
 
@@ -239,7 +194,7 @@ export class ShimHooks implements Hooks {
     const answer = await new Promise<Answer>((resolve) => {
       this.#settle = resolve;
       if (this.child.exitCode !== null || this.child.signalCode !== null) resolve({ error: "perl has ended\n" });
-      else this.child.stdin?.write(`${JSON.stringify({ call: [hook, ...args] })}\n`);
+      else this.child.stdin.write(`${JSON.stringify({ call: [hook, ...args] })}\n`);
     });
     this.#settle = undefined;
     if (answer.error === undefined) return answer.result;
