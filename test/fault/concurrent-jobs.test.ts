@@ -4,12 +4,11 @@ import { readdir } from "node:fs/promises";
 import { hostname } from "node:os";
 import path from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
-import { LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
-import { DirectoryProvider } from "../../src/provider/index.ts";
+import { type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
 import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge-process.ts";
 import { list, TestNode } from "../support/vm-job.ts";
 import { VmLedger } from "../support/vm-ledger.ts";
-import { copyDisks, DISK, MIB, never, refusalOf, startGuest, VMID } from "../support/vm-rules.ts";
+import { copyDisks, DISK, MIB, modeOf, never, openJob, refusalOf, startGuest, VMID } from "../support/vm-rules.ts";
 
 const TIMEOUT = { timeout: 120_000 };
 const VMS = 8;
@@ -20,14 +19,13 @@ beforeAll(async () => {
 });
 afterAll(() => bundle[Symbol.asyncDispose]());
 
-/** Guests that go with the test. */
+/** VM 100 and its neighbours. */
 async function startGuests(node: TestNode, count: number): Promise<LabGuest[]> {
   return await Promise.all(
     Array.from({ length: count }, async (_, index) => {
       const vmid = VMID + index;
       const disks = [{ device: DISK, sizeBytes: 12 * MIB }];
-      const dir = path.join(node.dir, `vm${vmid}`);
-      const guest = await LabGuest.start({ dir, root: node.root, vmid, storeid: node.storeid, disks });
+      const guest = await startGuest(node, { dir: path.join(node.dir, `vm${vmid}`), vmid, disks });
       await guest.write(DISK, 0, seededBytes(vmid, 3 * MIB));
       return guest;
     }),
@@ -38,13 +36,15 @@ describe("eight VMs on one store", () => {
   it("can be backed up at once, in full and incrementally, and one of them by one job only", TIMEOUT, async () => {
     await using node = await TestNode.create({ "dir-compression": "none" });
     const guests = await startGuests(node, VMS);
-    const bridges = await Promise.all(guests.map(() => BridgeProcess.start(bundle, node)));
+    const jobs = await Promise.all(
+      guests.map(async (guest) => {
+        return { guest, ledger: new VmLedger(node, guest), bridge: await BridgeProcess.start(bundle, node) };
+      }),
+    );
     try {
-      const ledgers = guests.map((guest) => new VmLedger(node, guest));
       for (const kind of ["full", "incremental"]) {
         await Promise.all(
-          guests.map(async (guest, at) => {
-            const [bridge, ledger] = [bridges[at] as BridgeProcess, ledgers[at] as VmLedger];
+          jobs.map(async ({ bridge, guest, ledger }) => {
             await guest.write(DISK, 4 * MIB, seededBytes(`${kind} ${guest.vmid}`, MIB));
             const epoch = ledger.takeEpoch();
             const access = await bridge.openJob(guest, epoch, `${node.dir}/o-${guest.vmid}-${epoch}`);
@@ -57,10 +57,11 @@ describe("eight VMs on one store", () => {
           }),
         );
       }
-      for (const ledger of ledgers) await ledger.expectAllRight();
-      await raceForOneVm(node, bridges, ledgers[0] as VmLedger);
+      for (const { ledger } of jobs) await ledger.expectAllRight();
+      const bridges = jobs.map(({ bridge }) => bridge);
+      await raceForOneVm(node, bridges, jobs[0]?.ledger as VmLedger);
     } finally {
-      for (const bridge of bridges) await bridge[Symbol.asyncDispose]();
+      for (const { bridge } of jobs) await bridge[Symbol.asyncDispose]();
       for (const guest of guests) await guest[Symbol.asyncDispose]();
     }
   });
@@ -101,33 +102,23 @@ async function raceForOneVm(node: TestNode, bridges: readonly BridgeProcess[], l
   expect(await ledger.backUp()).toBe(`incremental since ${before}`);
 }
 
-/** A backup of the guest through one of several storages that have the same path. */
+/** A backup of the guest through one of several storages that have the same path. @returns its mode */
 async function backUpThrough(node: TestNode, guest: LabGuest, ledger: VmLedger, storeid: string): Promise<string> {
   const epoch = ledger.takeEpoch();
   const logStart = node.log.length;
-  await using provider = providerOf(node, storeid);
-  await provider.jobInit();
-  await provider.backupInit(VMID, "qemu", epoch, never);
-  const modes = await provider.backupVmQueryIncremental(VMID, guest.devices, never);
-  const access = await guest.openBackup({ modes, storeid, oracleDir: `${node.dir}/o-${epoch}` });
+  await using provider = node.provider({}, {}, storeid);
+  const { access } = await openJob(provider, guest, { epoch, storeid, oracleDir: `${node.dir}/o-${epoch}` });
   await copyDisks(provider, guest, access);
   await access.finish(true);
   await provider.backupCleanup(VMID, "qemu", true, undefined, never);
   await provider.jobCleanup(never);
   ledger.add(`backup/${VMID}/qemu-${epoch}`, access.oracles);
-  const line = node.log.slice(logStart).find((one) => one.startsWith(`info: ${DISK}: `)) ?? "nothing said";
-  return line.replace(/^info: drive-scsi0: (full|incremental) backup of [^(s]*(.*)$/, "$1 $2");
-}
-
-function providerOf(node: TestNode, storeid: string): DirectoryProvider {
-  const scfg = { path: node.storePath, "vm-backup-mode": "incremental", "dir-compression": "none" };
-  const log = (level: string, message: string): void => void node.log.push(`${level}: ${message}`);
-  return new DirectoryProvider({ storeid, scfg, nodename: "node1", apiver: 15, log }, { root: node.root });
+  return modeOf({ log: node.log.slice(logStart) });
 }
 
 describe("two storages on one path", () => {
   it("each builds on its own backups only, with bitmaps of their own", TIMEOUT, async () => {
-    await using node = await TestNode.create();
+    await using node = await TestNode.create({ "dir-compression": "none" });
     await using guest = await startGuest(node);
     const ledger = new VmLedger(node, guest);
     const modes: string[] = [];
@@ -136,28 +127,28 @@ describe("two storages on one path", () => {
       modes.push(await backUpThrough(node, guest, ledger, storeid));
     }
     expect(modes).toEqual([
-      "full (first backup)",
-      "full (first backup)",
-      'incremental since "backup/100/qemu-1000"',
-      'incremental since "backup/100/qemu-1001"',
-      'incremental since "backup/100/qemu-1003"',
-      'incremental since "backup/100/qemu-1002"',
+      "full: first backup",
+      "full: first backup",
+      "incremental since backup/100/qemu-1000",
+      "incremental since backup/100/qemu-1001",
+      "incremental since backup/100/qemu-1003",
+      "incremental since backup/100/qemu-1002",
     ]);
     await ledger.expectAllRight();
   });
 
   it("do not back up one VM at once", async () => {
-    await using node = await TestNode.create();
+    await using node = await TestNode.create({ "dir-compression": "none" });
     await using guest = await startGuest(node);
     const ledger = new VmLedger(node, guest);
-    await using first = providerOf(node, "bk");
+    await using first = node.provider();
     await first.backupInit(VMID, "qemu", 5000, never);
-    await using second = providerOf(node, "other");
+    await using second = node.provider({}, {}, "other");
     const refusal = await refusalOf(second.backupInit(VMID, "qemu", 5000, never));
     expect(refusal.message).toMatch(/^Cannot lock guest 100: it is in use by process \d+ on /);
     await second.backupCleanup(VMID, "qemu", false, refusal.message, never);
     await first.backupCleanup(VMID, "qemu", false, "enough", never);
-    expect(await backUpThrough(node, guest, ledger, "other")).toBe("full (first backup)");
+    expect(await backUpThrough(node, guest, ledger, "other")).toBe("full: first backup");
     await ledger.expectAllRight();
   });
 });
@@ -182,9 +173,7 @@ describe("a clock that jumps back", () => {
     await guest.write(DISK, 9 * MIB, seededBytes("third", MIB));
     const epoch = early.takeEpoch();
     await using provider = node.provider();
-    await provider.backupInit(VMID, "qemu", epoch, never);
-    const modes = await provider.backupVmQueryIncremental(VMID, guest.devices, never);
-    const access = await guest.openBackup({ modes, oracleDir: `${node.dir}/jump` });
+    const { access } = await openJob(provider, guest, { epoch, oracleDir: `${node.dir}/jump` });
     vi.setSystemTime(1_000_000_000_000);
     await copyDisks(provider, guest, access);
     vi.setSystemTime(1_900_000_000_000);

@@ -10,11 +10,10 @@ import { ShimHooks } from "../support/hooks.ts";
 import { ModelContainer, playJob } from "../support/pve-job.ts";
 import { TestNode } from "../support/vm-job.ts";
 import { VmLedger } from "../support/vm-ledger.ts";
-import { DISK, MIB, startGuest, untilCopying } from "../support/vm-rules.ts";
+import { DISK, MIB, startGuest, untilCopying, VMID } from "../support/vm-rules.ts";
 
 const project = path.resolve(import.meta.dirname, "../..");
 const TIMEOUT = { timeout: 120_000 };
-const VMID = 100;
 const CTID = 200;
 
 let bundle: BridgeBundle;
@@ -48,7 +47,7 @@ class Installation {
   }
 
   async remove(): Promise<void> {
-    await rm(this.#dir, { recursive: true });
+    await rm(this.#dir, { recursive: true, force: true });
   }
 
   /** Another version that has nothing in common with this one. */
@@ -200,7 +199,7 @@ describe("a container's backup during which the installed files", () => {
       await ledger.expectAllRight();
       const made = await readdir(path.join(node.storePath, String(CTID)));
       expect(made.filter((name) => name !== "state.json")).toEqual(says === undefined ? ["lxc-5000"] : []);
-      await rm(path.join(node.dir, "installed"), { recursive: true, force: true });
+      await installation.remove();
       await rm(path.join(node.storePath, String(CTID)), { recursive: true, force: true });
       await installation.install();
       await using hooks = await setting.start();

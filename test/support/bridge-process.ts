@@ -13,8 +13,6 @@ export type BridgeBundle = Bundle;
 export interface BridgeOptions {
   /** Name of another host: the process gets host name and pids of its own. */
   readonly host?: string;
-  readonly storeid?: string;
-  readonly scfg?: Record<string, unknown>;
 }
 
 /** @param entryPoint the release's own, or one that starts the bridge in another way */
@@ -54,13 +52,14 @@ export class BridgeProcess implements AsyncDisposable {
     });
   }
 
-  static async start(bundle: BridgeBundle, node: TestNode, options: BridgeOptions = {}): Promise<BridgeProcess> {
-    const { host, storeid = node.storeid } = options;
+  static async start(bundle: BridgeBundle, node: TestNode, { host }: BridgeOptions = {}): Promise<BridgeProcess> {
     const bridge = new BridgeProcess(bundle.path, node, host);
+    const { storeid, storePath } = node;
     const scfg = {
-      ...{ path: node.storePath, "vm-backup-mode": "incremental", "dir-compression": "none" },
+      path: storePath,
+      "vm-backup-mode": "incremental",
+      "dir-compression": "none",
       "dir-device-view": "fuse",
-      ...options.scfg,
     };
     const hello = { "protocol-version": PROTOCOL_VERSION, storeid, scfg, apiver: 15, nodename: host ?? "node1" };
     await bridge.call("initialize", hello);

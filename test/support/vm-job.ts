@@ -55,7 +55,7 @@ export class TestNode implements AsyncDisposable {
   /** Where the storage's section says that the store is; changes with moveStore(). */
   storePath: string;
   readonly root: string;
-  readonly storeid = "bk";
+  readonly storeid: string = "bk";
   readonly log: string[] = [];
   /** What the Perl side would hold open. */
   handedOver: HandedOver | undefined;
@@ -75,7 +75,11 @@ export class TestNode implements AsyncDisposable {
     return node;
   }
 
-  provider(scfg: Record<string, unknown> = {}, options: DirectoryProviderOptions = {}): DirectoryProvider {
+  provider(
+    scfg: Record<string, unknown> = {},
+    options: DirectoryProviderOptions = {},
+    storeid = this.storeid,
+  ): DirectoryProvider {
     const log = (level: LogLevel, message: string): void => void this.log.push(`${level}: ${message}`);
     const perlSide = (): HandedOver => {
       if (this.handedOver === undefined) throw new Error("no device is handed over as a file");
@@ -83,7 +87,7 @@ export class TestNode implements AsyncDisposable {
     };
     return new DirectoryProvider(
       {
-        storeid: this.storeid,
+        storeid,
         scfg: {
           path: this.storePath,
           "vm-backup-mode": "incremental",

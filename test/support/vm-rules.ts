@@ -4,7 +4,14 @@
 import { readdir } from "node:fs/promises";
 import path from "node:path";
 import { expect } from "vitest";
-import { compareRaw, type LabBackup, LabGuest, seededBytes, until } from "../../fixtures/lab/index.ts";
+import {
+  type BackupOptions,
+  compareRaw,
+  type LabBackup,
+  LabGuest,
+  seededBytes,
+  until,
+} from "../../fixtures/lab/index.ts";
 import type { LabGuestOptions } from "../../fixtures/lab/lab-machine.ts";
 import type { HostError } from "../../src/core/index.ts";
 import type { DirectoryProvider } from "../../src/provider/index.ts";
@@ -70,7 +77,7 @@ export function modeOf(job: Pick<JobResult, "log">, device = DISK): string {
 export async function openJob(
   provider: DirectoryProvider,
   guest: LabGuest,
-  options: { readonly epoch: number; readonly oracleDir?: string; readonly fleecingBytes?: number },
+  options: { readonly epoch: number } & Pick<BackupOptions, "oracleDir" | "fleecingBytes" | "storeid">,
 ): Promise<{ archiveName: string; access: LabBackup }> {
   const { epoch, ...access } = options;
   await provider.jobInit();
