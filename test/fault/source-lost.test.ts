@@ -16,6 +16,7 @@ import {
   mustBackUp,
   never,
   openJob,
+  QEMU_ENDED,
   refusalOf,
   startGuest,
   untilCopying,
@@ -53,7 +54,7 @@ describe("an NBD server that is not what PVE said", () => {
       [
         2000,
         { nbdPath: path.join(node.dir, "no-such.sock") },
-        /^Cannot back up "drive-scsi0": the QEMU process of VM 100 ended its NBD server .*\(ENOENT\)$/,
+        /^Cannot back up "drive-scsi0": the QEMU process of VM 100 ended its NBD server during the backup \(ENOENT\)$/,
       ],
       [3000, { nbdPath: undefined }, /PVE named no NBD socket/],
       [4000, { bitmapName: "snapshot-access:other" }, /QEMU does not offer the bitmap "snapshot-access:other"/],
@@ -88,8 +89,7 @@ describe("QEMU that dies in mid-copy", () => {
     await guest.kill();
     const { code, message } = await copy;
     expect(code).toBe("NBD_CONNECTION");
-    expect(message).toMatch(/^Cannot [^\n]+$/);
-    expect(message).toMatch(/closed|lost|hung up|ended|gone|ECONNRESET/i); // by what was under way at that moment
+    expect(message).toMatch(QEMU_ENDED);
     await access.finish(false);
     await expectNothingLeft(node, provider, []);
     await guest.restart();

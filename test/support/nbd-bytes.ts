@@ -20,6 +20,7 @@ export const optionReply = (option: number, type: number, data = ""): Buffer =>
 
 export const REP_ACK = 1;
 export const REP_ERR_UNSUP = 0x80000001;
+export const REP_ERR_POLICY = 0x80000002;
 export const REP_ERR_UNKNOWN = 0x80000006;
 export const OPT_EXPORT_NAME = 1;
 export const OPT_LIST = 3;
@@ -27,6 +28,13 @@ export const OPT_GO = 7;
 export const OPT_STRUCTURED_REPLY = 8;
 export const OPT_LIST_META_CONTEXT = 9;
 export const OPT_SET_META_CONTEXT = 10;
+export const CMD_READ = 0;
+export const CMD_WRITE = 1;
+export const CMD_DISC = 2;
+export const CMD_TRIM = 4;
+export const CMD_BLOCK_STATUS = 7;
+export const EIO = 5;
+export const EINVAL = 22;
 
 /** NBD_REP_INFO with NBD_INFO_EXPORT: size u64, transmission flags u16. */
 export const exportInfo = (sizeBytes: number | bigint, flags: number): Buffer =>

@@ -17,6 +17,7 @@ import {
   REP_ACK,
   REP_ERR_UNSUP,
 } from "./nbd-bytes.ts";
+import { HungUpError, SocketBytes } from "./socket-bytes.ts";
 
 export interface FakeRequest {
   readonly flags: number;
@@ -42,34 +43,16 @@ export const ALL_FLAGS = 0x01 | 0x04 | 0x20 | 0x40;
 /** The server's end of one connection. */
 export class FakePeer {
   readonly socket: Socket;
-  #received: Buffer = Buffer.alloc(0);
-  #wake: () => void = () => undefined;
-  #isEnded = false;
+  readonly #bytes: SocketBytes;
 
   constructor(socket: Socket) {
     this.socket = socket;
-    socket.on("data", (data) => {
-      this.#received = Buffer.concat([this.#received, data]);
-      this.#wake();
-    });
-    socket.on("error", () => undefined);
-    socket.on("close", () => {
-      this.#isEnded = true;
-      this.#wake();
-    });
+    this.#bytes = new SocketBytes(socket);
   }
 
-  /** @throws if the client hangs up before */
+  /** @throws HungUpError if the client hangs up before */
   async take(length: number): Promise<Buffer> {
-    while (this.#received.length < length) {
-      if (this.#isEnded) throw new Error("the client hung up");
-      await new Promise<void>((resolve) => {
-        this.#wake = resolve;
-      });
-    }
-    const taken = this.#received.subarray(0, length);
-    this.#received = this.#received.subarray(length);
-    return taken;
+    return await this.#bytes.take(length);
   }
 
   send(...parts: Buffer[]): void {
@@ -141,7 +124,7 @@ export async function startFakeServer(script: (peer: FakePeer) => Promise<void>)
     socket.on("close", () => connections.delete(socket));
     // The client hanging up early is what many scripts provoke.
     script(new FakePeer(socket)).catch((error: unknown) => {
-      if (!(error instanceof Error && error.message === "the client hung up")) socket.destroy(error as Error);
+      if (!(error instanceof HungUpError)) socket.destroy(error as Error);
     });
   });
   await new Promise<void>((resolve) => server.listen(path, resolve));

@@ -3,7 +3,8 @@
 import { once } from "node:events";
 import { rm } from "node:fs/promises";
 import { connect, createServer, type Server, type Socket } from "node:net";
-import { bytes, DONE, errorChunk, OPT_GO, optionReply } from "./nbd-bytes.ts";
+import { CMD_WRITE, DONE, errorChunk, OPT_GO, optionReply, REP_ACK } from "./nbd-bytes.ts";
+import { SocketBytes } from "./socket-bytes.ts";
 
 /** What the client does; connections count from 1, requests are those of the protocol. */
 export type ClientStep =
@@ -37,8 +38,6 @@ const REQUEST_BYTES = 28;
 const CHUNK_HEADER_BYTES = 20;
 const SIMPLE_REPLY_BYTES = 16;
 const SIMPLE_REPLY_MAGIC = 0x67446698;
-const REP_ACK = 1;
-const CMD_WRITE = 1;
 
 export class NbdFaultProxy implements AsyncDisposable {
   readonly path: string;
@@ -88,8 +87,8 @@ export class NbdFaultProxy implements AsyncDisposable {
     server.once("close", () => client.end());
     client.once("close", () => server.destroy());
     await Promise.all([
-      this.#fromServer(new Intake(server), client),
-      this.#fromClient(connection, new Intake(client), server, client),
+      this.#fromServer(new SocketBytes(server), client),
+      this.#fromClient(connection, new SocketBytes(client), server, client),
     ]);
   }
 
@@ -100,30 +99,30 @@ export class NbdFaultProxy implements AsyncDisposable {
   }
 
   /** Message by message, so that an answer of ours never lands inside one of the server's. */
-  async #fromServer(intake: Intake, client: Socket): Promise<void> {
-    this.#send(client, await intake.take(GREETING_BYTES));
+  async #fromServer(received: SocketBytes, client: Socket): Promise<void> {
+    this.#send(client, await received.take(GREETING_BYTES));
     for (let isTransmission = false; !isTransmission; ) {
-      const header = await intake.take(OPTION_REPLY_HEADER_BYTES);
-      const data = await intake.take(header.readUInt32BE(16));
+      const header = await received.take(OPTION_REPLY_HEADER_BYTES);
+      const data = await received.take(header.readUInt32BE(16));
       this.#send(client, Buffer.concat([header, data]));
       isTransmission = header.readUInt32BE(8) === OPT_GO && header.readUInt32BE(12) === REP_ACK;
     }
     for (;;) {
-      const start = await intake.take(SIMPLE_REPLY_BYTES); // QEMU's answer where there is no data and no error
+      const start = await received.take(SIMPLE_REPLY_BYTES); // QEMU's answer where there is no data and no error
       if (start.readUInt32BE(0) === SIMPLE_REPLY_MAGIC) {
         this.#send(client, start);
         continue;
       }
-      const length = await intake.take(CHUNK_HEADER_BYTES - SIMPLE_REPLY_BYTES);
-      this.#send(client, Buffer.concat([start, length, await intake.take(length.readUInt32BE(0))]));
+      const length = await received.take(CHUNK_HEADER_BYTES - SIMPLE_REPLY_BYTES);
+      this.#send(client, Buffer.concat([start, length, await received.take(length.readUInt32BE(0))]));
     }
   }
 
-  async #fromClient(connection: number, intake: Intake, server: Socket, client: Socket): Promise<void> {
-    this.#send(server, await intake.take(4)); // client flags
+  async #fromClient(connection: number, received: SocketBytes, server: Socket, client: Socket): Promise<void> {
+    this.#send(server, await received.take(4)); // client flags
     for (let option = 0; option !== OPT_GO; ) {
-      const header = await intake.take(OPTION_HEADER_BYTES);
-      const data = await intake.take(header.readUInt32BE(12));
+      const header = await received.take(OPTION_HEADER_BYTES);
+      const data = await received.take(header.readUInt32BE(12));
       option = header.readUInt32BE(8);
       const verdict = await this.#judge({ kind: "option", connection, option });
       if (verdict === "over") return;
@@ -131,12 +130,12 @@ export class NbdFaultProxy implements AsyncDisposable {
       else this.#send(client, optionReply(option, verdict.error));
     }
     for (;;) {
-      const header = await intake.take(REQUEST_BYTES);
+      const header = await received.take(REQUEST_BYTES);
       const type = header.readUInt16BE(6);
       const cookie = header.readBigUInt64BE(8);
       const offset = Number(header.readBigUInt64BE(16));
       const length = header.readUInt32BE(24);
-      const payload = await intake.take(type === CMD_WRITE ? length : 0);
+      const payload = await received.take(type === CMD_WRITE ? length : 0);
       const verdict = await this.#judge({ kind: "request", connection, type, cookie, offset, length });
       if (verdict === "over") return;
       if (verdict === "pass") this.#send(server, Buffer.concat([header, payload]));
@@ -164,30 +163,3 @@ export class NbdFaultProxy implements AsyncDisposable {
     if (!this.#isHanging && socket.writable) socket.write(message);
   }
 }
-
-/** The bytes of a socket, a number at a time; rejects at its end. */
-class Intake {
-  readonly #chunks: AsyncIterator<Buffer>;
-  #held: Buffer = bytes();
-
-  constructor(socket: Socket) {
-    this.#chunks = socket[Symbol.asyncIterator]();
-  }
-
-  async take(length: number): Promise<Buffer> {
-    while (this.#held.length < length) {
-      const { done, value } = await this.#chunks.next();
-      if (done === true) throw new Error("the other side is gone");
-      this.#held = Buffer.concat([this.#held, value]);
-    }
-    const taken = this.#held.subarray(0, length);
-    this.#held = this.#held.subarray(length);
-    return taken;
-  }
-}
-
-/** NBD's own numbers. */
-export const EIO = 5;
-export const EINVAL = 22;
-/** NBD_REP_ERR_POLICY. */
-export const REP_ERR_POLICY = 0x80000002;

@@ -22,6 +22,9 @@ export const VMID = 100;
 export const DISK = "drive-scsi0";
 export const DISK_BYTES = 24 * MIB;
 export const never = new AbortController().signal;
+/** What a job says when the guest's QEMU dies during its backup. */
+export const QEMU_ENDED =
+  /^Cannot back up "drive-scsi0": the QEMU process of VM 100 ended its NBD server during the backup \(E[A-Z]+\)$/;
 
 /** A running VM 100 with some data on its disk. */
 export async function startGuest(node: TestNode, options: Partial<LabGuestOptions> = {}): Promise<LabGuest> {

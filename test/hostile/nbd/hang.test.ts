@@ -45,10 +45,10 @@ describe("a server that hangs up and reads nothing more", () => {
       peer.socket.pause();
       peer.socket.end();
     });
-    const startMs = performance.now();
     const failure = await failureOf(talk.connection.write(0, Buffer.alloc(1 << 20), patience()));
-    expect(failure).toMatchObject({ code: "NBD_CONNECTION" });
-    expect(performance.now() - startMs).toBeLessThan(15_000);
+    // Because of the hang-up, and not of an answer that was waited for in vain.
+    const errno = expect.stringMatching(/^(ECONNRESET|EPIPE)$/);
+    expect(failure).toMatchObject({ code: "NBD_CONNECTION", error: { errno } });
   });
 });
 
