@@ -224,6 +224,7 @@ describe("the end of the bridge process", () => {
     peer.child.stdin?.end();
     expect(await peer.exited).toEqual([0, null]);
     expect(performance.now() - begin).toBeGreaterThan(9_000);
+    expect(performance.now() - begin).toBeLessThan(40_000); // a provider that hangs would never end
   });
 
   it.each(["Content-Length: x\r\n\r\n{}", "Content-Length: 1\r\n\r\n{", "Content-Type: x\r\n\r\n{}"])(
