@@ -2,7 +2,6 @@
 // Every crafted image before the library: refused by the first who can, with a reason that names the file.
 import { readFileSync, writeFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import { HostError } from "../../../src/core/index.ts";
 import { checkQcow2, Qcow2Chain, readQcow2Header } from "../../../src/qcow2/index.ts";
 import { openFiles, qemuCheck, qemuImg, scratchDir } from "../../support/qcow2-images.ts";
 import { requireTool } from "../../support/tools.ts";
@@ -18,7 +17,6 @@ async function judge(path: string): Promise<Readonly<Record<Stage, string | unde
     try {
       return await act();
     } catch (error) {
-      expect(error).toBeInstanceOf(HostError);
       return expectHostError(error).message;
     }
   };

@@ -129,17 +129,22 @@ describe("a store", () => {
     await writeFile(image, new Handmade().bytes);
   });
 
-  it.each(REFUSED_BEFORE)("does not restore or build on $name, also with a manifest that fits it", async ({ make }) => {
-    const bytes = make();
-    await writeFile(image, bytes);
-    await forge(bytes);
-    expect(await restoreRefusal(VOLNAME)).toContain(image);
-    const sizeBytes = Math.min(Number.MAX_SAFE_INTEGER, Number(bytes.readBigUInt64BE(24)));
-    expect(await nextMode(sizeBytes)).toBe("new");
-    const decision = await decide(store, { sizeBytes, guest: { vmgenid: VMGENID } });
-    expect(decision).toMatch(/^(base damaged: |use )/);
-    if (decision.startsWith("base")) expect(decision).toContain(image);
-  });
+  it.each(REFUSED_BEFORE)(
+    "does not restore or build on $name, also with a manifest that fits it",
+    async ({ make, stage }) => {
+      const bytes = make();
+      await writeFile(image, bytes);
+      await forge(bytes);
+      expect(await restoreRefusal(VOLNAME)).toContain(image);
+      const sizeBytes = Math.min(Number.MAX_SAFE_INTEGER, Number(bytes.readBigUInt64BE(24)));
+      expect(await nextMode(sizeBytes)).toBe("new");
+      const decision = await decide(store, { sizeBytes, guest: { vmgenid: VMGENID } });
+      // The store looks at headers and chains; the tables are for the provider, which has answered above.
+      if (stage === "check") return expect(decision).toBe("use 100/qemu-1700000000");
+      expect(decision).toMatch(/^base damaged: /);
+      expect(decision).toContain(image);
+    },
+  );
 
   it.each(REFUSED_BEFORE)("does not restore $name from a folder of the upstream example", async ({ make }) => {
     const path = join(await makeLegacy(lab, "qemu-200", { [DEVICE]: make() }), `${DEVICE}.qcow2`);

@@ -88,7 +88,10 @@ export const CRAFTED: readonly Crafted[] = [
       image.u64(72, 1n << bit),
     ),
   ),
-  crafted("encryption", "header", /is encrypted \(method 2\)/, (image) => image.u32(32, 2)),
+  crafted("encryption", "header", /is encrypted \(method 1\)/, (image) => image.u32(32, 1)),
+  crafted("encryption by LUKS", "header", /is encrypted \(method 2\)/, (image) =>
+    image.u32(32, 2).extension(112, 0x0537be77, Buffer.alloc(16)),
+  ),
   crafted("an unknown compression type", "header", /compression type is 9/, (image) => image.u64(72, 8n).u8(104, 9)),
   crafted("internal snapshots", "check", /internal snapshots or bitmaps/, (image) =>
     image.u32(60, 1).u64(64, 1n << 40n),

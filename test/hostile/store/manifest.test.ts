@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Generated manifests: what is taken is exactly what docs/store-format.md allows.
-import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { JsonProblem } from "../../../src/store/json.ts";
 import { type Manifest, parseManifest } from "../../../src/store/manifest.ts";
-import { byteEdits, CASES, CASES_TIMEOUT_MS, editBytes, expectOneLine, kindOf, must, Tally } from "../cases.ts";
-import { editJson, jsonEdits } from "../json-cases.ts";
+import { CASES, CASES_TIMEOUT_MS, must } from "../cases.ts";
+import { holdToFormat } from "./hold-to-format.ts";
 import { fits } from "./shapes.ts";
 
 const UUID = "12345678-9abc-4def-8012-3456789abcde";
@@ -66,29 +65,20 @@ describe("parseManifest()", () => {
   it(
     "takes exactly what the format allows, and says of the rest in one line what is wrong",
     () => {
-      const tally = new Tally();
-      fc.assert(
-        fc.property(fc.nat(SOUND.length - 1), jsonEdits, byteEdits, fc.nat(3), (index, edits, bytes, part) => {
-          const text = editJson(SOUND[index], edits);
-          const input = part === 0 ? editBytes(Buffer.from(text), bytes) : Buffer.from(text);
-          const wanted = isShape(input.toString()) && isConsistent(input.toString());
-          let manifest: Manifest | undefined;
-          try {
-            manifest = parseManifest(input);
-          } catch (error) {
-            if (!(error instanceof JsonProblem)) throw error;
-            expectOneLine(error.message);
-            tally.add(/^it is not JSON/.test(error.message) ? "no JSON" : kindOf(error.message));
-          }
-          must((manifest !== undefined) === wanted, `wanted ${wanted}: ${input}`);
-          if (manifest === undefined) return;
-          tally.add(edits.length === 0 && part !== 0 ? "sound" : "taken in spite of an edit");
-          const said = JSON.parse(input.toString()) as Record<string, unknown>;
-          for (const [name, value] of Object.entries(manifest)) {
-            if (typeof value !== "object") must(value === said[name], `${name} is what the file says`);
-          }
-        }),
-        { seed: 61, numRuns: CASES },
+      const tally = holdToFormat(
+        {
+          sound: SOUND,
+          parse: parseManifest,
+          allows: (text) => isShape(text) && isConsistent(text),
+          check: (manifest, text) => {
+            const said = JSON.parse(text) as Record<string, unknown>;
+            for (const [name, value] of Object.entries(manifest)) {
+              if (typeof value !== "object") must(value === said[name], `${name} is what the file says`);
+            }
+          },
+        },
+        61,
+        CASES,
       );
       tally.expectAtLeast({
         sound: 10_000,

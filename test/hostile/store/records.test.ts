@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Generated state files, witnesses, locks and attributes: what is taken is exactly what the format allows.
-import fc from "fast-check";
 import { describe, it } from "vitest";
 import { parseAttributes } from "../../../src/store/attributes.ts";
-import { JsonProblem } from "../../../src/store/json.ts";
 import { decodeLockRecord } from "../../../src/store/lock-record.ts";
 import { parseState } from "../../../src/store/state.ts";
 import { parseWitness } from "../../../src/store/witness.ts";
-import { byteEdits, CASES, CASES_TIMEOUT_MS, editBytes, expectOneLine, kindOf, must, Tally } from "../cases.ts";
-import { editJson, jsonEdits } from "../json-cases.ts";
+import { CASES, CASES_TIMEOUT_MS } from "../cases.ts";
+import { holdToFormat } from "./hold-to-format.ts";
 import { fits, type SHAPES } from "./shapes.ts";
 
 const UUID = "12345678-9abc-4def-8012-3456789abcde";
@@ -16,34 +14,13 @@ const OTHER = "00000000-1111-4222-8333-444444444444";
 const process = { bootId: OTHER, pid: 4711, startTime: "123456" };
 const head = (format: string) => ({ format: `pve-backup-host-${format}`, version: 1 });
 
-/** Runs the cases of one kind of file through `parse` and the shape; both must take the same ones. */
 function compare(
   shape: keyof typeof SHAPES,
   sound: readonly object[],
   parse: (bytes: Buffer) => unknown,
   runs: number,
 ): void {
-  const isShape = fits(shape);
-  const tally = new Tally();
-  fc.assert(
-    fc.property(fc.nat(sound.length - 1), jsonEdits, byteEdits, fc.nat(3), (index, edits, bytes, part) => {
-      const text = Buffer.from(editJson(sound[index], edits));
-      const input = part === 0 ? editBytes(text, bytes) : text;
-      let isTaken = false;
-      try {
-        isTaken = parse(input) !== undefined;
-        if (!isTaken) tally.add("refused");
-      } catch (error) {
-        if (!(error instanceof JsonProblem)) throw error;
-        expectOneLine(error.message);
-        tally.add("refused");
-        tally.add(/^it is not JSON/.test(error.message) ? "no JSON" : kindOf(error.message));
-      }
-      must(isTaken === isShape(input.toString()), `taken: ${isTaken}: ${input}`);
-      if (isTaken) tally.add(text === input && edits.length === 0 ? "sound" : "taken in spite of an edit");
-    }),
-    { seed: 62, numRuns: runs },
-  );
+  const tally = holdToFormat({ sound, parse, allows: fits(shape) }, 62, runs);
   tally.expectAtLeast({ sound: runs / 10, "taken in spite of an edit": runs / 50, refused: runs / 3 });
 }
 
