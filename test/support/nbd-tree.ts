@@ -50,6 +50,14 @@ export class NbdTree implements AsyncDisposable {
     await (pid === undefined ? rm(file) : writeFile(file, `${pid}\n`));
   }
 
+  /** The socket of a qemu-nbd that was killed. */
+  async leaveSocket(index: number): Promise<string> {
+    const file = path.join(this.host.sockets, `qemu-nbd-nbd${index}`);
+    const script = "use IO::Socket::UNIX; IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 1) or die $!";
+    await run("perl", ["-e", script, file]);
+    return file;
+  }
+
   get reservationFile(): string {
     return path.join(this.host.run, "qemu-server/reserved-dev-nbd-nodes");
   }

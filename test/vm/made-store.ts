@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The store that the test machine restores from: backups of a lab guest with two disks, made on the host.
-import { createHash } from "node:crypto";
-import { createReadStream } from "node:fs";
-import { stat } from "node:fs/promises";
 import path from "node:path";
-import { pipeline } from "node:stream/promises";
 import { LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
 import { backUp, type TestNode } from "../support/vm-job.ts";
+import { contentOf } from "./content.ts";
 import type { ExpectedDisk, ExpectedPoint } from "./protocol.ts";
 
 const MIB = 2 ** 20;
@@ -41,15 +38,8 @@ export async function makeStore(node: TestNode): Promise<ExpectedPoint[]> {
 async function backUpOnce(node: TestNode, guest: LabGuest, epoch: number): Promise<ExpectedPoint> {
   const job = await backUp(node, guest, { epoch, oracleDir: path.join(node.dir, `oracle-${epoch}`) });
   if (job.volname === undefined) throw new Error(`the backup failed: ${String(job.error)}\n${job.log.join("\n")}`);
-  const disks: ExpectedDisk[] = [];
-  for (const [device, file] of job.oracles) {
-    disks.push({ device, sizeBytes: (await stat(file)).size, sha256: await digestOf(file) });
-  }
-  return { volname: job.volname, disks };
-}
-
-async function digestOf(file: string): Promise<string> {
-  const digest = createHash("sha256");
-  await pipeline(createReadStream(file), digest);
-  return digest.digest("hex");
+  const diskOf = async (device: string): Promise<ExpectedDisk> => {
+    return { device, ...(await contentOf(job.oracles.get(device) ?? "no such copy")) };
+  };
+  return { volname: job.volname, disks: [await diskOf(FIRST), await diskOf(SECOND)] };
 }

@@ -3,7 +3,7 @@
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import { GuestRoot, koffiFolders } from "../../fixtures/vm/guest-root.ts";
+import { GuestRoot } from "../../fixtures/vm/guest-root.ts";
 import { runMachine } from "../../fixtures/vm/machine.ts";
 import { TestNode } from "../support/vm-job.ts";
 import { Judge } from "./judge.ts";
@@ -25,9 +25,7 @@ async function buildInitrd(work: string, kernelDir: string, expected: Expected, 
     if (name.includes(".ko")) await root.add(path.join(kernelDir, name), path.join(NBD_MODULE_FOLDER, name));
   }
   await root.add(path.join(dist, "test-vm-guest.mjs"), GUEST_PROGRAM);
-  for (const folder of await koffiFolders(path.join(dist, "node_modules"))) {
-    await root.add(path.join(dist, "node_modules", folder), path.join("/opt/test/node_modules", folder));
-  }
+  await root.add(path.join(dist, "node_modules"), path.join(path.dirname(GUEST_PROGRAM), "node_modules"));
   await root.add(store, GUEST_STORE);
   const list = path.join(work, "expected.json");
   await writeFile(list, JSON.stringify(expected));

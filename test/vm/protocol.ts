@@ -11,7 +11,7 @@ export interface ExpectedDisk {
 
 export interface ExpectedPoint {
   readonly volname: string;
-  readonly disks: readonly ExpectedDisk[];
+  readonly disks: readonly [ExpectedDisk, ExpectedDisk];
 }
 
 /** The content of EXPECTED_FILE. */

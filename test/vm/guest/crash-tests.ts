@@ -4,10 +4,9 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { open, rm, truncate, writeFile } from "node:fs/promises";
 import { until } from "../../../fixtures/lab/index.ts";
-import type { ExpectedDisk } from "../protocol.ts";
 import type { VmTest } from "./runner.ts";
 import {
-  contentOf,
+  expectDisk,
   firstLine,
   isConnected,
   leftovers,
@@ -22,7 +21,7 @@ import {
   startRole,
 } from "./world.ts";
 
-const [first, second] = newestPoint.disks as [ExpectedDisk, ExpectedDisk];
+const [first, second] = newestPoint.disks;
 
 /** The role "hold": offers both disks as nodes, prints them, and stays. */
 export async function holdNodes(): Promise<void> {
@@ -35,8 +34,7 @@ export async function holdNodes(): Promise<void> {
 async function expectNextRestore(): Promise<void> {
   {
     await using restore = await Restore.begin(newestPoint, "nbd");
-    const { sizeBytes, sha256 } = second;
-    assert.deepEqual(await contentOf(await restore.offer(second.device)), { sizeBytes, sha256 });
+    await expectDisk(await restore.offer(second.device), second);
     assert.deepEqual(restore.log, []);
   }
   assert.deepEqual(await leftovers(), nothing);

@@ -7,7 +7,7 @@ import { runTests } from "./runner.ts";
 
 const [role, argument] = process.argv.slice(2);
 if (role === "hold") await holdNodes();
-else if (role === "contend") await contend(Number(argument));
+else if (role === "contend") await contend(argument === "0" ? 0 : 1);
 else {
   const isAlive = await runTests([...beforeModule, ...restores, ...reservations, ...crashes, ...atTheEnd]);
   process.exit(isAlive ? 0 : 1); // a test that hangs must not keep the machine up

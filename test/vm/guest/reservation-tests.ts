@@ -39,7 +39,7 @@ const ROUND_TIMEOUT_MS = 60_000;
 const HELD = "/tmp/held";
 const host = nbdHost();
 const nowSeconds = (): number => Math.floor(Date.now() / 1_000);
-const second = fullPoint.disks[1] as ExpectedDisk;
+const [, second] = fullPoint.disks;
 
 async function reserveByOthers(lines: readonly string[]): Promise<AsyncDisposable> {
   await mkdir(path.dirname(RESERVATIONS), { recursive: true });
@@ -140,8 +140,8 @@ interface Contest {
 }
 
 /** The role "contend": reserves node 0 again and again, connects it now and then, and says what it saw. */
-export async function contend(which: number): Promise<void> {
-  const disk = fullPoint.disks[which] as ExpectedDisk;
+export async function contend(which: 0 | 1): Promise<void> {
+  const disk = fullPoint.disks[which];
   const seen: Contest = { rounds: 0, connected: 0, refused: 0, trouble: [] };
   for (; seen.rounds < ROUNDS; seen.rounds++) {
     if (seen.rounds % CONNECT_EVERY === 0) await connectOnce(disk, seen);

@@ -6,7 +6,7 @@ import { NBD_MODULE_FOLDER } from "../protocol.ts";
 import type { VmTest } from "./runner.ts";
 import {
   connectForeign,
-  contentOf,
+  expectDisk,
   fullImage,
   fullPoint,
   leftovers,
@@ -22,7 +22,7 @@ import {
   run,
 } from "./world.ts";
 
-const [first, second] = fullPoint.disks as [(typeof fullPoint.disks)[0], (typeof fullPoint.disks)[0]];
+const [first, second] = fullPoint.disks;
 
 export const beforeModule: VmTest[] = [
   {
@@ -108,7 +108,3 @@ export const restores: VmTest[] = [
     },
   },
 ];
-
-async function expectDisk(file: string, disk: (typeof fullPoint.disks)[0] | undefined): Promise<void> {
-  assert.deepEqual(await contentOf(file), { sizeBytes: disk?.sizeBytes, sha256: disk?.sha256 });
-}

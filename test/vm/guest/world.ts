@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What the tests in the machine share: the expected content, a restore as PVE makes it, other users of /dev/nbdX,
 // and a look at what is left. Nothing here asks the code under test about nodes: sysfs and /proc are the judges.
+import assert from "node:assert/strict";
 import { type ChildProcess, execFile, spawn } from "node:child_process";
-import { createHash } from "node:crypto";
 import { once } from "node:events";
-import { createReadStream, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 import { promisify } from "node:util";
 import { until } from "../../../fixtures/lab/index.ts";
 import { DirectoryProvider } from "../../../src/provider/index.ts";
+import { contentOf } from "../content.ts";
 import {
   EXPECTED_FILE,
   type Expected,
@@ -83,15 +84,8 @@ export async function connectForeign(node: number, image: string): Promise<Async
   };
 }
 
-/** Size and digest of all a file or a block device gives until its end. */
-export async function contentOf(file: string): Promise<{ sizeBytes: number; sha256: string }> {
-  const digest = createHash("sha256");
-  let sizeBytes = 0;
-  for await (const bytes of createReadStream(file, { highWaterMark: 2 ** 20 })) {
-    digest.update(bytes as Buffer);
-    sizeBytes += (bytes as Buffer).length;
-  }
-  return { sizeBytes, sha256: digest.digest("hex") };
+export async function expectDisk(file: string, { sizeBytes, sha256 }: ExpectedDisk): Promise<void> {
+  assert.deepEqual(await contentOf(file), { sizeBytes, sha256 });
 }
 
 export async function isConnected(node: number): Promise<boolean> {
