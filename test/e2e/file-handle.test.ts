@@ -5,17 +5,7 @@ import { describe, expect, it } from "vitest";
 import { compareImages, isSnapshotSafeFromZeroes, seededBytes } from "../../fixtures/lab/index.ts";
 import { type HandedOver, handing } from "../support/file-handles.ts";
 import { list, TestNode } from "../support/vm-job.ts";
-import {
-  DISK,
-  expectRestores,
-  MIB,
-  modeOf,
-  mustBackUp,
-  never,
-  openJob,
-  startGuest,
-  VMID,
-} from "../support/vm-rules.ts";
+import { DISK, expectRestores, MIB, modeOf, mustBackUp, never, openJob, startGuest } from "../support/vm-rules.ts";
 
 const KIB = 1024;
 
@@ -143,18 +133,18 @@ describe("a backup through file handles", () => {
       node.handedOver = await handing(lies)(access);
       const { volumes } = node.handedOver;
       const info = { bandwidthLimit: 0, firewallConfig: undefined };
-      const isDone = await provider.backupVm(VMID, Buffer.from(guest.guestConfig), volumes, info, never).then(
+      const isDone = await provider.backupVm(guest.vmid, Buffer.from(guest.guestConfig), volumes, info, never).then(
         () => true,
         () => false,
       );
       const openAtEnd = await openFuseFiles();
       await node.handedOver[Symbol.asyncDispose]();
       await access.finish(isDone);
-      await provider.backupCleanup(VMID, "qemu", isDone, undefined, never);
+      await provider.backupCleanup(guest.vmid, "qemu", isDone, undefined, never);
       expect(isDone).toBe(wanted);
       expect(openAtEnd).toHaveLength(1); // the Perl side's own
     }
-    expect(await list(node, VMID)).toEqual(["backup/100/qemu-1000"]);
+    expect(await list(node, guest.vmid)).toEqual(["backup/100/qemu-1000"]);
   });
 
   it("gives up what is safely written, in batches inside the disk's dirty regions", async () => {

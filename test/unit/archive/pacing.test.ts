@@ -9,7 +9,7 @@ const MIB = 1024 * KIB;
 /** A machine with one program that reads, and a clock that moves with what is done. */
 const machine = vi.hoisted(() => ({ nowMs: 0, bytesPerMs: 0, readBytes: 0, isStopped: false, look: async () => {} }));
 
-/** The program needs as long to begin to read. */
+/** The program begins to read before its share is so large that it may run unwatched: up to a late look then. */
 const START_MS = 30;
 /** What a look at the clock or at the program costs. */
 const GLANCE_MS = 0.01;
