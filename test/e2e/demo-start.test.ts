@@ -6,13 +6,13 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type BridgeBundle, buildBridge } from "../support/bridge-process.ts";
+import { type Bundle, buildProgram } from "../support/bundle.ts";
 
-let demo: BridgeBundle;
+let demo: Bundle;
 let work: string;
 
 beforeAll(async () => {
-  demo = await buildBridge("fixtures/demo/demo.ts");
+  demo = await buildProgram("fixtures/demo/demo.ts");
   work = await mkdtemp(path.join(tmpdir(), "demo-start-"));
 });
 

@@ -2,27 +2,26 @@
 // Every crafted image in a store: in place of a committed image, with a manifest that was forged to fit it, and
 // in a folder as the upstream example leaves it. No restore begins with it, and no backup builds on it.
 import { createHash } from "node:crypto";
-import { mkdir, open, writeFile } from "node:fs/promises";
+import { open, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { DirectoryProvider } from "../../../src/provider/index.ts";
+import type { DirectoryProvider } from "../../../src/provider/index.ts";
 import type { Store } from "../../../src/store/index.ts";
 import { requireTool } from "../../support/tools.ts";
 import { createLab, decide, editJson, type Lab, makeLegacy, NEVER, VMGENID } from "../../unit/store/lab.ts";
 import { expectHostError } from "../cases.ts";
+import { AskedProvider, DEVICE, GUEST_CONFIG } from "./asked-provider.ts";
 import { CRAFTED } from "./crafted.ts";
 import { Handmade, MIB } from "./handmade.ts";
 
-const DEVICE = "drive-scsi0";
 const VOLNAME = "backup/100/qemu-1700000000";
-const config = `memory: 512\nvmgenid: ${VMGENID}\n`;
 
 let lab: Lab;
 let store: Store;
 let image: string;
 let manifest: string;
+let asked: AskedProvider;
 let provider: DirectoryProvider;
-let epoch = 1_800_000_000;
 
 /** One committed backup of guest 100, with a sound image, and a node on which its guest runs. */
 beforeAll(async () => {
@@ -31,7 +30,7 @@ beforeAll(async () => {
   {
     await using lock = await store.lockGuest(100, NEVER);
     await using staged = await store.beginPoint({ lock, type: "qemu", epoch: 1_700_000_000, signal: NEVER });
-    await staged.writeFile("guest.conf", Buffer.from(config));
+    await staged.writeFile("guest.conf", Buffer.from(GUEST_CONFIG));
     const { bytes } = new Handmade();
     await writeFile(staged.pathOf(`${DEVICE}.qcow2`), bytes);
     const digest = { algorithm: "sha256", value: createHash("sha256").update(bytes).digest("hex") } as const;
@@ -41,19 +40,12 @@ beforeAll(async () => {
   }
   image = join(lab.path, "100/qemu-1700000000", `${DEVICE}.qcow2`);
   manifest = join(lab.path, "100/qemu-1700000000/manifest.json");
-  await mkdir(join(lab.root, "etc/pve/qemu-server"), { recursive: true });
-  await writeFile(join(lab.root, "etc/pve/qemu-server/100.conf"), config);
-  provider = new DirectoryProvider(
-    {
-      ...{ storeid: "bk", nodename: "pve1", apiver: 15, log: () => undefined },
-      scfg: { path: lab.path, "vm-backup-mode": "incremental", "dir-compression": "none" },
-    },
-    { root: lab.root },
-  );
+  asked = await AskedProvider.open(lab);
+  provider = asked.provider;
 });
 
 afterAll(async () => {
-  await provider[Symbol.asyncDispose]();
+  await asked[Symbol.asyncDispose]();
   await lab[Symbol.asyncDispose]();
 });
 
@@ -82,14 +74,6 @@ async function restoreRefusal(volname: string): Promise<string | undefined> {
   }
 }
 
-/** What the next backup is told to do with its bitmap. */
-async function nextMode(sizeBytes: number): Promise<string | undefined> {
-  await provider.backupInit(100, "qemu", epoch++, NEVER);
-  const modes = await provider.backupVmQueryIncremental(100, new Map([[DEVICE, { size: sizeBytes }]]), NEVER);
-  await provider.backupCleanup(100, "qemu", false, "it was only a question", NEVER);
-  return modes.get(DEVICE);
-}
-
 /** Bytes from the raw file that a restore would read. */
 async function readOffered(volname: string): Promise<Buffer> {
   await provider.restoreVmInit(volname, NEVER);
@@ -109,13 +93,13 @@ const REFUSED_AT_READ = CRAFTED.filter(({ stage }) => stage === "read");
 describe("a store", () => {
   it("is sound before anything is swapped", async () => {
     expect(await restoreRefusal(VOLNAME)).toBeUndefined();
-    expect(await nextMode(MIB)).toBe("use");
+    expect(await asked.nextMode(MIB)).toBe("use");
   });
 
   it("does not take another sound image of the same size for the committed one", async () => {
     await writeFile(image, new Handmade({ compressionType: 1 }).bytes);
     expect(await restoreRefusal(VOLNAME)).toBe(`Cannot use "${image}": its header is not the recorded one`);
-    expect(await nextMode(MIB)).toBe("new");
+    expect(await asked.nextMode(MIB)).toBe("new");
     await writeFile(image, new Handmade().bytes);
   });
 
@@ -125,7 +109,7 @@ describe("a store", () => {
     const refusal = await restoreRefusal(VOLNAME);
     // What the tables do not tell is for the digest, or for whoever reads the data.
     if (stage !== "read") expect(refusal).toMatch(/drive-scsi0\.qcow2/);
-    expect(await nextMode(MIB)).toBe(refusal === undefined ? "use" : "new");
+    expect(await asked.nextMode(MIB)).toBe(refusal === undefined ? "use" : "new");
     await writeFile(image, new Handmade().bytes);
   });
 
@@ -137,7 +121,7 @@ describe("a store", () => {
       await forge(bytes);
       expect(await restoreRefusal(VOLNAME)).toContain(image);
       const sizeBytes = Math.min(Number.MAX_SAFE_INTEGER, Number(bytes.readBigUInt64BE(24)));
-      expect(await nextMode(sizeBytes)).toBe("new");
+      expect(await asked.nextMode(sizeBytes)).toBe("new");
       const decision = await decide(store, { sizeBytes, guest: { vmgenid: VMGENID } });
       // The store looks at headers and chains; the tables are for the provider, which has answered above.
       if (stage === "check") return expect(decision).toBe("use 100/qemu-1700000000");

@@ -1,24 +1,21 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // A chain that cannot be opened when the time has come must not be promised before: QEMU would be asked for the
 // changes since its top again and again.
-import { mkdir, stat, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { stat } from "node:fs/promises";
 import { expect, it } from "vitest";
-import { DirectoryProvider } from "../../../src/provider/index.ts";
 import { Qcow2Writer } from "../../../src/qcow2/index.ts";
 import type { Point, Store } from "../../../src/store/index.ts";
-import { createLab, NEVER, VMGENID } from "../../unit/store/lab.ts";
+import { createLab, NEVER } from "../../unit/store/lab.ts";
+import { AskedProvider, DEVICE, GUEST_CONFIG } from "./asked-provider.ts";
 
-const DEVICE = "drive-scsi0";
 /** The L1 table of such a disk has 16 MiB, and 256 are the most that a chain may have. */
 const DISK_BYTES = 2 ** 50;
 const IMAGES_THAT_FIT = 16;
-const CONFIG = `memory: 512\nvmgenid: ${VMGENID}\n`;
 
 async function commitEmpty(store: Store, epoch: number, base: Point | undefined): Promise<Point> {
   await using lock = await store.lockGuest(100, NEVER);
   await using staged = await store.beginPoint({ lock, type: "qemu", epoch, signal: NEVER });
-  await staged.writeFile("guest.conf", Buffer.from(CONFIG));
+  await staged.writeFile("guest.conf", Buffer.from(GUEST_CONFIG));
   const path = staged.pathOf(`${DEVICE}.qcow2`);
   const backing =
     base === undefined ? undefined : { file: `../${base.folderName}/${DEVICE}.qcow2`, format: "qcow2" as const };
@@ -43,25 +40,10 @@ async function commitEmpty(store: Store, epoch: number, base: Point | undefined)
 it("a chain whose L1 tables are too large together is not built on", async () => {
   await using lab = await createLab();
   const store = await lab.open();
-  await mkdir(join(lab.root, "etc/pve/qemu-server"), { recursive: true });
-  await writeFile(join(lab.root, "etc/pve/qemu-server/100.conf"), CONFIG);
-  await using provider = new DirectoryProvider(
-    {
-      ...{ storeid: "bk", nodename: "pve1", apiver: 15, log: () => undefined },
-      scfg: { path: lab.path, "vm-backup-mode": "incremental", "dir-compression": "none" },
-    },
-    { root: lab.root },
-  );
-  let epoch = 1_800_000_000;
-  const nextMode = async (): Promise<string | undefined> => {
-    await provider.backupInit(100, "qemu", epoch++, NEVER);
-    const modes = await provider.backupVmQueryIncremental(100, new Map([[DEVICE, { size: DISK_BYTES }]]), NEVER);
-    await provider.backupCleanup(100, "qemu", false, "it was only a question", NEVER);
-    return modes.get(DEVICE);
-  };
+  await using asked = await AskedProvider.open(lab);
   let top: Point | undefined;
   for (let image = 0; image < IMAGES_THAT_FIT; image++) top = await commitEmpty(store, 1_700_000_000 + image, top);
-  expect(await nextMode()).toBe("use");
+  expect(await asked.nextMode(DISK_BYTES)).toBe("use");
   await commitEmpty(store, 1_700_000_000 + IMAGES_THAT_FIT, top);
-  expect(await nextMode()).toBe("new");
+  expect(await asked.nextMode(DISK_BYTES)).toBe("new");
 }, 120_000);
