@@ -116,9 +116,8 @@ describe("a backup through file handles", () => {
   it("waits for the dirty regions as long as for any answer of QEMU's", async () => {
     await using node = await TestNode.create();
     await using guest = await startGuest(node);
-    const { handOver: kept, last } = handing();
-    await mustBackUp(node, guest, { epoch: 1000, handOver: kept });
-    expect(last().timeoutsMs).toEqual([5_000]);
+    await mustBackUp(node, guest, { epoch: 1000, handOver });
+    expect(handedOver(node).timeoutsMs).toEqual([5_000]);
   });
 
   it("closes the file before backup_vm returns, after a success and after a failure", async () => {
