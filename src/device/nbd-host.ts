@@ -3,6 +3,7 @@
 import { lstat, readFile, rm, stat } from "node:fs/promises";
 import path from "node:path";
 import { EnvironmentError, errnoOf } from "../core/index.ts";
+import { exists } from "./exists.ts";
 
 /** More nodes than this are not looked at, whatever nbds_max says. */
 const MAX_NODES = 4_096;
@@ -113,11 +114,4 @@ async function readNumber(file: string): Promise<number | undefined> {
   });
   const digits = /^[0-9]{1,15}$/.exec(text.trim())?.[0];
   return digits === undefined ? undefined : Number(digits);
-}
-
-async function exists(file: string): Promise<boolean> {
-  return await lstat(file).then(
-    () => true,
-    () => false,
-  );
 }

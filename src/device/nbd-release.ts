@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What remains to do for a /dev/nbdX whose qemu-nbd has been told to end.
-import { access } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ChildProcessError } from "../core/index.ts";
+import { exists } from "./exists.ts";
 import { connectedBy, type NbdHost, nodePath, removeStaleSocket } from "./nbd-host.ts";
 
 const RELEASE_TIMEOUT_MS = 10_000;
@@ -33,11 +33,4 @@ export async function waitForRelease(host: NbdHost, index: number, servers: read
 export async function isThreadOfAny(pids: readonly number[], thread: number): Promise<boolean> {
   for (const pid of pids) if (await exists(`/proc/${pid}/task/${thread}`)) return true;
   return false;
-}
-
-async function exists(file: string): Promise<boolean> {
-  return await access(file).then(
-    () => true,
-    () => false,
-  );
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The other way to a raw file, for a QEMU without FUSE: nbdfuse before a qemu-nbd.
-import { access } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ChildProcessError } from "../core/index.ts";
 import { nestedChainName } from "./chain-node.ts";
+import { exists } from "./exists.ts";
 import type { ServeOptions } from "./fuse-export.ts";
 import { ToolProcess } from "./tool-process.ts";
 
@@ -30,11 +30,4 @@ export async function startNbdfuse({ chain, file, folder, stack, signal }: Serve
   const mount = stack.use(await ToolProcess.start("nbdfuse", ["--readonly", file, "--unix", socket], chain.cwd));
   await folder.addChild(mount);
   return [server, mount];
-}
-
-async function exists(file: string): Promise<boolean> {
-  return access(file).then(
-    () => true,
-    () => false,
-  );
 }
