@@ -68,6 +68,7 @@ async function connect(
     if (server.hasExited && NODE_TAKEN.test(server.describeExit())) return undefined;
     throw error;
   }
+  server.forgetOutput(); // --verbose: before it connected the node it named the whole chain, in JSON
   const owned = stack.move();
   const findTrouble = async (): Promise<string | undefined> => {
     if ((await connectedBytes(host, node.index, server)) === sizeBytes) return undefined;

@@ -66,6 +66,11 @@ export class ToolProcess implements AsyncDisposable {
     return this.#hasExited;
   }
 
+  /** Once it serves: what it said on the way there is no reason for a later end. */
+  forgetOutput(): void {
+    this.#stderr = "";
+  }
+
   /** Why it is gone, with what it last said; for messages. */
   describeExit(): string {
     const { exitCode, signalCode } = this.#child;

@@ -6,7 +6,7 @@ import { once } from "node:events";
 import { mkdir, readdir, readFile, stat, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { promisify } from "node:util";
-import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, type TestContext, vi } from "vitest";
 import { until } from "../../../fixtures/lab/index.ts";
 import { CancelledError } from "../../../src/core/index.ts";
 import { openRawView, type RawViewMechanism, sweepRawViews } from "../../../src/device/index.ts";
@@ -33,6 +33,7 @@ beforeEach(async (context) => {
 
 afterEach(async () => {
   vi.useRealTimers();
+  vi.unstubAllEnvs();
   expect(await processesNaming(tree.dir)).toEqual([]);
   await tree[Symbol.asyncDispose]();
 });
@@ -57,6 +58,29 @@ const openView = (mechanism: RawViewMechanism | undefined, signal = never) =>
 async function expectNothingLeft(): Promise<void> {
   expect(await readdir(runDir).catch(() => [])).toEqual([]);
   expect(await tree.reservations()).toBe("");
+}
+
+/** Puts a block device that is there, but is none of NBD's, in the place of the first node. */
+async function makeLoopNode(context: TestContext): Promise<void> {
+  const isThere = await readFile("/sys/block/loop0/size").catch(() => undefined);
+  if (isThere === undefined) context.skip("needs /dev/loop0");
+  const node = path.join(tree.host.dev, "nbd0");
+  await run("rm", [node]);
+  await run("mknod", [node, "b", `${LOOP_MAJOR}`, "0"]);
+}
+
+/** A program that says what qemu-nbd says, does to the tree what the kernel would, and is found before qemu-nbd. */
+async function playServer(): Promise<void> {
+  const bin = path.join(tree.dir, "bin");
+  await mkdir(bin);
+  const script = `#!/bin/sh
+    [ "$1" != --disconnect ] || exit 0
+    echo 'NBD device /dev/nbd0 is now connected to json:{"driver":"qcow2"}' >&2
+    echo ${SIZE / 512} > "${tree.block(0)}/size"
+    echo $$ > "${tree.block(0)}/pid"
+    exec sleep 60`;
+  await writeFile(path.join(bin, "qemu-nbd"), script, { mode: 0o755 });
+  vi.stubEnv("PATH", `${bin}:${process.env.PATH}`);
 }
 
 async function expectFile(mechanism: RawViewMechanism | undefined): Promise<void> {
@@ -101,13 +125,20 @@ describe("openRawView() by nbd", () => {
   });
 
   it("tries the next node when another program has taken the first", async (context) => {
-    const node = path.join(tree.host.dev, "nbd0");
-    await run("rm", [node]);
-    await run("mknod", [node, "b", `${LOOP_MAJOR}`, "0"]); // a loop device refuses NBD's socket, as a taken node does
-    const isThere = await readFile("/sys/block/loop0/size").catch(() => undefined);
-    if (isThere === undefined) context.skip("needs /dev/loop0");
+    await makeLoopNode(context); // it refuses NBD's socket, as a taken node does
     await expect(openView("nbd")).rejects.toThrow(/dev\/nbd1": qemu-nbd ended .*No such device/);
     await expectNothingLeft();
+  });
+
+  it("tells how its qemu-nbd ended, and not what that had said when it connected", async (context) => {
+    await makeLoopNode(context);
+    await playServer();
+    await using view = await openView("nbd");
+    expect(await view.findTrouble()).toBeUndefined();
+    process.kill(Number(await readFile(path.join(tree.block(0), "pid"), "utf8")), "SIGKILL");
+    await until("the end is noticed", async () => /ended/.test((await view.findTrouble()) ?? ""));
+    await tree.setPid(0, undefined);
+    expect(await view.findTrouble()).toBe("qemu-nbd was ended by SIGKILL");
   });
 });
 
