@@ -2,7 +2,6 @@
 // A raw view as a file: qemu-storage-daemon's FUSE export where this QEMU has it, else nbdfuse before a qemu-nbd.
 import { stat, writeFile } from "node:fs/promises";
 import path from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { ChildProcessError, CleanupStack, environmentError } from "../core/index.ts";
 import { relateChain } from "./chain-node.ts";
 import { hasFuseExport, startFuseExport } from "./fuse-export.ts";
@@ -11,9 +10,9 @@ import { startNbdfuse } from "./nbdfuse.ts";
 import type { ToolProcess } from "./tool-process.ts";
 import { ViewFolder } from "./view-folder.ts";
 import type { RawView, RawViewOptions } from "./view-options.ts";
+import { waitUntilServed } from "./wait-until-served.ts";
 
 const READY_TIMEOUT_MS = 30_000;
-const POLL_MS = 10;
 
 /** @throws as openRawView() */
 export async function openFuseView(options: RawViewOptions): Promise<RawView> {
@@ -41,29 +40,12 @@ export async function openFuseView(options: RawViewOptions): Promise<RawView> {
 /** Waits until the mount is there and its file answers with the wanted size. */
 async function waitForFile(file: string, servers: readonly ToolProcess[], options: RawViewOptions): Promise<void> {
   const act = `Cannot offer ${JSON.stringify(options.name)} as a raw file`;
-  const deadline = performance.now() + READY_TIMEOUT_MS;
-  let sizeBytes: number | undefined;
-  // One stat() for the whole wait: each would hold a thread while the server does not answer.
-  let answer: Promise<void> | undefined;
-  while (sizeBytes === undefined) {
-    options.signal.throwIfAborted();
-    const gone = servers.find((server) => server.hasExited);
-    if (gone !== undefined) throw new ChildProcessError(`${act}: ${gone.name} ${gone.describeExit()}`);
-    if (performance.now() > deadline) {
-      throw new ChildProcessError(`${act}: no answer within ${READY_TIMEOUT_MS / 1000} s`);
-    }
-    if (answer === undefined && (await mountsBelow(file)).length > 0) {
-      answer = stat(file).then(
-        ({ size }) => {
-          sizeBytes = size;
-        },
-        () => {
-          answer = undefined; // asked too early; the server is watched above
-        },
-      );
-    }
-    await (answer === undefined ? sleep(POLL_MS) : Promise.race([answer, sleep(POLL_MS)]));
-  }
+  const wait = { act, servers, timeoutMs: READY_TIMEOUT_MS, signal: options.signal };
+  const sizeBytes = await waitUntilServed(wait, async () => {
+    if ((await mountsBelow(file)).length === 0) return undefined;
+    const status = await stat(file).catch(() => undefined); // asked too early
+    return status?.size;
+  });
   if (sizeBytes !== options.sizeBytes) {
     throw new ChildProcessError(`${act}: the image holds ${sizeBytes} bytes, ${options.sizeBytes} are recorded`);
   }

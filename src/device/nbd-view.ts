@@ -2,7 +2,6 @@
 // A raw view as a block device: a qemu-nbd of ours connected to a /dev/nbdX that nobody else has.
 import { execFile } from "node:child_process";
 import { open } from "node:fs/promises";
-import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { ChildProcessError, CleanupStack } from "../core/index.ts";
 import { nestedChainName, type RelativeChain, relateChain } from "./chain-node.ts";
@@ -12,11 +11,11 @@ import { type NbdReservation, reserveNbdNode } from "./nbd-reservation.ts";
 import { ToolProcess } from "./tool-process.ts";
 import { ViewFolder } from "./view-folder.ts";
 import type { RawView, RawViewOptions } from "./view-options.ts";
+import { waitUntilServed } from "./wait-until-served.ts";
 
 /** Less than a reservation's 60 s: while qemu-nbd opens the images, nothing else shows that the node is taken. */
 const READY_TIMEOUT_MS = 30_000;
 const DISCONNECT_TIMEOUT_MS = 5_000;
-const POLL_MS = 10;
 const SECTOR_BYTES = 512;
 
 /** What qemu-nbd says when the kernel refuses a node because another has it. */
@@ -89,26 +88,18 @@ export function planConnect(device: string, chain: readonly string[]): string[] 
  */
 async function waitForNode(node: NbdReservation, server: ToolProcess, options: NbdViewOptions): Promise<void> {
   const act = `Cannot offer ${JSON.stringify(options.name)} as ${JSON.stringify(node.path)}`;
-  const deadline = performance.now() + READY_TIMEOUT_MS;
-  const keepWaiting = (): void => {
-    options.signal.throwIfAborted();
-    if (server.hasExited) throw new ChildProcessError(`${act}: qemu-nbd ${server.describeExit()}`);
-    if (performance.now() < deadline) return;
-    throw new ChildProcessError(`${act}: no answer within ${READY_TIMEOUT_MS / 1000} s`);
-  };
-  let bytes = 0;
-  while (bytes === 0) {
-    keepWaiting();
-    await sleep(POLL_MS);
-    bytes = await connectedBytes(options.host, node.index, server);
-  }
-  if (bytes !== options.sizeBytes) {
-    throw new ChildProcessError(`${act}: the image holds ${bytes} bytes, ${options.sizeBytes} are recorded`);
-  }
-  const reading = readFirstSector(node.path).catch((cause: unknown) => {
-    throw new ChildProcessError(`${act}: it cannot be read`, { cause });
+  const wait = { act, servers: [server], timeoutMs: READY_TIMEOUT_MS, signal: options.signal };
+  await waitUntilServed(wait, async () => {
+    const bytes = await connectedBytes(options.host, node.index, server);
+    if (bytes === 0) return undefined;
+    if (bytes !== options.sizeBytes) {
+      throw new ChildProcessError(`${act}: the image holds ${bytes} bytes, ${options.sizeBytes} are recorded`);
+    }
+    await readFirstSector(node.path).catch((cause: unknown) => {
+      throw new ChildProcessError(`${act}: it cannot be read`, { cause });
+    });
+    return true;
   });
-  while (!(await Promise.race([reading.then(() => true), sleep(POLL_MS)]))) keepWaiting();
 }
 
 /** 0 until `server` has connected the node and the kernel has set its size, which is the later of the two. */

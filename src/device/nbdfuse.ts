@@ -1,31 +1,22 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The other way to a raw file, for a QEMU without FUSE: nbdfuse before a qemu-nbd.
 import path from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
-import { ChildProcessError } from "../core/index.ts";
 import { nestedChainName } from "./chain-node.ts";
 import { exists } from "./exists.ts";
 import type { ServeOptions } from "./fuse-export.ts";
 import { ToolProcess } from "./tool-process.ts";
+import { waitUntilServed } from "./wait-until-served.ts";
 
 const SOCKET_TIMEOUT_MS = 30_000;
-const POLL_MS = 10;
 
 export async function startNbdfuse({ chain, file, folder, stack, signal }: ServeOptions): Promise<ToolProcess[]> {
   const socket = path.join(folder.path, "nbd");
   const nbdArgs = ["--read-only", "--persistent", "--shared=0", "--socket", socket, nestedChainName(chain.names)];
   const server = stack.use(await ToolProcess.start("qemu-nbd", nbdArgs, chain.cwd));
   await folder.addChild(server);
-  const deadline = performance.now() + SOCKET_TIMEOUT_MS;
-  while (!(await exists(socket))) {
-    signal.throwIfAborted();
-    if (server.hasExited)
-      throw new ChildProcessError(`Cannot serve ${JSON.stringify(chain.names[0])}: qemu-nbd ${server.describeExit()}`);
-    if (performance.now() > deadline) {
-      throw new ChildProcessError(`Cannot serve ${JSON.stringify(chain.names[0])}: qemu-nbd does not answer`);
-    }
-    await sleep(POLL_MS);
-  }
+  const act = `Cannot serve ${JSON.stringify(chain.names[0])}`;
+  const wait = { act, servers: [server], timeoutMs: SOCKET_TIMEOUT_MS, signal };
+  await waitUntilServed(wait, () => exists(socket));
   // Disposed in reverse: nbdfuse lets go of the mount first.
   const mount = stack.use(await ToolProcess.start("nbdfuse", ["--readonly", file, "--unix", socket], chain.cwd));
   await folder.addChild(mount);

@@ -4,15 +4,14 @@
 import { execFile } from "node:child_process";
 import { mkdir } from "node:fs/promises";
 import path from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { ChildProcessError, CleanupStack, environmentError, messageOf, oneLine, RequestError } from "../core/index.ts";
 import { mountsBelow } from "./mounts.ts";
 import { ToolProcess } from "./tool-process.ts";
 import { ViewFolder } from "./view-folder.ts";
+import { waitUntilServed } from "./wait-until-served.ts";
 
 const MOUNT_TIMEOUT_MS = 30_000;
-const POLL_MS = 10;
 const MOUNT_FLAGS = "ro,nosuid,nodev";
 
 const run = promisify(execFile);
@@ -87,23 +86,20 @@ interface FuseMount {
 }
 
 async function mountByFuse({ image, target, folder, stack, signal, before }: FuseMount): Promise<void> {
-  const act = `Cannot mount ${JSON.stringify(image)}`;
-  const kernel = before === undefined ? "" : `; the kernel said: ${before}`;
   // squashfuse itself gives each name an inode of its own: a file with several names would be restored several times.
   const server = stack.use(
     await ToolProcess.start("squashfuse_ll", ["-f", "-o", MOUNT_FLAGS, image, target], folder.path),
   );
   await folder.addChild(server);
-  const deadline = performance.now() + MOUNT_TIMEOUT_MS;
-  while ((await mountsBelow(target)).length === 0) {
-    signal.throwIfAborted();
-    if (server.hasExited) {
-      throw new ChildProcessError(`${act}: squashfuse ${server.describeExit()}${kernel}`, {
-        hint: "install the package squashfuse where the kernel cannot mount squashfs",
-      });
-    }
-    if (performance.now() > deadline) throw new ChildProcessError(`${act}: squashfuse does not answer${kernel}`);
-    await sleep(POLL_MS);
+  const act = `Cannot mount ${JSON.stringify(image)}`;
+  try {
+    const wait = { act, servers: [server], timeoutMs: MOUNT_TIMEOUT_MS, signal };
+    await waitUntilServed(wait, async () => (await mountsBelow(target)).length > 0);
+  } catch (error) {
+    if (!(error instanceof ChildProcessError)) throw error;
+    const kernel = before === undefined ? "" : `; the kernel said: ${before}`;
+    const hint = "install the package squashfuse where the kernel cannot mount squashfs";
+    throw new ChildProcessError(error.message + kernel, { cause: error, ...(server.hasExited ? { hint } : {}) });
   }
 }
 

@@ -67,7 +67,9 @@ describe("mountSquashfs()", () => {
 
   it("says what both ways say about a file that is no image, and leaves nothing", async () => {
     await writeFile(image, "no image");
-    await expect(mountSquashfs({ image, runDir, signal: never })).rejects.toThrow(/squashfuse .*; the kernel said: /);
+    const attempt = mountSquashfs({ image, runDir, signal: never });
+    await expect(attempt).rejects.toThrow(/: squashfuse_ll ended .*; the kernel said: /);
+    await expect(attempt).rejects.toMatchObject({ hint: expect.stringContaining("install the package squashfuse") });
     await expect(mountSquashfs({ image, runDir, mechanism: "kernel", signal: never })).rejects.toThrow(/^Cannot mount/);
     expect(await readdir(runDir)).toEqual([]);
   });
