@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
+export { FuseCalls } from "./fuse-calls.ts";
 export { hasNbdModule, type NbdHost, nbdHost } from "./nbd-host.ts";
 export { type NbdReservation, type ReserveOptions, reserveNbdNode } from "./nbd-reservation.ts";
 export { openRawView } from "./raw-view.ts";

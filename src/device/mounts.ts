@@ -11,20 +11,32 @@ const UNMOUNT_TIMEOUT_MS = 5_000;
 
 const run = promisify(execFile);
 
-/** Mount points that are `folder` or lie below it, deepest first. */
-export async function mountsBelow(folder: string): Promise<string[]> {
-  const mounts = parseMountPoints(await readFile("/proc/self/mountinfo", "utf8"));
-  return mounts.filter((point) => point === folder || point.startsWith(`${folder}/`)).reverse();
+export interface Mount {
+  readonly point: string;
+  /** Of the file system: "squashfs", "fuse.nbdfuse". */
+  readonly type: string;
 }
 
-/** Mount points in the order of mounting. Source: proc(5), /proc/pid/mountinfo, field 5. */
-export function parseMountPoints(mountinfo: string): string[] {
-  const points: string[] = [];
+/** Mount points that are `folder` or lie below it, deepest first. */
+export async function mountsBelow(folder: string): Promise<string[]> {
+  const points = (await listMounts()).map(({ point }) => point);
+  return points.filter((point) => point === folder || point.startsWith(`${folder}/`)).reverse();
+}
+
+/** Everything that this process sees mounted, in the order of mounting. */
+export async function listMounts(): Promise<Mount[]> {
+  return parseMounts(await readFile("/proc/self/mountinfo", "utf8"));
+}
+
+/** Source: proc(5), /proc/pid/mountinfo: mount point in field 5, type after the separator of the optional fields. */
+export function parseMounts(mountinfo: string): Mount[] {
+  const mounts: Mount[] = [];
   for (const line of mountinfo.split("\n")) {
-    const point = line.split(" ")[4];
-    if (point !== undefined) points.push(unescapeOctal(point));
+    const [fields = "", kind = ""] = line.split(" - ");
+    const point = fields.split(" ")[4];
+    if (point !== undefined) mounts.push({ point: unescapeOctal(point), type: kind.split(" ")[0] ?? "" });
   }
-  return points;
+  return mounts;
 }
 
 /**

@@ -6,8 +6,8 @@
 import { constants } from "node:fs";
 import { type FileHandle, open, readlink } from "node:fs/promises";
 import { EnvironmentError, environmentError, errnoOf, HostError } from "../core/index.ts";
+import { FuseCalls } from "../device/index.ts";
 import type { HandleReference } from "./backup-provider.ts";
-import { FuseCalls } from "./fuse-calls.ts";
 import { brokenSnapshot } from "./source-failure.ts";
 
 /** What nbdfuse passes on when QEMU refuses what it offered; see source-failure.ts. */

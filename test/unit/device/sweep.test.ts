@@ -9,7 +9,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { sweepRawViews } from "../../../src/device/index.ts";
-import { parseMountPoints } from "../../../src/device/mounts.ts";
+import { listMounts, parseMounts } from "../../../src/device/mounts.ts";
 import { type Bundle, buildProgram } from "../../support/bundle.ts";
 import { processesNaming } from "../../support/processes.ts";
 import { requireTool } from "../../support/tools.ts";
@@ -42,7 +42,7 @@ afterEach(async () => {
 });
 
 async function mountsNaming(text: string): Promise<string[]> {
-  return parseMountPoints(await readFile("/proc/self/mountinfo", "utf8")).filter((point) => point.includes(text));
+  return (await listMounts()).map(({ point }) => point).filter((point) => point.includes(text));
 }
 
 /** Starts another Node process that holds a view; resolves when it does. */
@@ -159,11 +159,16 @@ describe("sweepRawViews()", () => {
   });
 });
 
-describe("parseMountPoints()", () => {
-  it("takes the fifth field and undoes the kernel's octal escapes", () => {
+describe("parseMounts()", () => {
+  it("takes point and type, whatever is optional, and undoes the kernel's octal escapes", () => {
     const mountinfo =
       "36 35 98:0 / /mnt/a\\040b\\134c rw,noatime - ext3 /dev/root rw\n" +
-      "37 36 0:39 / /run/x.raw rw - fuse fuse rw\n";
-    expect(parseMountPoints(mountinfo)).toEqual(["/mnt/a b\\c", "/run/x.raw"]);
+      "37 36 0:39 / /run/x.raw rw shared:7 master:1 - fuse.nbdfuse nbdfuse rw,user_id=0\n" +
+      "38 36 0:40 / /mnt/a\\040-\\040b rw shared:8 - fuse some\\040-\\040source rw\n";
+    expect(parseMounts(mountinfo)).toEqual([
+      { point: "/mnt/a b\\c", type: "ext3" },
+      { point: "/run/x.raw", type: "fuse.nbdfuse" },
+      { point: "/mnt/a - b", type: "fuse" },
+    ]);
   });
 });

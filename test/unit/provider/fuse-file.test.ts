@@ -1,58 +1,17 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // On a real FUSE mount: nbdfuse on nbdkit, bytes compared with the file nbdkit serves.
-import { type FileHandle, writeFile } from "node:fs/promises";
-import { describe, expect, it, type TestContext, vi } from "vitest";
-import { LabFileHandle, SeededRandom, seededBytes } from "../../../fixtures/lab/index.ts";
+import type { FileHandle } from "node:fs/promises";
+import { describe, expect, it, vi } from "vitest";
+import { SeededRandom, seededBytes } from "../../../fixtures/lab/index.ts";
 import { AlignedPool } from "../../../src/block/index.ts";
-import { FuseFile } from "../../../src/provider/fuse-file.ts";
-import { type NbdServer, type ScratchFolder, scratchFolder, startNbdServer } from "../../support/nbd-servers.ts";
-import { requireTool } from "../../support/tools.ts";
+import { FuseDisk, requireFuseTools } from "../../support/fuse-disk.ts";
 
-const DEVICE = "drive-scsi0";
 const never = new AbortController().signal;
 const SIZE = 3 * 2 ** 20 + 517; // no multiple of a page, a sector, or anything
 
-/** `content` as a FUSE file, and a handle on it as vzdump's. `filter`: of nbdkit, with its options. */
-class FuseDisk implements AsyncDisposable {
-  readonly #folder: ScratchFolder;
-  readonly #server: NbdServer;
-  readonly #file: LabFileHandle;
-
-  private constructor(folder: ScratchFolder, server: NbdServer, file: LabFileHandle) {
-    this.#folder = folder;
-    this.#server = server;
-    this.#file = file;
-  }
-
-  static async start(content: Buffer, filter?: string, ...options: string[]): Promise<FuseDisk> {
-    const folder = await scratchFolder();
-    const [socket, file] = [folder.file("sock"), folder.file("content")];
-    await writeFile(file, content);
-    const filters = filter === undefined ? [] : [`--filter=${filter}`];
-    const args = ["-f", "-U", socket, ...filters, "file", file, ...options];
-    const server = await startNbdServer({ transport: "unix", path: socket }, "nbdkit", args);
-    const volume = { size: content.length, "bitmap-mode": "none", "nbd-path": socket } as const;
-    return new FuseDisk(folder, server, await LabFileHandle.open(DEVICE, volume));
-  }
-
-  get handle(): FileHandle {
-    return this.#file.handle;
-  }
-
-  open(silenceMs = 20_000): Promise<FuseFile> {
-    return FuseFile.open(DEVICE, this.#file.reference, silenceMs, never);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    for (const held of [this.#file, this.#server, this.#folder]) await held[Symbol.asyncDispose]();
-  }
-}
-
-const needTools = (context: TestContext): void => requireTool(context, "nbdkit", "nbdfuse", "nbdinfo", "fusermount3");
-
 describe("FuseFile.read()", () => {
   it("fills any range of any alignment, into any place of a buffer, many at a time", async (context) => {
-    needTools(context);
+    requireFuseTools(context);
     const content = seededBytes("odd", SIZE);
     await using disk = await FuseDisk.start(content);
     await using file = await disk.open();
@@ -85,7 +44,7 @@ describe("FuseFile.read()", () => {
   });
 
   it("finishes what the kernel reads in part", async (context) => {
-    needTools(context);
+    requireFuseTools(context);
     const content = seededBytes("short", SIZE);
     await using disk = await FuseDisk.start(content);
     await using file = await disk.open();
@@ -106,7 +65,7 @@ describe("FuseFile.read()", () => {
   });
 
   it("says what the end of the file, a read error, and a closed file are", async (context) => {
-    needTools(context);
+    requireFuseTools(context);
     await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "error", "error-pread=EIO", "error-pread-rate=100%");
     const file = await disk.open();
     await expect(file.read(SIZE, Buffer.alloc(1), never)).rejects.toThrow(
@@ -121,7 +80,7 @@ describe("FuseFile.read()", () => {
   });
 
   it("waits no longer than allowed, and its buffers are free afterwards", async (context) => {
-    needTools(context);
+    requireFuseTools(context);
     await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "delay", "rdelay=60");
     await using file = await disk.open(1_000);
     const startMs = performance.now();
@@ -136,7 +95,7 @@ describe("FuseFile.read()", () => {
   });
 
   it("waits no longer for a call that the other side makes with its handle", async (context) => {
-    needTools(context);
+    requireFuseTools(context);
     await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "delay", "rdelay=60");
     await using file = await disk.open(1_000);
     const startMs = performance.now();
@@ -145,7 +104,7 @@ describe("FuseFile.read()", () => {
   });
 
   it("ends soon after a cancellation, with its reason", async (context) => {
-    needTools(context);
+    requireFuseTools(context);
     await using disk = await FuseDisk.start(Buffer.alloc(SIZE), "delay", "rdelay=60");
     await using file = await disk.open();
     const cancel = new AbortController();

@@ -2,10 +2,10 @@
 // Calls on a file whose server is another process. If that one hangs, a call cannot be interrupted, not even by
 // SIGKILL, and it may write into its buffer as long as it lasts. So no call is ever abandoned: if the server is
 // silent for too long, the kernel is told to abort its connection, and then every call ends.
-import { readFile } from "node:fs/promises";
 import path from "node:path";
 import { loadNativeLibrary } from "../block/index.ts";
 import { EnvironmentError } from "../core/index.ts";
+import { listMounts } from "./mounts.ts";
 
 /** How long calls in flight may take after a cancellation, and the closing. */
 const LAST_CALLS_MS = 2_000;
@@ -117,13 +117,8 @@ export class FuseCalls {
 
 /** The mount point of the FUSE file system that holds `file`; undefined if there is none. Asks only the kernel. */
 async function fuseMountOf(file: string): Promise<string | undefined> {
-  for (const line of (await readFile("/proc/self/mountinfo", "utf8")).split("\n")) {
-    // Source: proc(5): mount point in field 5, type after the separator. PVE's names need no escapes.
-    const [fields = "", type = ""] = line.split(" - ");
-    const point = fields.split(" ")[4];
-    if (/^fuse\b/.test(type) && (point === file || point === path.dirname(file))) return point;
-  }
-  return undefined;
+  const places = [file, path.dirname(file)];
+  return (await listMounts()).find(({ point, type }) => /^fuse\b/.test(type) && places.includes(point))?.point;
 }
 
 /**
