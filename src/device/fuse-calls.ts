@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Calls on a file whose server is another process. If that one hangs, a call cannot be interrupted, not even by
 // SIGKILL, and it may write into its buffer as long as it lasts. So no call is ever abandoned: if the server is
-// silent for too long, the kernel is told to abort its connection, and then every call ends.
+// silent for too long, the kernel is told to abort its connection, again if it could not, and then every call ends.
 import path from "node:path";
-import { loadNativeLibrary } from "../block/index.ts";
+import { loadKoffi, loadNativeLibrary } from "../block/index.ts";
 import { EnvironmentError } from "../core/index.ts";
 import { listMounts } from "./mounts.ts";
 
@@ -20,7 +20,7 @@ const MNT_FORCE = 1;
 
 /** Calls that end only when the file's server wants, or when its connection is aborted. */
 export class FuseCalls {
-  readonly #mountPoint: string | undefined;
+  readonly #abort: () => boolean;
   readonly #silenceMs: number;
   readonly #waiting: Array<() => void> = [];
   #turns = CALLS_AT_ONCE;
@@ -32,8 +32,8 @@ export class FuseCalls {
   /** Set once a server was given up for its silence. */
   silentForMs: number | undefined;
 
-  private constructor(mountPoint: string | undefined, silenceMs: number) {
-    this.#mountPoint = mountPoint;
+  private constructor(abort: () => boolean, silenceMs: number) {
+    this.#abort = abort;
     this.#silenceMs = silenceMs;
     this.#patienceMs = silenceMs;
   }
@@ -43,8 +43,10 @@ export class FuseCalls {
    * @throws EnvironmentError if its connection could not be aborted then
    */
   static async on(file: string, silenceMs: number): Promise<FuseCalls> {
-    loadUmount();
-    return new FuseCalls(await fuseMountOf(file), silenceMs);
+    loaded ??= loadAbort();
+    const abort = loaded;
+    const mountPoint = await fuseMountOf(file);
+    return new FuseCalls(() => mountPoint === undefined || abort(mountPoint), silenceMs);
   }
 
   /** Settles when `call` does. After an abort of `signal` that is soon. */
@@ -109,9 +111,8 @@ export class FuseCalls {
 
   #judge(): void {
     if (this.#isAborted || !this.#isOverdue()) return;
-    this.#isAborted = true;
     if (this.#patienceMs === this.#silenceMs) this.silentForMs = this.#silenceMs;
-    if (this.#mountPoint !== undefined) abortConnection(this.#mountPoint);
+    this.#isAborted = this.#abort(); // else the next look tries again
   }
 }
 
@@ -121,21 +122,21 @@ async function fuseMountOf(file: string): Promise<string | undefined> {
   return (await listMounts()).find(({ point, type }) => /^fuse\b/.test(type) && places.includes(point))?.point;
 }
 
+/** Tells the kernel to abort the connection of a mount. @returns whether it has done so */
+type Abort = (mountPoint: string) => boolean;
+
+let loaded: Abort | undefined;
+
 /**
- * By force means for FUSE: the connection is aborted. The mount itself stays, the file being open, and is PVE's to
- * remove. Not by a program: starting one closes copies of the file's handles, which waits for the server, too.
+ * By force means for FUSE: the connection is aborted. The mount itself stays and is PVE's to remove: the kernel refuses
+ * that with EBUSY, the file being open. Any other answer came before the abort, or was about another mount in its
+ * place. Not by a program: starting one closes copies of the file's handles, which waits for the server, too.
  */
-function abortConnection(mountPoint: string): void {
-  loadUmount()(mountPoint, MNT_FORCE);
-}
-
-type Umount = (target: string, flags: number) => number;
-
-let umount: Umount | undefined;
-
-function loadUmount(): Umount {
-  umount ??= loadNativeLibrary("libc.so.6")?.func("int umount2(const char *target, int flags)");
-  if (umount === undefined)
+function loadAbort(): Abort {
+  const koffi = loadKoffi();
+  const umount = loadNativeLibrary("libc.so.6")?.func("int umount2(const char *target, int flags)");
+  if (koffi === undefined || umount === undefined) {
     throw new EnvironmentError("Cannot read through file handles: the addon koffi does not load");
-  return umount;
+  }
+  return (mountPoint) => umount(mountPoint, MNT_FORCE) !== 0 && koffi.errno() === koffi.os.errno.EBUSY;
 }

@@ -13,7 +13,7 @@ const run = promisify(execFile);
 
 export interface Mount {
   readonly point: string;
-  /** Of the file system: "squashfs", "fuse.nbdfuse". */
+  /** Of the file system: "squashfs", "fuse", "fuse.squashfuse". */
   readonly type: string;
 }
 
