@@ -21,7 +21,7 @@ const POLL_MS = 20;
  */
 export async function sweepRawViews(
   runDir: string,
-  warn: (message: string) => void = () => undefined,
+  warn: (message: string) => void,
   host: NbdHost = nbdHost(),
 ): Promise<void> {
   const absolute = path.resolve(runDir);

@@ -93,13 +93,13 @@ export class ContainerBackup implements AsyncDisposable {
     if (this.#archive !== undefined)
       throw new RequestError(`Cannot prepare container ${this.vmid}: it is prepared already`);
     signal.throwIfAborted();
-    const { format, runDir } = this.#environment;
+    const { format, log, runDir } = this.#environment;
     const archive = this.#owned.use(await ContainerArchive.create(this.#staged.pathOf(containerArchiveName(format))));
     this.#archive = archive;
     this.#info = info;
     // mksquashfs opens its target again; tar only writes to what is open.
     if (format.lxcMode === "squashfs") await archive.giveTo(info.backupUserId);
-    const listener = await HandoffListener.open(runDir);
+    const listener = await HandoffListener.open(runDir, (message) => log("warn", message));
     this.#listener = listener;
     this.#serving = this.#serve(listener);
     return { archivePath: archive.path, socketPath: listener.path, token: listener.token };

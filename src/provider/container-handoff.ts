@@ -122,9 +122,13 @@ export class HandoffListener implements AsyncDisposable {
     this.#connected.catch(() => undefined); // accept() tells
   }
 
-  /** @param runDir folder of root alone, on a local file system; made if missing. @throws EnvironmentError */
-  static async open(runDir: string): Promise<HandoffListener> {
-    await sweepRawViews(runDir).catch(() => undefined); // what killed processes left is in nobody's way
+  /**
+   * @param runDir folder of root alone, on a local file system; made if missing
+   * @param warn told what killed processes left in it and cannot be removed: it is in nobody's way
+   * @throws EnvironmentError
+   */
+  static async open(runDir: string, warn: (message: string) => void): Promise<HandoffListener> {
+    await sweepRawViews(runDir, warn).catch((error: unknown) => warn(messageOf(error)));
     const folder = await ViewFolder.create(runDir, "handoff");
     const socketPath = path.join(folder.path, "sock");
     const server = createServer();

@@ -5,6 +5,13 @@ import { mountSquashfs, sweepRawViews } from "../device/index.ts";
 import type { Point, Store } from "../store/index.ts";
 import type { ContainerOffer } from "./backup-provider.ts";
 
+export interface ContainerRestoreEnvironment {
+  readonly store: Store;
+  /** Folder for mounts; what killed processes left in it is swept first. */
+  readonly runDir: string;
+  readonly warn: (message: string) => void;
+}
+
 /** Decides from the store alone: every process gives the same answer. @throws RequestError if there is no archive */
 export function containerMechanism(point: Point): "tar" | "directory" {
   return archiveOf(point).endsWith(".sqfs") ? "directory" : "tar";
@@ -20,9 +27,12 @@ export class ContainerRestore implements AsyncDisposable {
     this.#owned = owned;
   }
 
-  /** @param runDir folder for mounts; what killed processes left in it is swept first */
-  static async open(store: Store, volname: string, runDir: string, signal: AbortSignal): Promise<ContainerRestore> {
-    await sweepRawViews(runDir);
+  static async open(
+    { store, runDir, warn }: ContainerRestoreEnvironment,
+    volname: string,
+    signal: AbortSignal,
+  ): Promise<ContainerRestore> {
+    await sweepRawViews(runDir, warn);
     const point = await store.openPoint(volname, signal);
     const mechanism = containerMechanism(point);
     await using stack = new CleanupStack();

@@ -255,7 +255,8 @@ export class DirectoryProvider implements BackupProvider {
 
   async restoreContainerInit(volname: string, signal: AbortSignal): Promise<ContainerOffer> {
     await this.restoreContainerCleanup(volname); // a second init of the same backup starts afresh
-    const restore = await ContainerRestore.open(await this.#openStore(), volname, this.#runDir, signal);
+    const environment = { store: await this.#openStore(), runDir: this.#runDir, warn: this.#warn };
+    const restore = await ContainerRestore.open(environment, volname, signal);
     this.#containerRestores.set(volname, restore);
     return restore.offer;
   }

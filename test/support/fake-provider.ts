@@ -130,7 +130,7 @@ export async function createFakeProvider(context: ProviderContext): Promise<Back
 async function prepareContainer(directory: string): Promise<ContainerHandoff> {
   const archivePath = `${directory}/archive.tar`;
   writeFileSync(archivePath, "", { flag: "wx", mode: 0o600 });
-  const listener = await HandoffListener.open(`${directory}/run`);
+  const listener = await HandoffListener.open(`${directory}/run`, () => undefined);
   void listener.accept(new AbortController().signal).then(async (channel) => {
     const message = await channel.next();
     if (message?.commit !== undefined) {

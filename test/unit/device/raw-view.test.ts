@@ -16,6 +16,7 @@ const SIZE = 16 * MIB;
 const MECHANISMS = ["fuse-export", "nbdfuse"] as const;
 
 const run = promisify(execFile);
+const unexpected = (message: string): void => expect.unreachable(message);
 
 let dir: string;
 let runDir: string;
@@ -283,11 +284,11 @@ describe("sweepRawViews()", () => {
   it("leaves a view of a living process alone", async () => {
     const image = await makeImage("a.qcow2", [[1, 0, SIZE]]);
     await using view = await openView([image]);
-    await sweepRawViews(runDir);
+    await sweepRawViews(runDir, unexpected);
     expect(await patternAt(view.path, 0)).toBe(1);
   });
 
   it("has nothing to do where there is no folder", async () => {
-    await expect(sweepRawViews(path.join(dir, "none"))).resolves.toBeUndefined();
+    await expect(sweepRawViews(path.join(dir, "none"), unexpected)).resolves.toBeUndefined();
   });
 });

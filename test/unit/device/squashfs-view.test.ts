@@ -13,6 +13,7 @@ import { processesNaming } from "../../support/processes.ts";
 import { requireTool } from "../../support/tools.ts";
 
 const run = promisify(execFile);
+const unexpected = (message: string): void => expect.unreachable(message);
 const never = new AbortController().signal;
 let dir: string;
 let image: string;
@@ -85,7 +86,7 @@ describe("mountSquashfs()", () => {
 describe("sweepRawViews() and squashfs", () => {
   it("unmounts what a killed process left, and leaves a living one's alone", async () => {
     const view = await mountSquashfs({ image, runDir, mechanism: "kernel", signal: never });
-    await sweepRawViews(runDir);
+    await sweepRawViews(runDir, unexpected);
     expect(await mountsBelow(view.path)).toEqual([view.path]);
     // As if its owner had been another process, which was killed.
     const other = spawn("sleep", ["60"]);
@@ -94,7 +95,7 @@ describe("sweepRawViews() and squashfs", () => {
     await writeFile(path.join(path.dirname(view.path), "owner.json"), JSON.stringify({ owner, children: [] }));
     other.kill("SIGKILL");
     await once(other, "exit");
-    await sweepRawViews(runDir);
+    await sweepRawViews(runDir, unexpected);
     expect(await readdir(runDir)).toEqual([]);
   });
 });

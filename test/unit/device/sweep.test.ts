@@ -16,6 +16,7 @@ import { requireTool } from "../../support/tools.ts";
 
 const MIB = 1024 * 1024;
 const run = promisify(execFile);
+const unexpected = (message: string): void => expect.unreachable(message);
 
 let program: Bundle;
 let dir: string;
@@ -35,7 +36,7 @@ beforeEach(async (context) => {
 
 afterEach(async () => {
   holder?.kill("SIGKILL");
-  await sweepRawViews(runDir);
+  await sweepRawViews(runDir, unexpected);
   expect(await processesNaming(dir)).toEqual([]);
   expect(await mountsNaming(dir)).toEqual([]);
   await rm(dir, { recursive: true, force: true });
@@ -75,7 +76,7 @@ describe.each(["fuse-export", "nbdfuse"])("a raw view by %s whose owner is kille
     await exited;
     await waitUntilGone(servers);
     expect(await processesNaming(dir)).toEqual([]);
-    await sweepRawViews(runDir);
+    await sweepRawViews(runDir, unexpected);
     expect(await readdir(runDir)).toEqual([]);
   });
 
@@ -87,7 +88,7 @@ describe.each(["fuse-export", "nbdfuse"])("a raw view by %s whose owner is kille
     await exited;
     await waitUntilGone(servers);
     expect(await mountsNaming(dir)).not.toEqual([]);
-    await sweepRawViews(runDir);
+    await sweepRawViews(runDir, unexpected);
     expect(await mountsNaming(dir)).toEqual([]);
     expect(await readdir(runDir)).toEqual([]);
   });
@@ -98,14 +99,14 @@ describe.each(["fuse-export", "nbdfuse"])("a raw view by %s whose owner is kille
     const exited = once(child, "exit");
     child.kill("SIGKILL");
     await exited;
-    await sweepRawViews(runDir);
+    await sweepRawViews(runDir, unexpected);
     expect(await processesNaming(dir)).toEqual([]);
     expect(await readdir(runDir)).toEqual([]);
   });
 
   it("stays while the owner lives", async () => {
     const { servers } = await startHolder(mechanism);
-    await sweepRawViews(runDir);
+    await sweepRawViews(runDir, unexpected);
     expect(await mountsNaming(dir)).toHaveLength(1);
     expect((await processesNaming(dir)).filter((pid) => servers.includes(pid))).toEqual(servers);
     holder?.kill("SIGKILL");
@@ -120,7 +121,7 @@ describe("sweepRawViews()", () => {
     const dead = path.join(runDir, `restore-${child.pid}-0`);
     const living = path.join(runDir, `restore-${process.pid}-7`);
     for (const folder of [dead, living]) await mkdir(folder, { recursive: true });
-    await sweepRawViews(runDir);
+    await sweepRawViews(runDir, unexpected);
     expect(await readdir(runDir)).toEqual([path.basename(living)]);
   });
 
@@ -130,7 +131,7 @@ describe("sweepRawViews()", () => {
     const bootId = (await readFile("/proc/sys/kernel/random/boot_id", "latin1")).trim();
     const owner = { bootId, pid: process.pid, startTime: "1" };
     await writeFile(path.join(folder, "owner.json"), JSON.stringify({ owner, children: [] }));
-    await sweepRawViews(runDir);
+    await sweepRawViews(runDir, unexpected);
     expect(await readdir(runDir)).toEqual([]);
   });
 
@@ -143,7 +144,7 @@ describe("sweepRawViews()", () => {
     const owner = { bootId, pid: 999_999_999, startTime: "1" };
     const children = [{ bootId, pid: bystander.pid, startTime: "1" }];
     await writeFile(path.join(folder, "owner.json"), JSON.stringify({ owner, children }));
-    await sweepRawViews(runDir);
+    await sweepRawViews(runDir, unexpected);
     expect(bystander.exitCode).toBeNull();
     expect(bystander.signalCode).toBeNull();
     const exited = once(bystander, "exit");
@@ -154,7 +155,7 @@ describe("sweepRawViews()", () => {
   it("touches nothing that has another name", async () => {
     await mkdir(path.join(runDir, "something-else"), { recursive: true });
     await writeFile(path.join(runDir, "restore-1.txt"), "");
-    await sweepRawViews(runDir);
+    await sweepRawViews(runDir, unexpected);
     expect((await readdir(runDir)).sort()).toEqual(["restore-1.txt", "something-else"]);
   });
 });

@@ -9,12 +9,13 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { HandoffError, HandoffListener, takeHandoff } from "../../../src/provider/container-handoff.ts";
 
 const never = new AbortController().signal;
+const unexpected = (message: string): void => expect.unreachable(message);
 let runDir: string;
 let listener: HandoffListener;
 
 beforeEach(async () => {
   runDir = await mkdtemp(path.join(os.tmpdir(), "handoff-"));
-  listener = await HandoffListener.open(runDir);
+  listener = await HandoffListener.open(runDir, unexpected);
 });
 
 afterEach(async () => {
@@ -50,7 +51,7 @@ describe("HandoffListener", () => {
 
   it("refuses a wrong token, no token, and one that is too short", async () => {
     for (const first of [{ token: "0".repeat(64) }, {}, { token: listener.token.slice(1) }]) {
-      await using other = await HandoffListener.open(runDir);
+      await using other = await HandoffListener.open(runDir, unexpected);
       const accepted = other.accept(never);
       accepted.catch(() => undefined);
       const token = "token" in first ? (first.token ?? "") : "";
