@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // An exclusive flock(2), which is what Perl's flock takes; Node has none of its own.
-import { mkdir, open } from "node:fs/promises";
-import path from "node:path";
+import { open } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { loadKoffi, loadNativeLibrary } from "../block/index.ts";
 import { EnvironmentError, environmentError } from "../core/index.ts";
+import { makePublicFile } from "./public-files.ts";
 
 const LOCK_EX = 2;
 const LOCK_NB = 4;
@@ -44,8 +44,8 @@ export async function lockFile(file: string, timeoutMs: number, signal: AbortSig
 
 async function openLockFile(file: string) {
   try {
-    await mkdir(path.dirname(file), { recursive: true, mode: 0o755 });
-    return await open(file, "a", 0o644);
+    await makePublicFile(file);
+    return await open(file, "a");
   } catch (error) {
     throw environmentError("open the lock file", file, error);
   }

@@ -2,11 +2,12 @@
 // Who gets which /dev/nbdX: a file of reservations that all providers on a node share, in the format and under
 // the lock of Proxmox VE's example provider. A reservation covers the time until the kernel shows a node as used.
 import { constants } from "node:fs";
-import { mkdir, open, rename, writeFile } from "node:fs/promises";
+import { open, rename, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { EnvironmentError, environmentError, errnoOf, HostError } from "../core/index.ts";
 import { lockFile } from "./file-lock.ts";
 import { boundSockets, countNodes, isNodeFree, modprobeHint, type NbdHost, nodePath } from "./nbd-host.ts";
+import { makePublic, makePublicFolder } from "./public-files.ts";
 
 const LOCK_TIMEOUT_MS = 10_000;
 const VALID_SECONDS = 60;
@@ -120,8 +121,9 @@ async function readReservations(host: NbdHost, now: number): Promise<Reservation
 async function writeReservations(host: NbdHost, reservations: Reservations): Promise<void> {
   const file = reservationFile(host);
   try {
-    await mkdir(path.dirname(file), { recursive: true, mode: 0o755 });
-    await writeFile(`${file}.new`, formatReservations(reservations), { mode: 0o644 });
+    await makePublicFolder(path.dirname(file));
+    await writeFile(`${file}.new`, formatReservations(reservations));
+    await makePublic(`${file}.new`);
     await rename(`${file}.new`, file);
   } catch (error) {
     throw environmentError("write", file, error);

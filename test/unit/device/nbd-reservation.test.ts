@@ -175,6 +175,36 @@ describe("reserveNbdNode()", () => {
     expect(await readFile(path.join(tree.dir, "old"), "utf8")).toMatch(/^0 \d+\n$/);
   });
 
+  describe("under umask 077", () => {
+    let umask: number;
+    beforeEach(() => {
+      umask = process.umask(0o077);
+    });
+    afterEach(() => void process.umask(umask));
+
+    const modeOf = async (file: string): Promise<number> => (await stat(file)).mode & 0o7777;
+
+    it("makes folders and files as Proxmox VE makes them: writable by root, readable by all", async () => {
+      const folders = [path.dirname(tree.lockFile), path.dirname(path.dirname(tree.lockFile))];
+      await nextIndex();
+      for (const folder of [...folders, path.dirname(tree.reservationFile)]) expect(await modeOf(folder)).toBe(0o755);
+      for (const file of [tree.lockFile, tree.reservationFile]) expect(await modeOf(file)).toBe(0o644);
+      expect(await readFile(tree.lockFile, "utf8")).toBe("");
+    });
+
+    it("leaves folders and lock as it finds them, and replaces the list by one that all can read", async () => {
+      const folders = [path.dirname(tree.lockFile), path.dirname(tree.reservationFile)];
+      for (const folder of folders) await mkdir(folder, { recursive: true });
+      await writeFile(tree.lockFile, "not ours");
+      await writeFile(`${tree.reservationFile}.new`, "of one that was killed");
+      await nextIndex();
+      for (const folder of folders) expect(await modeOf(folder)).toBe(0o700);
+      expect(await modeOf(tree.lockFile)).toBe(0o600);
+      expect(await readFile(tree.lockFile, "utf8")).toBe("not ours");
+      expect(await modeOf(tree.reservationFile)).toBe(0o644);
+    });
+  });
+
   it("is not held up by a FIFO in the place of the file", async () => {
     await mkdir(path.dirname(tree.reservationFile), { recursive: true });
     await run("mkfifo", [tree.reservationFile]);
