@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // An exclusive flock(2), which is what Perl's flock takes; Node has none of its own.
 import { open } from "node:fs/promises";
+import { constants } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { loadKoffi, loadNativeLibrary } from "../block/index.ts";
 import { EnvironmentError, environmentError } from "../core/index.ts";
@@ -9,6 +10,7 @@ import { makePublicFile } from "./public-files.ts";
 const LOCK_EX = 2;
 const LOCK_NB = 4;
 const POLL_MS = 20;
+const { EAGAIN, EINTR } = constants.errno;
 
 /**
  * Locks `file`, which is made if missing and never removed: whoever waits for the lock holds its inode. Closing
@@ -24,15 +26,16 @@ export async function lockFile(file: string, timeoutMs: number, signal: AbortSig
   const handle = await openLockFile(file);
   try {
     for (;;) {
-      const errno = flock(handle.fd);
-      if (errno === undefined) return handle;
-      if (errno !== "EAGAIN" && errno !== "EINTR") {
+      const number = flock(handle.fd);
+      if (number === 0) return handle;
+      if (number !== EAGAIN && number !== EINTR) {
+        const errno = nameOf(number);
         throw new EnvironmentError(`Cannot lock ${JSON.stringify(file)}: the system refuses (${errno})`, { errno });
       }
       signal.throwIfAborted();
       if (performance.now() > deadline) {
         const seconds = timeoutMs / 1000;
-        throw new EnvironmentError(`Cannot lock ${JSON.stringify(file)}: another program holds it since ${seconds} s`);
+        throw new EnvironmentError(`Cannot lock ${JSON.stringify(file)}: another program has held it for ${seconds} s`);
       }
       await sleep(POLL_MS);
     }
@@ -51,8 +54,12 @@ async function openLockFile(file: string) {
   }
 }
 
-/** Tries once. The answer is undefined, or the name of an errno. */
-type Flock = (fd: number) => string | undefined;
+function nameOf(number: number): string {
+  return Object.entries(constants.errno).find(([, value]) => value === number)?.[0] ?? `errno ${number}`;
+}
+
+/** Tries once. @returns the errno, 0 if it is locked */
+type Flock = (fd: number) => number;
 
 let loaded: Flock | undefined;
 
@@ -62,9 +69,5 @@ function loadFlock(file: string): Flock {
   if (koffi === undefined || flock === undefined) {
     throw new EnvironmentError(`Cannot lock ${JSON.stringify(file)}: the addon koffi does not load`);
   }
-  return (fd) => {
-    if (flock(fd, LOCK_EX | LOCK_NB) === 0) return undefined;
-    const number = koffi.errno();
-    return Object.entries(koffi.os.errno).find(([, value]) => value === number)?.[0] ?? `errno ${number}`;
-  };
+  return (fd) => (flock(fd, LOCK_EX | LOCK_NB) === 0 ? 0 : koffi.errno());
 }

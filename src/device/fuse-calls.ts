@@ -2,6 +2,7 @@
 // Calls on a file whose server is another process. If that one hangs, a call cannot be interrupted, not even by
 // SIGKILL, and it may write into its buffer as long as it lasts. So no call is ever abandoned: if the server is
 // silent for too long, the kernel is told to abort its connection, again if it could not, and then every call ends.
+import { constants } from "node:os";
 import path from "node:path";
 import { loadKoffi, loadNativeLibrary } from "../block/index.ts";
 import { EnvironmentError } from "../core/index.ts";
@@ -138,5 +139,5 @@ function loadAbort(): Abort {
   if (koffi === undefined || umount === undefined) {
     throw new EnvironmentError("Cannot read through file handles: the addon koffi does not load");
   }
-  return (mountPoint) => umount(mountPoint, MNT_FORCE) !== 0 && koffi.errno() === koffi.os.errno.EBUSY;
+  return (mountPoint) => umount(mountPoint, MNT_FORCE) !== 0 && koffi.errno() === constants.errno.EBUSY;
 }

@@ -79,7 +79,7 @@ describe("reserveNbdNode() beside a Perl program", () => {
       isLocked = true;
     });
     const again = lockFile(tree.lockFile, 300, never);
-    await expect(again).rejects.toThrow(/^Cannot lock ".*\.lock": another program holds it since 0.3 s$/);
+    await expect(again).rejects.toThrow(/^Cannot lock ".*\.lock": another program has held it for 0.3 s$/);
     expect(isLocked).toBe(false);
     await lock[Symbol.asyncDispose]();
     await locked;
