@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 export { FuseCalls } from "./fuse-calls.ts";
-export { hasNbdModule, type NbdHost, nbdHost } from "./nbd-host.ts";
-export { type NbdReservation, type ReserveOptions, reserveNbdNode } from "./nbd-reservation.ts";
+export { type NbdHost, nbdHost } from "./nbd-host.ts";
 export { openRawView } from "./raw-view.ts";
-export { type DirectoryView, mountSquashfs, type SquashfsMechanism, type SquashfsOptions } from "./squashfs-view.ts";
+export { mountSquashfs } from "./squashfs-view.ts";
 export { sweepRawViews } from "./sweep.ts";
 export { ViewFolder } from "./view-folder.ts";
-export type { RawView, RawViewMechanism, RawViewOptions } from "./view-options.ts";
+export type { RawView, RawViewMechanism } from "./view-options.ts";

@@ -4,7 +4,8 @@ import { readdir, stat } from "node:fs/promises";
 import path from "node:path";
 import { beforeEach, describe, expect, it } from "vitest";
 import { HostError } from "../../src/core/index.ts";
-import { hasNbdModule, nbdHost } from "../../src/device/index.ts";
+import { nbdHost } from "../../src/device/index.ts";
+import { hasNbdModule } from "../../src/device/nbd-host.ts";
 import { TestNode } from "../support/vm-job.ts";
 import {
   DISK,

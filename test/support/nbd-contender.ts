@@ -4,7 +4,8 @@
 import { rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { type NbdHost, reserveNbdNode } from "../../src/device/index.ts";
+import type { NbdHost } from "../../src/device/index.ts";
+import { reserveNbdNode } from "../../src/device/nbd-reservation.ts";
 
 const host = JSON.parse(process.argv[2] ?? "") as NbdHost;
 const rounds = Number(process.argv[3]);

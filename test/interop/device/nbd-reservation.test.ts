@@ -7,7 +7,7 @@ import path from "node:path";
 import { text } from "node:stream/consumers";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { lockFile } from "../../../src/device/file-lock.ts";
-import { reserveNbdNode } from "../../../src/device/index.ts";
+import { reserveNbdNode } from "../../../src/device/nbd-reservation.ts";
 import { type Bundle, buildProgram } from "../../support/bundle.ts";
 import { NbdTree } from "../../support/nbd-tree.ts";
 import { requireTool } from "../../support/tools.ts";

@@ -8,8 +8,7 @@ import path from "node:path";
 import { promisify } from "node:util";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { HostError } from "../../../src/core/index.ts";
-import { reserveNbdNode } from "../../../src/device/index.ts";
-import { formatReservations, parseReservations } from "../../../src/device/nbd-reservation.ts";
+import { formatReservations, parseReservations, reserveNbdNode } from "../../../src/device/nbd-reservation.ts";
 import { NbdTree } from "../../support/nbd-tree.ts";
 
 const NODES = 4;

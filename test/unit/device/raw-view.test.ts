@@ -7,7 +7,8 @@ import path from "node:path";
 import { promisify } from "node:util";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { HostError } from "../../../src/core/index.ts";
-import { openRawView, type RawView, type RawViewOptions, sweepRawViews } from "../../../src/device/index.ts";
+import { openRawView, type RawView, sweepRawViews } from "../../../src/device/index.ts";
+import type { RawViewOptions } from "../../../src/device/view-options.ts";
 import { processesNaming } from "../../support/processes.ts";
 import { requireTool } from "../../support/tools.ts";
 

@@ -6,7 +6,8 @@ import { access, mkdir, open, readFile, rm, rmdir, writeFile } from "node:fs/pro
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { until } from "../../../fixtures/lab/index.ts";
-import { nbdHost, openRawView, reserveNbdNode } from "../../../src/device/index.ts";
+import { nbdHost, openRawView } from "../../../src/device/index.ts";
+import { reserveNbdNode } from "../../../src/device/nbd-reservation.ts";
 import type { ExpectedDisk } from "../protocol.ts";
 import type { VmTest } from "./runner.ts";
 import {
