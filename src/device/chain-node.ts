@@ -5,10 +5,16 @@ import { realpath } from "node:fs/promises";
 import path from "node:path";
 import { environmentError, UnsupportedError } from "../core/index.ts";
 
-/** Longer chains are refused: every image costs an open file and a share of the command line. */
-export const MAX_CHAIN_LENGTH = 2_000;
+/**
+ * What QEMU can be asked to open at once: every image costs an open file and a share of the command line. How long a
+ * chain may grow is not decided here but in the store, which stops far earlier.
+ */
+export const MAX_OPEN_IMAGES = 2_000;
 
-/** Linux takes 128 KiB as one argument, QEMU's JSON parser 1024 levels; an image needs a level and 100 bytes or more. */
+/**
+ * Linux takes 128 KiB as one argument, QEMU's JSON parser 1024 levels; an image needs a level and 100 bytes or more.
+ * The longest chain that the store allows takes half of this, with the longest names.
+ */
 const MAX_NESTED_BYTES = 100_000;
 
 /** A node of QEMU's block layer, in QMP's JSON form. */

@@ -2,7 +2,7 @@
 // The content of a backing chain as one raw, read-only file or block device, which is what PVE's restore can read.
 import path from "node:path";
 import { firstError, HostError, messageOf, RequestError } from "../core/index.ts";
-import { MAX_CHAIN_LENGTH } from "./chain-node.ts";
+import { MAX_OPEN_IMAGES } from "./chain-node.ts";
 import { openFuseView } from "./fuse-view.ts";
 import { hasNbdModule, nbdHost } from "./nbd-host.ts";
 import { openNbdView } from "./nbd-view.ts";
@@ -41,8 +41,8 @@ function checkOptions({ chain, name, sizeBytes }: RawViewOptions): void {
   const act = `Cannot offer ${JSON.stringify(name)} as a raw file`;
   if (!DEVICE_NAME.test(name)) throw new RequestError(`${act}: this is no device name`);
   if (chain.length === 0) throw new RequestError(`${act}: no image is given`);
-  if (chain.length > MAX_CHAIN_LENGTH) {
-    throw new RequestError(`${act}: its chain has ${chain.length} images, at most ${MAX_CHAIN_LENGTH} can be opened`);
+  if (chain.length > MAX_OPEN_IMAGES) {
+    throw new RequestError(`${act}: its chain has ${chain.length} images, at most ${MAX_OPEN_IMAGES} can be opened`);
   }
   const odd = chain.find((image) => !path.isAbsolute(image) || image.includes("\0"));
   if (odd !== undefined) throw new RequestError(`${act}: ${JSON.stringify(odd)} is no absolute path`);

@@ -12,6 +12,7 @@ import { CancelledError } from "../../../src/core/index.ts";
 import { openRawView, type RawViewMechanism, sweepRawViews } from "../../../src/device/index.ts";
 import { waitForRelease } from "../../../src/device/nbd-release.ts";
 import { planConnect } from "../../../src/device/nbd-view.ts";
+import { backingFileName, formatArchiveName, MAX_CHAIN_LENGTH } from "../../../src/store/index.ts";
 import { NbdTree } from "../../support/nbd-tree.ts";
 import { processesNaming } from "../../support/processes.ts";
 import { requireTool } from "../../support/tools.ts";
@@ -99,6 +100,14 @@ describe("planConnect()", () => {
       ...["--verbose", "--read-only", "--connect=/dev/nbd7", "--"],
       `json:${node}`,
     ]);
+  });
+
+  it("takes the longest chain of the store, with the longest names", () => {
+    const chain = Array.from({ length: MAX_CHAIN_LENGTH }, (_, index) => {
+      const { folderName } = formatArchiveName(999_999_999, "qemu", 999_999_999_999 - index);
+      return backingFileName(folderName, "d".repeat(64));
+    });
+    expect(planConnect("/dev/nbd0", chain).at(-1)?.length).toBeLessThan(50_000);
   });
 
   it("refuses a chain whose name is too long for one argument", () => {
