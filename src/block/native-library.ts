@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The system's own C libraries (libzstd, libxxhash), reached through koffi. Both are installed on
-// every Debian: dpkg and apt need them. Node 20 has no zstd, and its SHA-256 costs a core.
+// The system's own C libraries, reached through koffi: libzstd and libxxhash, because Node 20 has no zstd and its
+// SHA-256 costs a core, and libc, for calls that Node does not make. Every Debian has them: dpkg and apt need all.
 import { createRequire } from "node:module";
 import type Koffi from "koffi";
 
