@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The other way to a raw file, for a QEMU without FUSE: nbdfuse before a qemu-nbd.
+import { readFile } from "node:fs/promises";
 import path from "node:path";
 import { nestedChainName } from "./chain-node.ts";
-import { exists } from "./exists.ts";
 import type { ServeOptions } from "./fuse-export.ts";
 import { ToolProcess } from "./tool-process.ts";
 import { waitUntilServed } from "./wait-until-served.ts";
@@ -16,9 +16,19 @@ export async function startNbdfuse({ chain, file, folder, stack, signal }: Serve
   await folder.addChild(server);
   const act = `Cannot serve ${JSON.stringify(chain.names[0])}`;
   const wait = { act, servers: [server], timeoutMs: SOCKET_TIMEOUT_MS, signal };
-  await waitUntilServed(wait, () => exists(socket));
+  await waitUntilServed(wait, () => isListenedAt(socket));
   // Disposed in reverse: nbdfuse lets go of the mount first.
   const mount = stack.use(await ToolProcess.start("nbdfuse", ["--readonly", file, "--unix", socket], chain.cwd));
   await folder.addChild(mount);
   return [server, mount];
+}
+
+/**
+ * The file is there a moment before qemu-nbd listens, and who connects in between is refused for good. The kernel is
+ * asked, because a client that leaves at once is an error that qemu-nbd reports.
+ */
+async function isListenedAt(socket: string): Promise<boolean> {
+  const lines = (await readFile("/proc/net/unix", "utf8")).split("\n");
+  // Source: proc(5): Num RefCount Protocol Flags Type St Inode Path; the flag is __SO_ACCEPTCON
+  return lines.some((line) => line.split(" ")[3] === "00010000" && line.endsWith(` ${socket}`));
 }

@@ -5,7 +5,7 @@ import { mkdir, mkdtemp, open, readdir, readFile, rm, stat, writeFile } from "no
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { HostError } from "../../../src/core/index.ts";
 import { openRawView, type RawView, sweepRawViews } from "../../../src/device/index.ts";
 import type { RawViewOptions } from "../../../src/device/view-options.ts";
@@ -32,6 +32,7 @@ beforeEach(async (context) => {
 });
 
 afterEach(async () => {
+  vi.unstubAllEnvs();
   expect(await processesNaming(dir)).toEqual([]);
   expect(await mountsNaming(dir)).toEqual([]);
   await rm(dir, { recursive: true, force: true });
@@ -186,6 +187,24 @@ describe("openRawView()", () => {
     const image = await makeImage("a.qcow2", [[1, 0, SIZE]]);
     await using view = await openView([image]);
     expect(await patternAt(view.path, SIZE - 4096)).toBe(1);
+  });
+
+  it("lets nbdfuse connect when qemu-nbd listens, not when its socket is there", async (context) => {
+    requireTool(context, "nbdfuse", "qemu-nbd", "perl");
+    const { stdout } = await run("which", ["qemu-nbd"]);
+    await mkdir(path.join(dir, "bin"));
+    const script = `#!/usr/bin/perl
+      use Socket;
+      my ($file) = grep { m!/nbd$! } @ARGV;
+      socket(my $socket, PF_UNIX, SOCK_STREAM, 0) or die $!;
+      bind($socket, pack_sockaddr_un($file)) or die $!;
+      select(undef, undef, undef, 0.5);
+      unlink($file);
+      exec({ "${stdout.trim()}" } 'qemu-nbd', @ARGV);`;
+    await writeFile(path.join(dir, "bin/qemu-nbd"), script, { mode: 0o755 });
+    vi.stubEnv("PATH", `${path.join(dir, "bin")}:${process.env.PATH}`);
+    await using view = await openView([await makeImage("a.qcow2", [[1, 0, MIB]])], { mechanism: "nbdfuse" });
+    expect(await patternAt(view.path, 0)).toBe(1);
   });
 
   it("keeps views of the same device apart", async () => {
