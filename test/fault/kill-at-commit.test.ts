@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The moments between the last byte and the answer of backup_vm, one by one: Node stops itself at each file
 // operation of a commit (kill-hold.mjs), and then Node or vzdump is ended. The bitmap and the point must agree.
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
-import { type BridgeBundle, buildBridge } from "../support/bridge-process.ts";
-import { descendantsOf, eventually, expectFailure, holdable, type SeenProcess, walk } from "../support/kill-stage.ts";
-import { type KilledJob, VmStage } from "../support/kill-vm-stage.ts";
-import { requireTool } from "../support/tools.ts";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { BridgeBundle } from "../support/bridge-process.ts";
+import {
+  descendantsOf,
+  eventually,
+  expectFailure,
+  holdable,
+  MATRIX_TIMEOUT_MS,
+  type SeenProcess,
+  someOf,
+  walk,
+} from "../support/kill-stage.ts";
+import { stagePerTest } from "../support/kill-vm-hooks.ts";
+import type { KilledJob } from "../support/kill-vm-stage.ts";
 
-const MATRIX_TIMEOUT_MS = 600_000;
-const isFull = process.env.FAULT_MATRIX === "full";
 const INTERRUPTED = "full: the last backup was interrupted during its commit";
 
 /** Where Node stands still; what is true if it never goes on. */
@@ -24,35 +31,28 @@ const MOMENTS = [
   { hold: "after rm 1 /[.]lock$", isListed: true, next: "incremental" },
 ] as const;
 
-let bundle: BridgeBundle;
+const staged = stagePerTest();
 let held: BridgeBundle;
-let stage: VmStage;
 beforeAll(async () => {
-  bundle = await buildBridge();
-  held = await holdable(bundle);
+  held = await holdable(staged.bundle);
 });
 afterAll(() => held[Symbol.asyncDispose]());
-beforeEach(async (context) => {
-  requireTool(context, "qemu-storage-daemon", "qemu-img", "perl", "setpriv");
-  stage = await VmStage.create(bundle);
-  return () => stage[Symbol.asyncDispose]();
-});
 
 /** A job whose Node stops at `hold`; `act` gets the stopped Node. */
 async function holdAt(hold: string, act: (node: SeenProcess, vzdump: number) => void): Promise<KilledJob> {
-  const program = await stage.vzdump({ bundle: held, env: { PBH_TEST_HOLD: hold } });
+  const program = await staged.stage.vzdump({ bundle: held, env: { PBH_TEST_HOLD: hold } });
   const vzdump = program.child.pid as number;
   const node = await eventually(`Node stopped ${hold}`, async () =>
     (await descendantsOf(vzdump)).find((one) => one.state === "T"),
   );
-  await stage.watchProcessesOf(program);
+  await staged.stage.watchProcessesOf(program);
   act(node, vzdump);
-  return await stage.judge(await walk(program));
+  return await staged.stage.judge(await walk(program));
 }
 
 async function expectNext(mode: string, cell: string): Promise<void> {
-  if (mode === "incremental") await stage.expectNextIncremental(cell);
-  else expect(await stage.next(), cell).toBe(mode);
+  if (mode === "incremental") await staged.stage.expectNextIncremental(cell);
+  else expect(await staged.stage.next(), cell).toBe(mode);
 }
 
 describe("a commit in which Node is killed with -9", () => {
@@ -65,7 +65,7 @@ describe("a commit in which Node is killed with -9", () => {
       expect([hold, job.isListed]).toEqual([hold, isListed]);
       await expectNext(next, hold);
     }
-    await stage.expectAllRight();
+    await staged.stage.expectAllRight();
   });
 });
 
@@ -82,7 +82,7 @@ describe("a commit that has begun", () => {
 
   it("is finished whoever ends, and its point is the next one's base", { timeout: MATRIX_TIMEOUT_MS }, async () => {
     for (const [turn, { hold }] of MOMENTS.entries()) {
-      for (const [name, end, sentence] of ENDS.filter((_, n) => isFull || n === turn % ENDS.length)) {
+      for (const [name, end, sentence] of someOf(ENDS, turn)) {
         const cell = `${hold}, ${name}`;
         const job = await holdAt(hold, (node, vzdump) => {
           end(node, vzdump);
@@ -90,11 +90,11 @@ describe("a commit that has begun", () => {
         });
         if (sentence !== undefined) expectFailure(job, sentence);
         expect([cell, job.isListed]).toEqual([cell, true]);
-        expect(await stage.leftovers(), cell).toEqual([]);
-        await stage.expectNextIncremental(cell);
+        expect(await staged.stage.leftovers(), cell).toEqual([]);
+        await staged.stage.expectNextIncremental(cell);
       }
     }
-    await stage.expectAllRight();
+    await staged.stage.expectAllRight();
   });
 });
 
@@ -105,6 +105,6 @@ describe("notes of a backup whose setting is killed", () => {
     expect(job.output).toMatch(
       /^WARN: unable to add notes - Cannot finish "update_volume_attribute": the backup bridge/m,
     );
-    await stage.expectNextIncremental(when);
+    await staged.stage.expectNextIncremental(when);
   });
 });

@@ -8,11 +8,18 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
 import type { Program } from "../support/container-node.ts";
 import { ContainerStage } from "../support/kill-container-stage.ts";
-import { endProcess, expectFailure, type SeenProcess, walk } from "../support/kill-stage.ts";
+import {
+  endProcess,
+  expectFailure,
+  isFull,
+  isNode,
+  MATRIX_TIMEOUT_MS,
+  type SeenProcess,
+  someOf,
+  walk,
+} from "../support/kill-stage.ts";
 import { requireTool } from "../support/tools.ts";
 
-const MATRIX_TIMEOUT_MS = 600_000;
-const isFull = process.env.FAULT_MATRIX === "full";
 /** KiB per second: the archive of a large file lasts until somebody ends it. */
 const SLOW = { bwlimit: 64 };
 const LARGE_BYTES = 6 * 2 ** 20;
@@ -37,10 +44,6 @@ beforeEach((context) => {
 afterEach(() => stage?.[Symbol.asyncDispose]());
 
 const stepped = (): Promise<Program> => stage.vzdump(["--step"]);
-/** All of them in the full matrix; else one, each in its turn. */
-const someOf = <T>(all: readonly T[], turn: number): T[] => all.filter((_, n) => isFull || n === turn % all.length);
-
-const isNode = ({ name }: SeenProcess): boolean => /^(?:node|MainThread)$/.test(name);
 /** Who takes part in the backup of an unprivileged container. */
 const VICTIMS = {
   "the Node that owns the store": (one: SeenProcess, vzdump: number) => isNode(one) && one.parent === vzdump,

@@ -4,18 +4,24 @@
 // done that is not. FAULT_MATRIX=full runs every signal at every place.
 import { mkdtemp } from "node:fs/promises";
 import path from "node:path";
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { compareRaw } from "../../fixtures/lab/index.ts";
-import { type BridgeBundle, buildBridge } from "../support/bridge-process.ts";
 import type { Program } from "../support/container-node.ts";
 import { ContainerStage } from "../support/kill-container-stage.ts";
-import { descendantsOf, endProcess, eventually, expectFailure, type Walk, walk } from "../support/kill-stage.ts";
-import { VmStage } from "../support/kill-vm-stage.ts";
-import { requireTool } from "../support/tools.ts";
+import {
+  descendantsOf,
+  endProcess,
+  eventually,
+  expectFailure,
+  isFull,
+  MATRIX_TIMEOUT_MS,
+  someOf,
+  type Walk,
+  walk,
+} from "../support/kill-stage.ts";
+import { stagePerTest } from "../support/kill-vm-hooks.ts";
 import { DISK } from "../support/vm-rules.ts";
 
-const MATRIX_TIMEOUT_MS = 600_000;
-const isFull = process.env.FAULT_MATRIX === "full";
 const VM_CALLS = [
   "restore_get_mechanism",
   "restore_vm_init",
@@ -33,33 +39,15 @@ const CONTAINER_CALLS = [
   "restore_container_cleanup",
 ] as const;
 
-/** All of them in the full matrix; else one, each in its turn. */
-const someOf = <T>(all: readonly T[], turn: number): T[] => all.filter((_, n) => isFull || n === turn % all.length);
-
-/** Ends the Node of a program. */
-async function endNode(program: Program, signal: NodeJS.Signals): Promise<void> {
-  const vzdump = program.child.pid as number;
-  const node = await eventually("Node", async () => (await descendantsOf(vzdump)).find((one) => one.parent === vzdump));
-  await endProcess(node.pid, signal);
-}
-
 describe("the restore of a VM", () => {
-  let bundle: BridgeBundle;
-  let stage: VmStage;
-  beforeAll(async () => {
-    bundle = await buildBridge();
-  });
-  afterAll(() => bundle[Symbol.asyncDispose]());
-  beforeEach(async (context) => {
-    requireTool(context, "qemu-storage-daemon", "qemu-img", "perl", "setpriv");
-    stage = await VmStage.create(bundle);
-    await stage.expectNextIncremental("setup");
-    return () => stage[Symbol.asyncDispose]();
-  });
+  const staged = stagePerTest((stage) => stage.expectNextIncremental("setup"));
 
   const start = async (args: readonly string[] = ["--step"]): Promise<{ program: Program; target: string }> => {
-    const target = await mkdtemp(path.join(stage.node.dir, "target-"));
-    return { program: await stage.qmrestore([...stage.points.keys()].at(-1) ?? "", target, args), target };
+    const target = await mkdtemp(path.join(staged.stage.node.dir, "target-"));
+    return {
+      program: await staged.stage.qmrestore([...staged.stage.points.keys()].at(-1) ?? "", target, args),
+      target,
+    };
   };
 
   /** A restore that nothing disturbs, which also sweeps. */
@@ -70,22 +58,19 @@ describe("the restore of a VM", () => {
     await expectTarget(target);
     // A dead reader's locks wait for the next backup: nobody else may sweep in the store.
     expect(
-      (await stage.leftovers()).filter((name) => !/^qemu-\d+\.shared-/.test(name)),
+      (await staged.stage.leftovers()).filter((name) => !/^qemu-\d+\.shared-/.test(name)),
       cell,
     ).toEqual([]);
   }
 
   async function expectTarget(target: string): Promise<void> {
-    const oracle = [...stage.points.values()].at(-1)?.get(DISK) ?? "no oracle";
+    const oracle = [...staged.stage.points.values()].at(-1)?.get(DISK) ?? "no oracle";
     expect(await compareRaw(path.join(target, `${DISK}.raw`), oracle)).toMatchObject({ identical: true });
   }
 
   const kill = async (program: Program, place: string, act: () => Promise<void> | void): Promise<Walk> => {
-    const walked = await walk(program, place, async () => {
-      await stage.watchProcessesOf(program);
-      await act();
-    });
-    await stage.expectNoSurvivors();
+    const walked = await staged.stage.walkTo(program, place, act);
+    await staged.stage.expectNoSurvivors();
     return walked;
   };
 
@@ -98,7 +83,7 @@ describe("the restore of a VM", () => {
         const walked = await kill(program, `after ${call}`, () => void program.child.kill(signal));
         if (signal === "SIGTERM" && call !== "restore_vm_volume_cleanup")
           expectFailure(walked, /^interrupted by signal$/);
-        expect(await stage.leftovers(), `${call} ${signal}`).toEqual([]);
+        expect(await staged.stage.leftovers(), `${call} ${signal}`).toEqual([]);
       }
     }
     await mustRestore("the last");
@@ -111,7 +96,9 @@ describe("the restore of a VM", () => {
     for (const [n, signal] of (["SIGTERM", "SIGKILL"] as const).entries()) {
       for (const call of VM_CALLS.slice(1).filter((_, turn) => isFull || turn % 2 === n)) {
         const { program, target } = await start();
-        const walked = await kill(program, `before ${call}`, () => endNode(program, signal));
+        const walked = await kill(program, `before ${call}`, async () => {
+          await endProcess((await staged.stage.nodeOf(program)).pid, signal);
+        });
         if (call === "restore_vm_cleanup") {
           expect([walked.status, walked.output]).toEqual([
             0,
@@ -121,12 +108,12 @@ describe("the restore of a VM", () => {
         } else {
           expectFailure(walked, new RegExp(`^Cannot finish "${call}": the backup bridge is gone`));
         }
-        if (signal === "SIGTERM") expect(await stage.leftovers(), `${call} ${signal}`).toEqual([]);
+        if (signal === "SIGTERM") expect(await staged.stage.leftovers(), `${call} ${signal}`).toEqual([]);
         else await mustRestore(`${call} ${signal}`);
       }
     }
     await mustRestore("the last");
-    await stage.expectNextIncremental("the last");
+    await staged.stage.expectNextIncremental("the last");
   });
 
   it.each(["SIGKILL", "SIGTERM"] as const)(
@@ -149,7 +136,7 @@ describe("the restore of a VM", () => {
       expectFailure(await walked, /has 0 bytes|failed|no file or block device/); // what the reader makes of it
       const reason = /Cannot vouch for the restored "drive-scsi0": it was not on offer to the end, .*; restore again/;
       expect((await walked).output).toMatch(reason);
-      expect(await stage.leftovers()).toEqual([]);
+      expect(await staged.stage.leftovers()).toEqual([]);
       await mustRestore(signal);
     },
   );
@@ -170,10 +157,9 @@ describe("the restore of a container", () => {
           const target = path.join(stage.node.dir, `target-${call}-${victim.replace(" ", "-")}`);
           const program = await stage.node.restore(stage.newest, target, ["--step"]);
           const [who, signal] = victim.split(" ") as [string, NodeJS.Signals];
-          const walked = await walk(program, `after ${call}`, async () => {
-            await stage.watchProcessesOf(program);
+          const walked = await stage.walkTo(program, `after ${call}`, async () => {
             if (who === "pct") program.child.kill(signal);
-            else await endNode(program, signal);
+            else await endProcess((await stage.nodeOf(program)).pid, signal);
           });
           await stage.expectNoSurvivors();
           if (victim === "pct SIGTERM" && call !== "restore_container_cleanup")

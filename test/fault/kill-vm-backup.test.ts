@@ -3,17 +3,13 @@
 // restores bit for bit, nothing stays behind, the task log says why in one sentence, the next backup is right.
 // FAULT_MATRIX=full runs every signal at every place.
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import { type BridgeBundle, buildBridge } from "../support/bridge-process.ts";
 import type { Program } from "../support/container-node.ts";
-import { endProcess, expectFailure, walk } from "../support/kill-stage.ts";
-import { VmStage } from "../support/kill-vm-stage.ts";
-import { requireTool } from "../support/tools.ts";
+import { endProcess, expectFailure, isFull, MATRIX_TIMEOUT_MS, someOf, walk } from "../support/kill-stage.ts";
+import { stagePerTest } from "../support/kill-vm-hooks.ts";
 import { DISK, MIB } from "../support/vm-rules.ts";
 
-const MATRIX_TIMEOUT_MS = 600_000;
-const isFull = process.env.FAULT_MATRIX === "full";
 /** What Proxmox VE's programs have handlers for, which die. */
 const ABORTS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"] as const;
 /** KiB per second: a copy of some megabytes lasts until somebody ends it. */
@@ -34,26 +30,13 @@ const CALLS = [
 type Call = (typeof CALLS)[number];
 const isCommitted = (call: Call): boolean => CALLS.indexOf(call) >= CALLS.indexOf("backup_vm");
 
-let bundle: BridgeBundle;
-let stage: VmStage;
-beforeAll(async () => {
-  bundle = await buildBridge();
-});
-afterAll(() => bundle[Symbol.asyncDispose]());
-beforeEach(async (context) => {
-  requireTool(context, "qemu-storage-daemon", "qemu-img", "perl", "setpriv");
-  stage = await VmStage.create(bundle);
-  return () => stage[Symbol.asyncDispose]();
-});
-
-const stepped = (): Promise<Program> => stage.vzdump({ args: ["--step"] });
+const staged = stagePerTest();
+const stepped = (): Promise<Program> => staged.stage.vzdump({ args: ["--step"] });
 const kill = (program: Program, signal: NodeJS.Signals): boolean => program.child.kill(signal);
-/** All of them in the full matrix; else one, each in its turn. */
-const someOf = <T>(all: readonly T[], turn: number): T[] => all.filter((_, n) => isFull || n === turn % all.length);
 
 describe("a VM's backup of which vzdump is ended after a call", () => {
   it("knows every call there is", async () => {
-    const { boundaries } = await stage.killAt(await stepped());
+    const { boundaries } = await staged.stage.killAt(await stepped());
     expect(boundaries).toEqual(CALLS.flatMap((call) => [`before ${call}`, `after ${call}`]));
   });
 
@@ -62,38 +45,38 @@ describe("a VM's backup of which vzdump is ended after a call", () => {
   }, async () => {
     for (const call of CALLS) {
       const program = await stepped();
-      const { isListed, status } = await stage.killAt(
+      const { isListed, status } = await staged.stage.killAt(
         program,
         `after ${call}`,
         async () => void kill(program, "SIGKILL"),
       );
       expect([call, status, isListed]).toEqual([call, null, isCommitted(call)]);
-      expect(await stage.leftovers(), call).toEqual([]); // Node has seen the end of its input
-      await stage.expectNextIncremental(call);
+      expect(await staged.stage.leftovers(), call).toEqual([]); // Node has seen the end of its input
+      await staged.stage.expectNextIncremental(call);
     }
-    await stage.expectAllRight();
+    await staged.stage.expectAllRight();
   });
 
   it("says that it was interrupted when a signal handler dies", { timeout: MATRIX_TIMEOUT_MS }, async () => {
     for (const [turn, call] of CALLS.entries()) {
       for (const signal of someOf(ABORTS, turn)) {
         const program = await stepped();
-        const job = await stage.killAt(program, `after ${call}`, async () => void kill(program, signal));
+        const job = await staged.stage.killAt(program, `after ${call}`, async () => void kill(program, signal));
         expect([call, job.isListed]).toEqual([call, isCommitted(call)]);
         if (call === "update_volume_attribute") {
           // So it is in Proxmox VE: notes that cannot be set only warn, whatever the reason.
           expect([job.status, job.output]).toEqual([0, expect.stringMatching(/unable to add notes - interrupted/)]);
-          await stage.expectNextIncremental(call);
+          await staged.stage.expectNextIncremental(call);
           continue;
         }
         expectFailure(job, /^interrupted by signal$/);
         const isToldKept = isCommitted(call) && CALLS.indexOf(call) <= CALLS.indexOf("backup_cleanup");
         if (isToldKept) expect(job.output).toMatch(/^WARN: .* was complete before the job failed and is kept/m);
-        expect(await stage.leftovers(), call).toEqual([]);
-        await stage.expectNextIncremental(call);
+        expect(await staged.stage.leftovers(), call).toEqual([]);
+        await staged.stage.expectNextIncremental(call);
       }
     }
-    await stage.expectAllRight();
+    await staged.stage.expectAllRight();
   });
 });
 
@@ -107,8 +90,8 @@ describe("a VM's backup of which Node is ended before a call", () => {
     for (const [turn, call] of CALLS.slice(1).entries()) {
       for (const [signal, sentence] of someOf(ENDS, turn)) {
         const program = await stepped();
-        const job = await stage.killAt(program, `before ${call}`, async () => {
-          await endProcess((await stage.nodeOf(program)).pid, signal);
+        const job = await staged.stage.killAt(program, `before ${call}`, async () => {
+          await endProcess((await staged.stage.nodeOf(program)).pid, signal);
         });
         const cell = `${call} ${signal}`;
         expect([cell, job.isListed]).toEqual([cell, CALLS.indexOf(call) > CALLS.indexOf("backup_vm")]);
@@ -119,11 +102,11 @@ describe("a VM's backup of which Node is ended before a call", () => {
           // Notes are set by a Node of their own; the provider's is missed by the call after that.
           expect(named).toBe(call === "update_volume_attribute" ? "backup_cleanup" : call);
         }
-        if (signal === "SIGTERM") expect(await stage.leftovers(), cell).toEqual([]);
-        await stage.expectNextIncremental(cell);
+        if (signal === "SIGTERM") expect(await staged.stage.leftovers(), cell).toEqual([]);
+        await staged.stage.expectNextIncremental(cell);
       }
     }
-    await stage.expectAllRight();
+    await staged.stage.expectAllRight();
   });
 });
 
@@ -135,8 +118,8 @@ describe("a VM's backup of which vzdump is ended while Node has not yet read its
         const program = await stepped();
         let ended = Promise.resolve();
         const walked = walk(program, `before ${call}`, async () => {
-          await stage.watchProcessesOf(program);
-          const { pid } = await stage.nodeOf(program);
+          await staged.stage.watchProcessesOf(program);
+          const { pid } = await staged.stage.nodeOf(program);
           process.kill(pid, "SIGSTOP");
           ended = sleep(150).then(async () => {
             kill(program, signal);
@@ -144,24 +127,24 @@ describe("a VM's backup of which vzdump is ended while Node has not yet read its
             process.kill(pid, "SIGCONT");
           });
         });
-        const job = await stage.judge(await walked.finally(() => ended));
+        const job = await staged.stage.judge(await walked.finally(() => ended));
         if (signal === "SIGTERM") expectFailure(job, /^interrupted by signal$/);
-        expect(await stage.leftovers(), call).toEqual([]);
-        await stage.expectNextIncremental(call);
+        expect(await staged.stage.leftovers(), call).toEqual([]);
+        await staged.stage.expectNextIncremental(call);
       }
     }
-    await stage.expectAllRight();
+    await staged.stage.expectAllRight();
   });
 });
 
 describe("a VM's backup in mid-copy", () => {
   const inMidCopy = async (act: (program: Program) => Promise<void> | void, bwlimit = SLOW) => {
-    await stage.guest.write(DISK, 4 * MIB, seededBytes("mid-copy", 8 * MIB));
-    const program = await stage.vzdump({ bwlimit });
-    await stage.untilCopying();
-    await stage.watchProcessesOf(program);
+    await staged.stage.guest.write(DISK, 4 * MIB, seededBytes("mid-copy", 8 * MIB));
+    const program = await staged.stage.vzdump({ bwlimit });
+    await staged.stage.untilCopying();
+    await staged.stage.watchProcessesOf(program);
     await act(program);
-    const job = await stage.judge(await walk(program));
+    const job = await staged.stage.judge(await walk(program));
     expect(job.isListed).toBe(false);
     return job;
   };
@@ -170,33 +153,33 @@ describe("a VM's backup in mid-copy", () => {
     for (const signal of ["SIGKILL", ...ABORTS] as const) {
       const job = await inMidCopy((program) => void kill(program, signal));
       if (signal !== "SIGKILL") expectFailure(job, /^interrupted by signal$/);
-      expect(await stage.leftovers(), signal).toEqual([]);
-      await stage.expectNextIncremental(signal);
+      expect(await staged.stage.leftovers(), signal).toEqual([]);
+      await staged.stage.expectNextIncremental(signal);
     }
-    await stage.expectAllRight();
+    await staged.stage.expectAllRight();
   });
 
   it.each([
     ["SIGTERM", /^Cancelled: the backup bridge got SIGTERM$/],
     ["SIGKILL", /^Cannot finish "backup_vm": the backup bridge is gone, it was ended by SIGKILL/],
   ] as const)("fails by Node's %s, and the next one sweeps", async (signal, sentence) => {
-    const job = await inMidCopy(async (program) => void process.kill((await stage.nodeOf(program)).pid, signal));
+    const job = await inMidCopy(async (program) => void process.kill((await staged.stage.nodeOf(program)).pid, signal));
     expectFailure(job, sentence);
-    if (signal === "SIGTERM") expect(await stage.leftovers()).toEqual([]);
-    await stage.expectNextIncremental(signal);
+    if (signal === "SIGTERM") expect(await staged.stage.leftovers()).toEqual([]);
+    await staged.stage.expectNextIncremental(signal);
   });
 
   it.each(["SIGKILL", "SIGTERM"] as const)(
     "fails when the guest's QEMU gets %s, and the next one is full",
     async (signal) => {
-      const job = await inMidCopy(() => void process.kill(stage.guest.pid, signal), NOT_SO_SLOW);
+      const job = await inMidCopy(() => void process.kill(staged.stage.guest.pid, signal), NOT_SO_SLOW);
       expectFailure(
         job,
         /^Cannot back up "drive-scsi0": the QEMU process of VM 100 ended its NBD server .*qm status 100/,
       );
-      expect(await stage.leftovers()).toEqual([]);
-      await stage.guest.restart();
-      expect(await stage.next()).toBe("full: QEMU has no bitmap of it, or started a new one");
+      expect(await staged.stage.leftovers()).toEqual([]);
+      await staged.stage.guest.restart();
+      expect(await staged.stage.next()).toBe("full: QEMU has no bitmap of it, or started a new one");
     },
   );
 });
@@ -209,15 +192,15 @@ describe("a VM's backup of which the guest's QEMU is killed at a call", () => {
       "after backup_vm",
       "before job_cleanup",
     ]) {
-      const job = await stage.killAt(await stepped(), place, async () => await stage.guest.kill());
+      const job = await staged.stage.killAt(await stepped(), place, async () => await staged.stage.guest.kill());
       const isLate = place === "after backup_vm" || place === "before job_cleanup";
       expect([place, job.isListed, job.status]).toEqual([place, isLate, isLate ? 0 : 1]);
       if (place === "before backup_vm")
         expectFailure(job, /^Cannot back up "drive-scsi0": the QEMU process of VM 100 ended/);
-      expect(await stage.leftovers(), place).toEqual([]);
-      await stage.guest.restart();
-      expect(await stage.next(), place).toBe("full: QEMU has no bitmap of it, or started a new one");
+      expect(await staged.stage.leftovers(), place).toEqual([]);
+      await staged.stage.guest.restart();
+      expect(await staged.stage.next(), place).toBe("full: QEMU has no bitmap of it, or started a new one");
     }
-    await stage.expectAllRight();
+    await staged.stage.expectAllRight();
   });
 });

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // A container, the scripted vzdump and pct with real bridges, and the judgement after each kill.
-import { chown, readdir, readFile, writeFile } from "node:fs/promises";
+import { chown, readdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { expect } from "vitest";
 import { runTool } from "../../fixtures/lab/index.ts";
 import { ContainerNode, type Program, treeOf, VMID } from "./container-node.ts";
-import { descendantsOf, eventually, type SeenProcess, survivorsOf, type Walk, walk } from "./kill-stage.ts";
+import { GuestStage } from "./guest-stage.ts";
+import { type Walk, walk } from "./kill-stage.ts";
 
 /** Left out by the standard patterns. */
 const LEFT_OUT = ["lost+found", "tmp/junk", "var/tmp/junk"];
@@ -18,15 +19,15 @@ export interface KilledContainerJob extends Walk {
   readonly isListed: boolean;
 }
 
-export class ContainerStage implements AsyncDisposable {
+export class ContainerStage extends GuestStage<KilledContainerJob> {
   readonly node: ContainerNode;
   readonly #points = new Set<string>();
-  readonly #watched: SeenProcess[] = [];
   readonly #guest: Record<string, unknown>;
   /** Names in a backup that nothing disturbed. */
   #members: string[] = [];
 
   private constructor(node: ContainerNode, guest: Record<string, unknown>) {
+    super(VMID);
     this.node = node;
     this.#guest = { ...GUEST, ...guest };
   }
@@ -51,17 +52,7 @@ export class ContainerStage implements AsyncDisposable {
     return this.node.vzdump(this.#guest, { args, job });
   }
 
-  async killAt(program: Program, boundary: string, act: () => Promise<void> | void): Promise<KilledContainerJob> {
-    return await this.judge(
-      await walk(program, boundary, async () => {
-        await this.watchProcessesOf(program);
-        await act();
-      }),
-    );
-  }
-
-  /** What must be true of the store after a job that ended in any way. */
-  async judge(walked: Walk): Promise<KilledContainerJob> {
+  override async judge(walked: Walk): Promise<KilledContainerJob> {
     await this.expectNoSurvivors();
     const folder = path.join(this.node.storePath, String(VMID));
     const listed = (await readdir(folder).catch(() => [])).filter((name) => name.startsWith("lxc-"));
@@ -94,36 +85,7 @@ export class ContainerStage implements AsyncDisposable {
     return `backup/${VMID}/${[...this.#points].sort().at(-1)}`;
   }
 
-  async leftovers(): Promise<string[]> {
-    const folder = path.join(this.node.storePath, String(VMID));
-    const inStore = (await readdir(folder)).filter((name) => name.startsWith(".") && name !== ".locks");
-    const inLocks = await readdir(path.join(folder, ".locks")).catch(() => []);
-    const inRun = await readdir(path.join(this.node.root, "run/pve-backup-host")).catch(() => []);
-    const mounts = (await readFile("/proc/self/mounts", "utf8")).split("\n");
-    return [...inStore, ...inLocks, ...inRun, ...mounts.filter((line) => line.includes(this.node.dir))];
-  }
-
-  /** Of the processes that watchProcessesOf() noted. */
-  async expectNoSurvivors(): Promise<void> {
-    expect(await survivorsOf(this.#watched.splice(0))).toEqual([]);
-  }
-
-  /** None of them may outlive the job. */
-  async watchProcessesOf(program: Program): Promise<void> {
-    this.#watched.push(...(await descendantsOf(program.child.pid as number)));
-  }
-
-  /** Waits for a process of the job. */
-  async find(program: Program, what: string, is: (one: SeenProcess, vzdump: number) => boolean): Promise<SeenProcess> {
-    const vzdump = program.child.pid as number;
-    return await eventually(what, async () => {
-      const { exitCode, signalCode } = program.child;
-      if (exitCode !== null || signalCode !== null) throw new Error(`no ${what} in:\n${program.lines.join("\n")}`);
-      return (await descendantsOf(vzdump)).find((one) => is(one, vzdump));
-    });
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
+  override async [Symbol.asyncDispose](): Promise<void> {
     await this.node[Symbol.asyncDispose]();
   }
 

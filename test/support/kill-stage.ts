@@ -8,6 +8,13 @@ import { expect } from "vitest";
 import type { BridgeBundle } from "./bridge-process.ts";
 import type { Program, ProgramResult } from "./container-node.ts";
 
+export const MATRIX_TIMEOUT_MS = 600_000;
+/** Every signal at every place. */
+export const isFull = process.env.FAULT_MATRIX === "full";
+/** All of them in the full matrix; else one, each in its turn. */
+export const someOf = <T>(all: readonly T[], turn: number): T[] =>
+  all.filter((_, n) => isFull || n === turn % all.length);
+
 const DEADLINE_MS = 30_000;
 const POLL_MS = 10;
 const STEP_POLL_MS = 3;
@@ -22,6 +29,8 @@ export interface SeenProcess {
   /** At most 15 characters, as the kernel keeps it. */
   readonly name: string;
 }
+
+export const isNode = ({ name }: SeenProcess): boolean => /^(?:node|MainThread)$/.test(name);
 
 export async function seeProcess(pid: number): Promise<SeenProcess | undefined> {
   const stat = await readFile(`/proc/${pid}/stat`, "latin1").catch(() => undefined);

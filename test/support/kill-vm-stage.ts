@@ -2,7 +2,7 @@
 // A VM on the lab, the scripted vzdump and qmrestore with the real bridge, and the judgement after each kill:
 // what is listed is right, nothing is left, and the next backup is right.
 import { spawn } from "node:child_process";
-import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
+import { mkdir, readdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { expect } from "vitest";
 import {
@@ -15,7 +15,8 @@ import {
 } from "../../fixtures/lab/index.ts";
 import type { BridgeBundle } from "./bridge-process.ts";
 import { type Program, watch } from "./container-node.ts";
-import { descendantsOf, eventually, type SeenProcess, survivorsOf, type Walk, walk } from "./kill-stage.ts";
+import { GuestStage } from "./guest-stage.ts";
+import { eventually, type Walk, walk } from "./kill-stage.ts";
 import { list, TestNode } from "./vm-job.ts";
 import { DISK, DISK_BYTES, MIB, startGuest, VMID } from "./vm-rules.ts";
 
@@ -36,7 +37,7 @@ export interface KilledJob extends Walk {
   readonly isListed: boolean;
 }
 
-export class VmStage implements AsyncDisposable {
+export class VmStage extends GuestStage<KilledJob> {
   readonly node: TestNode;
   readonly guest: LabGuest;
   /** Every point there must be, with the disks' content at its time. */
@@ -44,11 +45,11 @@ export class VmStage implements AsyncDisposable {
   readonly #bundle: BridgeBundle;
   readonly #control: LabControl;
   readonly #random = new SeededRandom(4_711);
-  readonly #watched: SeenProcess[] = [];
   #epoch = 1_000;
   #access: LabBackup | undefined;
 
   private constructor(node: TestNode, guest: LabGuest, control: LabControl, bundle: BridgeBundle) {
+    super(VMID);
     this.node = node;
     this.guest = guest;
     this.#control = control;
@@ -98,18 +99,7 @@ export class VmStage implements AsyncDisposable {
     return this.#start("qmrestore.pl", all, this.#bundle, {});
   }
 
-  /** Walks a job to a boundary, does there what is to be done, and judges what is in the store afterwards. */
-  async killAt(program: Program, boundary?: string, act?: () => Promise<void>): Promise<KilledJob> {
-    return await this.judge(
-      await walk(program, boundary, async () => {
-        await this.watchProcessesOf(program);
-        await act?.();
-      }),
-    );
-  }
-
-  /** What must be true of the store after a job that ended in any way. */
-  async judge(walked: Walk): Promise<KilledJob> {
+  override async judge(walked: Walk): Promise<KilledJob> {
     await this.#control.abandon(VMID);
     await this.expectNoSurvivors();
     const volname = `backup/100/qemu-${this.#epoch}`;
@@ -151,33 +141,6 @@ export class VmStage implements AsyncDisposable {
     for (const volname of this.points.keys()) await this.expectRight(volname);
   }
 
-  /** What dead jobs left in the store, on the node, and in the kernel's table of mounts. */
-  async leftovers(): Promise<string[]> {
-    const folder = path.join(this.node.storePath, String(VMID));
-    const inStore = (await readdir(folder)).filter((name) => name.startsWith(".") && name !== ".locks");
-    const inLocks = await readdir(path.join(folder, ".locks")).catch(() => []);
-    const inRun = await readdir(path.join(this.node.root, "run/pve-backup-host")).catch(() => []);
-    const mounts = (await readFile("/proc/self/mounts", "utf8")).split("\n");
-    return [...inStore, ...inLocks, ...inRun, ...mounts.filter((line) => line.includes(this.node.dir))];
-  }
-
-  /** Of the processes that watchProcessesOf() noted. */
-  async expectNoSurvivors(): Promise<void> {
-    expect(await survivorsOf(this.#watched.splice(0))).toEqual([]);
-  }
-
-  /** None of them may outlive the job. */
-  async watchProcessesOf(program: Program): Promise<void> {
-    this.#watched.push(...(await descendantsOf(program.child.pid as number)));
-  }
-
-  /** The Node that owns the store. */
-  async nodeOf(program: Program): Promise<SeenProcess> {
-    return await eventually("Node", async () =>
-      (await descendantsOf(program.child.pid as number)).find((one) => one.parent === program.child.pid),
-    );
-  }
-
   /** Waits until the image of the disk is being written. */
   async untilCopying(): Promise<void> {
     const folder = path.join(this.node.storePath, String(VMID));
@@ -188,7 +151,7 @@ export class VmStage implements AsyncDisposable {
     });
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
+  override async [Symbol.asyncDispose](): Promise<void> {
     await this.#control[Symbol.asyncDispose]();
     await this.guest[Symbol.asyncDispose]();
     await this.node[Symbol.asyncDispose]();

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// What the stages of a VM and of a container share: the walk to the place of a kill, the processes that must end
+// with the job, and the traces that it must not leave.
+import { readdir, readFile } from "node:fs/promises";
+import path from "node:path";
+import { expect } from "vitest";
+import type { Program } from "./container-node.ts";
+import { descendantsOf, eventually, isNode, type SeenProcess, survivorsOf, type Walk, walk } from "./kill-stage.ts";
+
+export interface StageNode {
+  /** All of the test's files are below it. */
+  readonly dir: string;
+  /** Stands for / of the node. */
+  readonly root: string;
+  readonly storePath: string;
+}
+
+export abstract class GuestStage<Judged extends Walk> implements AsyncDisposable {
+  abstract readonly node: StageNode;
+  readonly #vmid: number;
+  readonly #watched: SeenProcess[] = [];
+
+  protected constructor(vmid: number) {
+    this.#vmid = vmid;
+  }
+
+  /** What must be true of the store after a job that ended in any way. */
+  abstract judge(walked: Walk): Promise<Judged>;
+
+  abstract [Symbol.asyncDispose](): Promise<void>;
+
+  /** Walks a program to a boundary, and does there what is to be done; without a boundary it walks to the end. */
+  async walkTo(program: Program, boundary?: string, act?: () => Promise<void> | void): Promise<Walk> {
+    const walked = await walk(program, boundary, async () => {
+      await this.watchProcessesOf(program);
+      await act?.();
+    });
+    if (boundary !== undefined) expect(walked.boundaries.at(-1), walked.output).toBe(boundary);
+    return walked;
+  }
+
+  /** The same, and judges what is in the store afterwards. */
+  async killAt(program: Program, boundary?: string, act?: () => Promise<void> | void): Promise<Judged> {
+    return await this.judge(await this.walkTo(program, boundary, act));
+  }
+
+  /** What dead jobs left in the store, on the node, and in the kernel's table of mounts. */
+  async leftovers(): Promise<string[]> {
+    const folder = path.join(this.node.storePath, String(this.#vmid));
+    const inStore = (await readdir(folder)).filter((name) => name.startsWith(".") && name !== ".locks");
+    const inLocks = await readdir(path.join(folder, ".locks")).catch(() => []);
+    const inRun = await readdir(path.join(this.node.root, "run/pve-backup-host")).catch(() => []);
+    const mounts = (await readFile("/proc/self/mounts", "utf8")).split("\n");
+    return [...inStore, ...inLocks, ...inRun, ...mounts.filter((line) => line.includes(this.node.dir))];
+  }
+
+  /** Of the processes that watchProcessesOf() noted. */
+  async expectNoSurvivors(): Promise<void> {
+    expect(await survivorsOf(this.#watched.splice(0))).toEqual([]);
+  }
+
+  /** None of them may outlive the job. */
+  async watchProcessesOf(program: Program): Promise<void> {
+    this.#watched.push(...(await descendantsOf(program.child.pid as number)));
+  }
+
+  /** Waits for a process of the job. */
+  async find(program: Program, what: string, is: (one: SeenProcess, parent: number) => boolean): Promise<SeenProcess> {
+    const parent = program.child.pid as number;
+    return await eventually(what, async () => {
+      const { exitCode, signalCode } = program.child;
+      if (exitCode !== null || signalCode !== null) throw new Error(`no ${what} in:\n${program.lines.join("\n")}`);
+      return (await descendantsOf(parent)).find((one) => is(one, parent));
+    });
+  }
+
+  /** The Node that owns the store, or serves a restore. */
+  async nodeOf(program: Program): Promise<SeenProcess> {
+    return await this.find(program, "Node", (one, parent) => isNode(one) && one.parent === parent);
+  }
+}
