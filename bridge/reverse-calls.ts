@@ -35,14 +35,24 @@ export class ReverseCalls implements FileHandleCalls {
       .catch(() => undefined);
   }
 
+  /** An abort of `signal` ends the wait at once: the Perl side may be gone, or hang in what it was asked. */
   async #request(method: string, params: object, signal: AbortSignal): Promise<unknown> {
     signal.throwIfAborted();
     assertReverseParams(method, params);
     const source = new CancellationTokenSource();
-    const cancel = () => source.cancel();
+    let cancel = (): void => undefined;
+    const aborted = new Promise<void>((resolve) => {
+      cancel = () => {
+        resolve();
+        source.cancel();
+      };
+    });
     signal.addEventListener("abort", cancel, { once: true });
     try {
-      return await this.#connection.sendRequest(method, ParameterStructures.byName, params, source.token);
+      const answer = this.#connection.sendRequest(method, ParameterStructures.byName, params, source.token);
+      await Promise.race([answer, aborted]);
+      signal.throwIfAborted();
+      return await answer;
     } catch (error) {
       signal.throwIfAborted();
       throw new EnvironmentError(`Cannot run "${method}" on the Perl side: ${messageOf(error)}`, { cause: error });
