@@ -21,6 +21,13 @@ export type SquashfsMechanism = "kernel" | "squashfuse";
 /** A folder that exists until it is disposed. */
 export interface DirectoryView extends AsyncDisposable {
   readonly path: string;
+  /** Why squashfuse serves it, and not the kernel; undefined if the kernel does. */
+  readonly fallbackReason: string | undefined;
+  /**
+   * What has become of the mount, if it serves no longer. A reader need not have noticed: without the mount there is an
+   * empty folder, of which tar makes an empty archive and succeeds.
+   */
+  findTrouble(): Promise<string | undefined>;
 }
 
 export interface SquashfsOptions {
@@ -51,15 +58,21 @@ export async function mountSquashfs(options: SquashfsOptions): Promise<Directory
   await mkdir(target, { mode: 0o700 }).catch((error: unknown) => {
     throw environmentError("create", target, error);
   });
+  let server: ToolProcess | undefined;
   const problem = mechanism === "squashfuse" ? undefined : await mountByKernel(image, target, signal);
   if (mechanism === "squashfuse" || (problem !== undefined && mechanism === undefined)) {
-    await mountByFuse({ image, target, folder, stack, signal, before: problem });
+    server = await mountByFuse({ image, target, folder, stack, signal, before: problem });
   } else if (problem !== undefined) {
     throw new ChildProcessError(`Cannot mount ${JSON.stringify(image)}: ${problem}`);
   }
   signal.throwIfAborted();
   const owned = stack.move();
-  return { path: target, [Symbol.asyncDispose]: () => owned[Symbol.asyncDispose]() };
+  const findTrouble = async (): Promise<string | undefined> => {
+    if (server?.hasExited === true) return `${server.name} ${server.describeExit()}`;
+    return (await mountsBelow(target)).length === 0 ? "it was unmounted" : undefined;
+  };
+  const fallbackReason = server === undefined ? undefined : (problem ?? "it was not asked");
+  return { path: target, fallbackReason, findTrouble, [Symbol.asyncDispose]: () => owned[Symbol.asyncDispose]() };
 }
 
 /** @returns what went wrong; undefined if it is mounted */
@@ -85,7 +98,7 @@ interface FuseMount {
   readonly before: string | undefined;
 }
 
-async function mountByFuse({ image, target, folder, stack, signal, before }: FuseMount): Promise<void> {
+async function mountByFuse({ image, target, folder, stack, signal, before }: FuseMount): Promise<ToolProcess> {
   // squashfuse itself gives each name an inode of its own: a file with several names would be restored several times.
   const server = stack.use(
     await ToolProcess.start("squashfuse_ll", ["-f", "-o", MOUNT_FLAGS, image, target], folder.path),
@@ -101,6 +114,7 @@ async function mountByFuse({ image, target, folder, stack, signal, before }: Fus
     const hint = "install the package squashfuse where the kernel cannot mount squashfs";
     throw new ChildProcessError(error.message + kernel, { cause: error, ...(server.hasExited ? { hint } : {}) });
   }
+  return server;
 }
 
 function toolEnv(): NodeJS.ProcessEnv {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One container restore: the tar archive as it lies in the store, or the squashfs image as a folder.
 import { CleanupStack, RequestError } from "../core/index.ts";
-import { mountSquashfs, sweepRawViews } from "../device/index.ts";
+import { type DirectoryView, mountSquashfs, sweepRawViews } from "../device/index.ts";
 import type { Point, Store } from "../store/index.ts";
 import type { ContainerOffer } from "./backup-provider.ts";
+import { mustVouch } from "./vouch.ts";
 
 export interface ContainerRestoreEnvironment {
   readonly store: Store;
@@ -20,11 +21,16 @@ export function containerMechanism(point: Point): "tar" | "directory" {
 /** Holds the backup's lock and the mount until it is disposed. */
 export class ContainerRestore implements AsyncDisposable {
   readonly offer: ContainerOffer;
+  readonly #volname: string;
   readonly #owned: CleanupStack;
+  /** Undefined for an archive that PVE reads itself. */
+  readonly #view: DirectoryView | undefined;
 
-  private constructor(offer: ContainerOffer, owned: CleanupStack) {
+  private constructor(volname: string, offer: ContainerOffer, owned: CleanupStack, view?: DirectoryView) {
     this.offer = offer;
+    this.#volname = volname;
     this.#owned = owned;
+    this.#view = view;
   }
 
   static async open(
@@ -38,9 +44,21 @@ export class ContainerRestore implements AsyncDisposable {
     await using stack = new CleanupStack();
     stack.use(await store.lockChainShared(point, signal));
     const archive = archiveOf(point);
-    if (mechanism === "tar") return new ContainerRestore({ tarPath: archive }, stack.move());
+    if (mechanism === "tar") return new ContainerRestore(volname, { tarPath: archive }, stack.move());
     const view = stack.use(await mountSquashfs({ image: archive, runDir, signal }));
-    return new ContainerRestore({ archiveDirectory: view.path }, stack.move());
+    if (view.fallbackReason !== undefined) warn(describeFallback(volname, view.fallbackReason));
+    return new ContainerRestore(volname, { archiveDirectory: view.path }, stack.move(), view);
+  }
+
+  /**
+   * Takes back what was on offer.
+   *
+   * @throws ChildProcessError if the folder was served no longer
+   */
+  async withdraw(): Promise<void> {
+    await using stack = new CleanupStack();
+    stack.use(this);
+    await mustVouch(this.#volname, this.#view);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -53,4 +71,10 @@ function archiveOf(point: Point): string {
   throw new RequestError(
     `Cannot restore "${point.volname}" as a container: ${point.type === "lxc" ? "it has no archive" : "it is the backup of a VM"}`,
   );
+}
+
+/** Debian 12's squashfuse 0.1.105 gives attributes of security.* the names of trusted.*, and the other way round. */
+function describeFallback(volname: string, reason: string): string {
+  const container = `The kernel cannot mount ${JSON.stringify(volname)} (${reason}), so squashfuse serves it`;
+  return `${container}: extended attributes such as file capabilities may be lost. Check them (getcap -r) after the restore`;
 }

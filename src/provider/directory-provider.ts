@@ -254,7 +254,7 @@ export class DirectoryProvider implements BackupProvider {
   }
 
   async restoreContainerInit(volname: string, signal: AbortSignal): Promise<ContainerOffer> {
-    await this.restoreContainerCleanup(volname); // a second init of the same backup starts afresh
+    await this.#takeContainerRestore(volname)?.[Symbol.asyncDispose](); // a second init of the same backup starts afresh
     const environment = { store: await this.#openStore(), runDir: this.#runDir, warn: this.#warn };
     const restore = await ContainerRestore.open(environment, volname, signal);
     this.#containerRestores.set(volname, restore);
@@ -262,9 +262,7 @@ export class DirectoryProvider implements BackupProvider {
   }
 
   async restoreContainerCleanup(volname: string): Promise<void> {
-    const restore = this.#containerRestores.get(volname);
-    this.#containerRestores.delete(volname);
-    await restore?.[Symbol.asyncDispose]();
+    await this.#takeContainerRestore(volname)?.withdraw();
   }
 
   async listVolumes(vmid: number | undefined, signal: AbortSignal): Promise<VolumeEntry[]> {
@@ -311,7 +309,8 @@ export class DirectoryProvider implements BackupProvider {
 
   async [Symbol.asyncDispose](): Promise<void> {
     for (const volname of [...this.#restores.keys()]) await this.restoreVmCleanup(volname);
-    for (const volname of [...this.#containerRestores.keys()]) await this.restoreContainerCleanup(volname);
+    for (const volname of [...this.#containerRestores.keys()])
+      await this.#takeContainerRestore(volname)?.[Symbol.asyncDispose]();
     await this.#endBackup();
     await this.#compressor?.[Symbol.asyncDispose]();
     this.#compressor = undefined;
@@ -331,6 +330,12 @@ export class DirectoryProvider implements BackupProvider {
       throw new RequestError(`Cannot back up container ${vmid}: backup_init was not called for it`);
     }
     return this.#backup;
+  }
+
+  #takeContainerRestore(volname: string): ContainerRestore | undefined {
+    const restore = this.#containerRestores.get(volname);
+    this.#containerRestores.delete(volname);
+    return restore;
   }
 
   /** For mounts and sockets of this process, on the node itself. */

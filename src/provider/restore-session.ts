@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Restores under way: which point is open, and the raw views of its disks.
-import { ChildProcessError, CleanupStack, RequestError } from "../core/index.ts";
+import { CleanupStack, RequestError } from "../core/index.ts";
 import { type NbdHost, openRawView, type RawView, type RawViewMechanism, sweepRawViews } from "../device/index.ts";
 import { assertSound, type Point, type Store } from "../store/index.ts";
+import { mustVouch } from "./vouch.ts";
 
 export interface RestoreEnvironment {
   readonly store: Store;
@@ -66,20 +67,14 @@ export class RestoreSession implements AsyncDisposable {
   /**
    * Takes a raw view back. A disk that is not offered is no error: cleanup comes after failures too.
    *
-   * @throws ChildProcessError if the disk was served no longer. PVE's qemu-img may have found an empty disk and have
-   *   been content, and an error here is the last thing that makes PVE call the restore failed.
+   * @throws ChildProcessError if the disk was served no longer
    */
   async withdraw(device: string): Promise<void> {
     const view = this.#views.get(device);
     if (view === undefined) return;
     this.#views.delete(device);
     await using _view = view;
-    const trouble = await view.findTrouble();
-    if (trouble === undefined) return;
-    throw new ChildProcessError(
-      `Cannot vouch for the restored "${device}": it was not on offer to the end, ${trouble}`,
-      { hint: "restore again" },
-    );
+    await mustVouch(device, view);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -30,7 +30,7 @@ describe("a reverse request", () => {
         answer = () => resolve({ regions: [], done: true });
       });
     });
-    await expect(calls.nextDirtyRegions("drive-scsi0", 8, abort.signal)).rejects.toThrow("the job was stopped");
+    await expect(calls.nextDirtyRegions("drive-scsi0", 8, 5_000, abort.signal)).rejects.toThrow("the job was stopped");
     expect(asked).toEqual(["next_dirty_regions"]);
     answer();
     await sleep(10); // an unhandled rejection would fail this file
@@ -54,7 +54,7 @@ describe("a reverse request", () => {
       return { regions: [[4096, 512]], done: true };
     });
     const never = new AbortController().signal;
-    expect(await calls.nextDirtyRegions("drive-scsi0", 8, never)).toEqual({
+    expect(await calls.nextDirtyRegions("drive-scsi0", 8, 5_000, never)).toEqual({
       regions: [{ offset: 4096, length: 512 }],
       done: true,
     });

@@ -5,7 +5,7 @@ import { link, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "no
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { mountSquashfs, sweepRawViews } from "../../../src/device/index.ts";
 import { mountsBelow } from "../../../src/device/mounts.ts";
 import { readProcess } from "../../../src/host/index.ts";
@@ -56,6 +56,19 @@ describe("mountSquashfs()", () => {
     await view[Symbol.asyncDispose]();
     await view[Symbol.asyncDispose]();
     expect(await readdir(runDir)).toEqual([]);
+  });
+
+  it("tells when it serves no longer", async () => {
+    for (const mechanism of ["kernel", "squashfuse"] as const) {
+      await using view = await mountSquashfs({ image, runDir, mechanism, signal: never });
+      expect(await view.findTrouble()).toBeUndefined();
+      await run("umount", [view.path]);
+      expect(await view.findTrouble()).toMatch(/^it was unmounted$|^squashfuse_ll ended with status 0$/);
+    }
+    await using view = await mountSquashfs({ image, runDir, mechanism: "squashfuse", signal: never });
+    const record = JSON.parse(await readFile(path.join(path.dirname(view.path), "owner.json"), "utf8"));
+    process.kill(record.children[0].pid, "SIGKILL");
+    await vi.waitFor(async () => expect(await view.findTrouble()).toBe("squashfuse_ll was ended by SIGKILL"), 10_000);
   });
 
   it("gives each mount of one image a place of its own", async () => {
