@@ -30,8 +30,7 @@ export async function openFuseView(options: RawViewOptions): Promise<RawView> {
   await waitForFile(file, servers, options);
   const owned = stack.move();
   const findTrouble = async (): Promise<string | undefined> => {
-    const gone = servers.find((server) => server.hasExited);
-    if (gone !== undefined) return `${gone.name} ${gone.describeExit()}`;
+    for (const server of servers) if (await server.hasEnded()) return `${server.name} ${server.describeExit()}`;
     return (await mountsBelow(file)).length === 0 ? "its file was unmounted" : undefined;
   };
   return { path: file, sizeBytes, findTrouble, [Symbol.asyncDispose]: () => owned[Symbol.asyncDispose]() };

@@ -68,7 +68,7 @@ export async function mountSquashfs(options: SquashfsOptions): Promise<Directory
   signal.throwIfAborted();
   const owned = stack.move();
   const findTrouble = async (): Promise<string | undefined> => {
-    if (server?.hasExited === true) return `${server.name} ${server.describeExit()}`;
+    if (server !== undefined && (await server.hasEnded())) return `${server.name} ${server.describeExit()}`;
     return (await mountsBelow(target)).length === 0 ? "it was unmounted" : undefined;
   };
   const fallbackReason = server === undefined ? undefined : (problem ?? "it was not asked");

@@ -5,6 +5,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ChildProcessError, oneLine } from "../core/index.ts";
+import { readProcess } from "../host/index.ts";
 
 const TERM_TIMEOUT_MS = 2_000;
 const KILL_TIMEOUT_MS = 2_000;
@@ -69,6 +70,14 @@ export class ToolProcess implements AsyncDisposable {
   /** Once it serves: what it said on the way there is no reason for a later end. */
   forgetOutput(): void {
     this.#stderr = "";
+  }
+
+  /** As hasExited, but asks the kernel, which knows first: a reader that met the end may be here before the news. */
+  async hasEnded(): Promise<boolean> {
+    if (this.#hasExited) return true;
+    if ((await readProcess(this.pid)) !== undefined) return false;
+    await this.#waitForExit(KILL_TIMEOUT_MS);
+    return true;
   }
 
   /** Why it is gone, with what it last said; for messages. */

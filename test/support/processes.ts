@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Finds processes by what only this test can have written into their command line.
+import { readFileSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 
 /** Pids of living processes, not this one, whose arguments contain `text`. */
@@ -11,4 +12,10 @@ export async function processesNaming(text: string): Promise<number[]> {
     if (command.includes(text)) pids.push(Number(entry));
   }
   return pids;
+}
+
+/** Kills a child of this process, which hears of it only when this has returned. */
+export function killForCertain(pid: number): void {
+  process.kill(pid, "SIGKILL");
+  while (!/\) Z /.test(readFileSync(`/proc/${pid}/stat`, "latin1")));
 }

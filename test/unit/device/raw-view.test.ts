@@ -9,7 +9,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { HostError } from "../../../src/core/index.ts";
 import { openRawView, type RawView, sweepRawViews } from "../../../src/device/index.ts";
 import type { RawViewOptions } from "../../../src/device/view-options.ts";
-import { processesNaming } from "../../support/processes.ts";
+import { killForCertain, processesNaming } from "../../support/processes.ts";
 import { requireTool } from "../../support/tools.ts";
 
 const MIB = 1024 * 1024;
@@ -161,6 +161,15 @@ describe.each(MECHANISMS)("openRawView() with %s", (mechanism) => {
     for (const pid of pids) process.kill(pid, "SIGKILL");
     await view[Symbol.asyncDispose]();
     expect(await readdir(runDir)).toEqual([]);
+  });
+
+  it("tells that its server was killed, also to who knows it first", async () => {
+    const image = await makeImage("a.qcow2", []);
+    await using view = await openView([image], { mechanism });
+    expect(await view.findTrouble()).toBeUndefined();
+    const record = JSON.parse(await readFile(path.join(path.dirname(view.path), "owner.json"), "utf8"));
+    killForCertain(record.children.at(-1).pid);
+    expect(await view.findTrouble()).toMatch(/^(?:nbdfuse|qemu-storage-daemon) was ended by SIGKILL$/);
   });
 
   it("ends a server that no longer reacts", { timeout: 180_000 }, async () => {

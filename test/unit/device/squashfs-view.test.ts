@@ -5,11 +5,11 @@ import { link, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "no
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
-import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { mountSquashfs, sweepRawViews } from "../../../src/device/index.ts";
 import { mountsBelow } from "../../../src/device/mounts.ts";
 import { readProcess } from "../../../src/host/index.ts";
-import { processesNaming } from "../../support/processes.ts";
+import { killForCertain, processesNaming } from "../../support/processes.ts";
 import { requireTool } from "../../support/tools.ts";
 
 const run = promisify(execFile);
@@ -67,8 +67,8 @@ describe("mountSquashfs()", () => {
     }
     await using view = await mountSquashfs({ image, runDir, mechanism: "squashfuse", signal: never });
     const record = JSON.parse(await readFile(path.join(path.dirname(view.path), "owner.json"), "utf8"));
-    process.kill(record.children[0].pid, "SIGKILL");
-    await vi.waitFor(async () => expect(await view.findTrouble()).toBe("squashfuse_ll was ended by SIGKILL"), 10_000);
+    killForCertain(record.children[0].pid);
+    expect(await view.findTrouble()).toBe("squashfuse_ll was ended by SIGKILL");
   });
 
   it("gives each mount of one image a place of its own", async () => {
