@@ -40,7 +40,7 @@ const CONTAINER_CALLS = [
 ] as const;
 
 describe("the restore of a VM", () => {
-  const staged = stagePerTest((stage) => stage.expectNextIncremental("setup"));
+  const staged = stagePerTest({}, (stage) => stage.expectNextIncremental("setup"));
 
   const start = async (args: readonly string[] = ["--step"]): Promise<{ program: Program; target: string }> => {
     const target = await mkdtemp(path.join(staged.stage.node.dir, "target-"));

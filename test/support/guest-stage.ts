@@ -5,7 +5,16 @@ import { readdir, readFile } from "node:fs/promises";
 import path from "node:path";
 import { expect } from "vitest";
 import type { Program } from "./container-node.ts";
-import { descendantsOf, eventually, isNode, type SeenProcess, survivorsOf, type Walk, walk } from "./kill-stage.ts";
+import {
+  descendantsOf,
+  eventually,
+  isInCallOn,
+  isNode,
+  type SeenProcess,
+  survivorsOf,
+  type Walk,
+  walk,
+} from "./kill-stage.ts";
 
 export interface StageNode {
   /** All of the test's files are below it. */
@@ -14,6 +23,9 @@ export interface StageNode {
   readonly root: string;
   readonly storePath: string;
 }
+
+/** A process' name as the kernel keeps it. */
+const asKept = (name: string): string => name.slice(0, 15);
 
 export abstract class GuestStage<Judged extends Walk> implements AsyncDisposable {
   abstract readonly node: StageNode;
@@ -44,6 +56,26 @@ export abstract class GuestStage<Judged extends Walk> implements AsyncDisposable
     return await this.judge(await this.walkTo(program, boundary, act));
   }
 
+  /** Walks to a boundary, has a process stand still there, and lets the program go on, without an answer from it. */
+  async haltAt(
+    program: Program,
+    boundary: string,
+    name: string,
+    before: () => Promise<unknown> = async () => undefined,
+  ): Promise<{ readonly halted: number; readonly walked: Promise<Walk> }> {
+    let report: (pid: number) => void = () => undefined;
+    const halted = new Promise<number>((resolve) => {
+      report = resolve;
+    });
+    const walked = this.walkTo(program, boundary, async () => {
+      await before();
+      const { pid } = await this.findNamed(program, name);
+      process.kill(pid, "SIGSTOP");
+      report(pid);
+    });
+    return { halted: await Promise.race([halted, walked.then(() => halted)]), walked };
+  }
+
   /** What dead jobs left in the store, on the node, and in the kernel's table of mounts. */
   async leftovers(): Promise<string[]> {
     const folder = path.join(this.node.storePath, String(this.#vmid));
@@ -65,13 +97,30 @@ export abstract class GuestStage<Judged extends Walk> implements AsyncDisposable
   }
 
   /** Waits for a process of the job. */
-  async find(program: Program, what: string, is: (one: SeenProcess, parent: number) => boolean): Promise<SeenProcess> {
+  async find(
+    program: Program,
+    what: string,
+    is: (one: SeenProcess, parent: number) => Promise<boolean> | boolean,
+  ): Promise<SeenProcess> {
     const parent = program.child.pid as number;
     return await eventually(what, async () => {
       const { exitCode, signalCode } = program.child;
       if (exitCode !== null || signalCode !== null) throw new Error(`no ${what} in:\n${program.lines.join("\n")}`);
-      return (await descendantsOf(parent)).find((one) => is(one, parent));
+      for (const one of await descendantsOf(parent)) if (await is(one, parent)) return one;
+      return undefined;
     });
+  }
+
+  /** Waits for a process by its name. */
+  async findNamed(program: Program, name: string): Promise<SeenProcess> {
+    return await this.find(program, name, (one) => one.name === asKept(name));
+  }
+
+  /** Waits for a process with this name that is in a system call on an open file with such a name. */
+  async findInCall(program: Program, name: string, file: RegExp): Promise<SeenProcess> {
+    const isIt = async (one: SeenProcess): Promise<boolean> =>
+      one.name === asKept(name) && (await isInCallOn(one.pid, file));
+    return await this.find(program, `${name} in a call on ${file}`, isIt);
   }
 
   /** The Node that owns the store, or serves a restore. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Scripted Proxmox VE programs that a test stops at every call to the bridge, the processes they consist of,
 // and what must be true whatever was killed.
-import { readdir, readFile, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect } from "vitest";
@@ -98,9 +98,14 @@ export async function survivorsOf(processes: readonly SeenProcess[]): Promise<st
   }
 }
 
-/** Ends a process and waits until it is gone, or a zombie: then nobody meets it half-way. */
-export async function endProcess(pid: number, signal: NodeJS.Signals): Promise<void> {
+/**
+ * Ends a process and waits until it is gone, or a zombie: then nobody meets it half-way.
+ *
+ * @param halted who stands still until then; a stopped process takes no SIGTERM
+ */
+export async function endProcess(pid: number, signal: NodeJS.Signals, halted?: number): Promise<void> {
   process.kill(pid, signal);
+  if (halted !== undefined && (halted !== pid || signal !== "SIGKILL")) process.kill(halted, "SIGCONT");
   await eventually(`the end of ${pid} by ${signal}`, async () => {
     const seen = await seeProcess(pid);
     return seen === undefined || seen.state === "Z" ? true : undefined;
@@ -113,6 +118,35 @@ export async function holdable(bundle: BridgeBundle): Promise<BridgeBundle> {
   const hold = path.join(import.meta.dirname, "kill-hold.mjs");
   await writeFile(file, `import ${JSON.stringify(hold)};\nawait import(${JSON.stringify(bundle.path)});\n`);
   return { path: file, [Symbol.asyncDispose]: () => bundle[Symbol.asyncDispose]() };
+}
+
+/** A bundle whose Node finds these programs before all others: name to shell script. */
+export async function withPrograms(
+  bundle: { readonly path: string },
+  programs: Readonly<Record<string, string>>,
+): Promise<BridgeBundle> {
+  const folder = bundle.path.replace(/\.mjs$/, "-programs");
+  await mkdir(folder);
+  for (const [name, script] of Object.entries(programs))
+    await writeFile(path.join(folder, name), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  const file = path.join(folder, "bridge.mjs");
+  const first = JSON.stringify(`${folder}:`);
+  await writeFile(
+    file,
+    `process.env.PATH = ${first} + process.env.PATH;\nawait import(${JSON.stringify(bundle.path)});\n`,
+  );
+  return { path: file, [Symbol.asyncDispose]: () => rm(folder, { recursive: true }) };
+}
+
+/** True while a thread of the process is in a system call on an open file with such a name. Never waits for the file. */
+export async function isInCallOn(pid: number, name: RegExp): Promise<boolean> {
+  for (const thread of await readdir(`/proc/${pid}/task`).catch(() => [])) {
+    // Source: proc(5): the number of the call, then its arguments, of which a file is the first.
+    const call = await readFile(`/proc/${pid}/task/${thread}/syscall`, "latin1").catch(() => "");
+    const file = Number.parseInt(call.split(" ")[1] ?? "", 16);
+    if (name.test(await readlink(`/proc/${pid}/fd/${file}`).catch(() => ""))) return true;
+  }
+  return false;
 }
 
 export interface Walk extends ProgramResult {

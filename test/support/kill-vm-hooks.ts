@@ -2,7 +2,7 @@
 // One bundle of the bridge for all tests of a file or a block, and a VM's stage of its own for each of them.
 import { afterAll, beforeAll, beforeEach } from "vitest";
 import { type BridgeBundle, buildBridge } from "./bridge-process.ts";
-import { VmStage } from "./kill-vm-stage.ts";
+import { type StageOptions, VmStage } from "./kill-vm-stage.ts";
 import { requireTool } from "./tools.ts";
 
 export interface StagedTests {
@@ -12,7 +12,10 @@ export interface StagedTests {
 }
 
 /** Registers the hooks. @param prepare what each stage needs besides one full backup */
-export function stagePerTest(prepare: (stage: VmStage) => Promise<void> = async () => undefined): StagedTests {
+export function stagePerTest(
+  options: StageOptions = {},
+  prepare: (stage: VmStage) => Promise<void> = async () => undefined,
+): StagedTests {
   let bundle: BridgeBundle;
   let stage: VmStage;
   beforeAll(async () => {
@@ -21,7 +24,8 @@ export function stagePerTest(prepare: (stage: VmStage) => Promise<void> = async 
   afterAll(() => bundle[Symbol.asyncDispose]());
   beforeEach(async (context) => {
     requireTool(context, "qemu-storage-daemon", "qemu-img", "perl", "setpriv");
-    stage = await VmStage.create(bundle);
+    if (options.mechanism === "file-handle") requireTool(context, "nbdfuse", "nbdinfo", "fusermount3");
+    stage = await VmStage.create(bundle, options);
     await prepare(stage);
     return () => stage[Symbol.asyncDispose]();
   });

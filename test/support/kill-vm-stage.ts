@@ -2,7 +2,7 @@
 // A VM on the lab, the scripted vzdump and qmrestore with the real bridge, and the judgement after each kill:
 // what is listed is right, nothing is left, and the next backup is right.
 import { spawn } from "node:child_process";
-import { mkdir, readdir, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { expect } from "vitest";
 import {
@@ -10,6 +10,7 @@ import {
   type LabBackup,
   LabControl,
   type LabGuest,
+  runTool,
   SeededRandom,
   seededBytes,
 } from "../../fixtures/lab/index.ts";
@@ -22,6 +23,14 @@ import { DISK, DISK_BYTES, MIB, startGuest, VMID } from "./vm-rules.ts";
 
 const project = path.resolve(import.meta.dirname, "../..");
 const CLUSTER_BYTES = 64 * 1024;
+
+export const MECHANISMS = ["nbd", "file-handle"] as const;
+
+export interface StageOptions {
+  /** How vzdump hands the disks over. */
+  readonly mechanism?: (typeof MECHANISMS)[number];
+  readonly diskBytes?: number;
+}
 
 export interface VzdumpOptions {
   readonly args?: readonly string[];
@@ -43,23 +52,34 @@ export class VmStage extends GuestStage<KilledJob> {
   /** Every point there must be, with the disks' content at its time. */
   readonly points = new Map<string, ReadonlyMap<string, string>>();
   readonly #bundle: BridgeBundle;
+  readonly #mechanism: (typeof MECHANISMS)[number];
   readonly #control: LabControl;
   readonly #random = new SeededRandom(4_711);
   #epoch = 1_000;
   #access: LabBackup | undefined;
 
-  private constructor(node: TestNode, guest: LabGuest, control: LabControl, bundle: BridgeBundle) {
+  private constructor(
+    node: TestNode,
+    guest: LabGuest,
+    control: LabControl,
+    bundle: BridgeBundle,
+    mechanism: (typeof MECHANISMS)[number],
+  ) {
     super(VMID);
     this.node = node;
     this.guest = guest;
     this.#control = control;
     this.#bundle = bundle;
+    this.#mechanism = mechanism;
   }
 
   /** With one full backup in the store. */
-  static async create(bundle: BridgeBundle): Promise<VmStage> {
+  static async create(
+    bundle: BridgeBundle,
+    { mechanism = "nbd", diskBytes = DISK_BYTES }: StageOptions = {},
+  ): Promise<VmStage> {
     const node = await TestNode.create({ "dir-compression": "none" });
-    const guest = await startGuest(node);
+    const guest = await startGuest(node, { disks: [{ device: DISK, sizeBytes: diskBytes }] });
     const stage: VmStage = new VmStage(
       node,
       guest,
@@ -72,6 +92,7 @@ export class VmStage extends GuestStage<KilledJob> {
         },
       }),
       bundle,
+      mechanism,
     );
     await writeFile(path.join(node.dir, "100.conf"), guest.guestConfig);
     expect(await stage.next()).toBe("full: first backup");
@@ -91,17 +112,23 @@ export class VmStage extends GuestStage<KilledJob> {
     return this.#start("vzdump.pl", ["--job", job, ...args], bundle, env);
   }
 
-  async qmrestore(volname: string, target: string, args: readonly string[] = []): Promise<Program> {
+  async qmrestore(
+    volname: string,
+    target: string,
+    args: readonly string[] = [],
+    bundle = this.#bundle,
+  ): Promise<Program> {
     await mkdir(target, { recursive: true });
     const job = await this.#writeJob({ guests: [] });
     const archive = `${this.node.storeid}:${volname}`;
     const all = ["--job", job, "--archive", archive, "--target", target, ...args];
-    return this.#start("qmrestore.pl", all, this.#bundle, {});
+    return this.#start("qmrestore.pl", all, bundle, {});
   }
 
   override async judge(walked: Walk): Promise<KilledJob> {
     await this.#control.abandon(VMID);
     await this.expectNoSurvivors();
+    if (walked.status === null) await this.#withdrawFiles();
     const volname = `backup/100/qemu-${this.#epoch}`;
     const listed = await list(this.node, VMID);
     const isListed = listed.includes(volname);
@@ -117,6 +144,7 @@ export class VmStage extends GuestStage<KilledJob> {
     const { output, status, volname } = await this.judge(await walk(await this.vzdump(options)));
     expect(status, output).toBe(0);
     expect(output).not.toMatch(/^(?:WARN|ERROR)/m);
+    expect(output).toContain(`using backup mechanism '${this.#mechanism}'`);
     await this.expectRight(volname);
     expect(await this.leftovers()).toEqual([]);
     const full = /^INFO: drive-scsi0: full backup of [^(]* \((.*)\)$/m.exec(output)?.[1];
@@ -141,6 +169,19 @@ export class VmStage extends GuestStage<KilledJob> {
     for (const volname of this.points.keys()) await this.expectRight(volname);
   }
 
+  /** A backup of 8 MiB and more at `bwlimit`; `act` is done to it while the disk is copied. It must not be listed. */
+  async killInMidCopy(act: (program: Program) => Promise<void> | void, bwlimit: number): Promise<KilledJob> {
+    await this.guest.write(DISK, 4 * MIB, seededBytes("mid-copy", 8 * MIB));
+    const program = await this.vzdump({ bwlimit });
+    await this.untilCopying();
+    await this.watchProcessesOf(program);
+    await act(program);
+    const job = await this.judge(await walk(program));
+    expect(job.isListed, job.output).toBe(false);
+    expect(job.output).not.toMatch(/^INFO: drive-scsi0: 100% /m); // it was in mid-copy
+    return job;
+  }
+
   /** Waits until the image of the disk is being written. */
   async untilCopying(): Promise<void> {
     const folder = path.join(this.node.storePath, String(VMID));
@@ -157,6 +198,15 @@ export class VmStage extends GuestStage<KilledJob> {
     await this.node[Symbol.asyncDispose]();
   }
 
+  /** The files of a vzdump that was killed with -9 are nobody's: they go as an administrator would take them away. */
+  async #withdrawFiles(): Promise<void> {
+    const mounts = (await readFile("/proc/self/mounts", "utf8")).split("\n").map((line) => line.split(" ")[1] ?? "");
+    for (const mount of mounts.filter((one) => one.startsWith(`${this.guest.dir}/`))) {
+      await runTool("fusermount3", ["-u", mount]);
+      await rm(mount, { recursive: true });
+    }
+  }
+
   async #guestWrites(): Promise<void> {
     const length = this.#random.integer(1, 16) * CLUSTER_BYTES;
     const offset = this.#random.integer(0, (DISK_BYTES - MIB) / 512) * 512;
@@ -170,6 +220,7 @@ export class VmStage extends GuestStage<KilledJob> {
       path: node.storePath,
       content: "backup",
       "vm-backup-mode": "incremental",
+      "vm-backup-mechanism": this.#mechanism,
       "dir-compression": "none",
     };
     await writeFile(file, JSON.stringify({ storeid: node.storeid, scfg, "log-dir": node.dir, ...job }));
