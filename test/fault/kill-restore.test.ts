@@ -5,22 +5,22 @@
 import { mkdtemp } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
-import { compareRaw } from "../../fixtures/lab/index.ts";
+import { compareRaw, seededBytes } from "../../fixtures/lab/index.ts";
 import type { Program } from "../support/container-node.ts";
 import { ContainerStage } from "../support/kill-container-stage.ts";
 import {
-  descendantsOf,
   endProcess,
-  eventually,
   expectFailure,
   isFull,
   MATRIX_TIMEOUT_MS,
+  type SeenProcess,
   someOf,
   type Walk,
   walk,
+  withPrograms,
 } from "../support/kill-stage.ts";
 import { stagePerTest } from "../support/kill-vm-hooks.ts";
-import { DISK } from "../support/vm-rules.ts";
+import { DISK, MIB } from "../support/vm-rules.ts";
 
 const VM_CALLS = [
   "restore_get_mechanism",
@@ -39,20 +39,32 @@ const CONTAINER_CALLS = [
   "restore_container_cleanup",
 ] as const;
 
+/** What a restore reads, as the kernel names it. */
+const ON_OFFER = /\/run\/pve-backup-host\/restore-/;
+
+/** Ends a server that owes `reader` an answer. The reader goes on when the server is gone for certain. */
+async function endBefore(reader: SeenProcess, server: number, signal: NodeJS.Signals, halted: number): Promise<void> {
+  process.kill(reader.pid, "SIGSTOP");
+  await endProcess(server, signal, halted);
+  process.kill(reader.pid, "SIGCONT");
+}
+
 describe("the restore of a VM", () => {
   const staged = stagePerTest({}, (stage) => stage.expectNextIncremental("setup"));
 
-  const start = async (args: readonly string[] = ["--step"]): Promise<{ program: Program; target: string }> => {
-    const target = await mkdtemp(path.join(staged.stage.node.dir, "target-"));
-    return {
-      program: await staged.stage.qmrestore([...staged.stage.points.keys()].at(-1) ?? "", target, args),
-      target,
-    };
+  const start = async (
+    args: readonly string[] = ["--step"],
+    bundle = staged.bundle,
+  ): Promise<{ program: Program; target: string }> => {
+    const { stage } = staged;
+    const target = await mkdtemp(path.join(stage.node.dir, "target-"));
+    const program = await stage.qmrestore([...stage.points.keys()].at(-1) ?? "", target, args, bundle);
+    return { program, target };
   };
 
   /** A restore that nothing disturbs, which also sweeps. */
-  async function mustRestore(cell: string): Promise<void> {
-    const { program, target } = await start([]);
+  async function mustRestore(cell: string, bundle = staged.bundle): Promise<void> {
+    const { program, target } = await start([], bundle);
     const { output, status } = await program.result;
     expect([cell, status], output).toEqual([cell, 0]);
     await expectTarget(target);
@@ -76,7 +88,13 @@ describe("the restore of a VM", () => {
 
   it("leaves nothing when qmrestore is ended after a call", { timeout: MATRIX_TIMEOUT_MS }, async () => {
     const { boundaries } = await walk((await start()).program);
-    expect(boundaries).toEqual(VM_CALLS.flatMap((call) => [`before ${call}`, `after ${call}`]));
+    expect(boundaries).toEqual(
+      VM_CALLS.flatMap((call) => [
+        `before ${call}`,
+        `after ${call}`,
+        ...(call === "restore_vm_volume_init" ? ["before convert"] : []),
+      ]),
+    );
     for (const [turn, call] of VM_CALLS.slice(0, -1).entries()) {
       for (const signal of someOf(["SIGKILL", "SIGTERM"] as const, turn)) {
         const { program } = await start();
@@ -116,28 +134,42 @@ describe("the restore of a VM", () => {
     await staged.stage.expectNextIncremental("the last");
   });
 
+  /** Who is ended, and who stands still until then, from where on, so that qemu-img waits. */
+  const SERVERS = [
+    ["qemu-storage-daemon", "qemu-storage-daemon", "after restore_vm_volume_init"],
+    ["qemu-storage-daemon", "qemu-storage-daemon", "before convert"],
+    ["nbdfuse", "qemu-nbd", "before convert"],
+    ["qemu-nbd", "qemu-nbd", "before convert"],
+  ] as const;
+
   it.each(["SIGKILL", "SIGTERM"] as const)(
     "does not pass for done when the disk's server gets %s while qemu-img reads",
     { timeout: MATRIX_TIMEOUT_MS },
     async (signal) => {
-      const { program } = await start();
-      let server = 0;
-      const walked = kill(program, "after restore_vm_volume_init", async () => {
-        const found = await descendantsOf(program.child.pid as number);
-        server = found.find(({ name }) => name.startsWith("qemu-storage"))?.pid ?? 0;
-        expect(server).toBeGreaterThan(0);
-        process.kill(server, "SIGSTOP"); // whoever reads now waits
+      await using withoutFuse = await withPrograms(staged.bundle, {
+        "qemu-storage-daemon": "echo \"Invalid parameter 'fuse'\" >&2; exit 1",
       });
-      await eventually("a reader", async () =>
-        (await descendantsOf(program.child.pid as number)).find(({ name }) => name === "qemu-img"),
-      );
-      process.kill(server, signal);
-      if (signal !== "SIGKILL") process.kill(server, "SIGCONT"); // a stopped process takes no SIGTERM
-      expectFailure(await walked, /has 0 bytes|failed|no file or block device/); // what the reader makes of it
-      const reason = /Cannot vouch for the restored "drive-scsi0": it was not on offer to the end, .*; restore again/;
-      expect((await walked).output).toMatch(reason);
-      expect(await staged.stage.leftovers()).toEqual([]);
-      await mustRestore(signal);
+      for (const [name, still, place] of SERVERS) {
+        const cell = `${name} ${signal} ${place}`;
+        const isDaemon = name === "qemu-storage-daemon";
+        const bundle = isDaemon ? staged.bundle : withoutFuse;
+        const { program } = await start(["--step"], bundle);
+        const { stage } = staged;
+        const { halted, walked: walking } = await stage.haltAt(program, place, still);
+        const reader = isDaemon // A halted one does not even let the file be opened.
+          ? await stage.findNamed(program, "qemu-img")
+          : await stage.findInCall(program, "qemu-img", ON_OFFER);
+        await endBefore(reader, (await stage.findNamed(program, name)).pid, signal, halted);
+        const walked = await walking;
+        await stage.expectNoSurvivors();
+        expectFailure(walked, /has 0 bytes|failed|no file or block device|^Cannot vouch/); // if the reader is content
+        const reason = new RegExp(
+          `Cannot vouch for the restored "drive-scsi0": it was not on offer to the end, (?:${name} .*|its file was unmounted); restore again`,
+        );
+        expect(walked.output, cell).toMatch(reason);
+        expect(await stage.leftovers(), cell).toEqual([]);
+        await mustRestore(cell, bundle);
+      }
     },
   );
 });
@@ -174,4 +206,68 @@ describe("the restore of a container", () => {
       await stage.next("after all");
     },
   );
+
+  describe("from a squashfs image that the kernel cannot mount", () => {
+    const WITHOUT_KERNEL = { mount: "echo \"mount: unknown filesystem type 'squashfs'\" >&2; exit 32" };
+    const NOT_TO_THE_END =
+      /Cannot vouch for the restored "backup\/101\/lxc-\d+": it was not on offer to the end, (?:squashfuse_ll .*|it was unmounted); restore again/;
+    const TAR = /^command 'tar cpf -' failed$/;
+    /** Who may go on for a moment may even come to the end. */
+    const TAR_OR_US = /^command 'tar cpf -' failed$|^Cannot (?:vouch|finish)/;
+    const BEFORE = [
+      ["SIGKILL", /^not a directory/],
+      ["SIGTERM", NOT_TO_THE_END], // tar has read an empty folder and was content
+    ] as const;
+    const MEANWHILE = [
+      ["squashfuse SIGKILL", TAR],
+      ["squashfuse SIGTERM", TAR_OR_US],
+      ["Node SIGKILL", TAR_OR_US],
+      ["Node SIGTERM", TAR],
+      ["pct SIGKILL", undefined],
+      ["pct SIGTERM", /^interrupted by unexpected signal$/],
+    ] as const;
+
+    it("does not pass for done, whoever is ended", { timeout: MATRIX_TIMEOUT_MS }, async () => {
+      const large = { "home/u/large": seededBytes("large", 6 * MIB) };
+      await using stage = await ContainerStage.create({ "lxc-backup-mode": "squashfs" }, {}, large);
+      await using bundle = await withPrograms({ path: stage.node.bundle }, WITHOUT_KERNEL);
+      const start = (cell: string): Promise<Program> =>
+        stage.node.restore(stage.newest, path.join(stage.node.dir, cell), ["--step"], bundle.path);
+
+      for (const [signal, sentence] of BEFORE) {
+        const program = await start(`before-${signal}`);
+        const walked = await stage.walkTo(program, "after restore_container_init", async () => {
+          await endProcess((await stage.findNamed(program, "squashfuse_ll")).pid, signal);
+        });
+        await stage.expectNoSurvivors();
+        expectFailure(walked, sentence);
+        expect(walked.output, signal).toMatch(NOT_TO_THE_END);
+        expect(await stage.leftovers(), signal).toEqual([]);
+      }
+
+      for (const [victim, sentence] of MEANWHILE) {
+        const program = await start(victim.replace(" ", "-"));
+        const { halted, walked: walking } = await stage.haltAt(
+          program,
+          "before extract",
+          "squashfuse_ll",
+          () => stage.findInCall(program, "tar", /^pipe:/), // it has read what fits into a pipe that nobody empties
+        );
+        const reader = await stage.findInCall(program, "tar", ON_OFFER);
+        const [who, signal] = victim.split(" ") as [string, NodeJS.Signals];
+        if (who === "squashfuse") await endBefore(reader, halted, signal, halted);
+        else if (who === "Node") await endProcess((await stage.nodeOf(program)).pid, signal, halted);
+        else await endProcess(program.child.pid as number, signal, halted);
+        const walked = await walking;
+        await stage.expectNoSurvivors();
+        if (sentence === undefined) expect([victim, walked.status]).toEqual([victim, null]);
+        else expectFailure(walked, sentence);
+        if (who === "squashfuse") expect(walked.output, victim).toMatch(NOT_TO_THE_END);
+        if (victim !== "Node SIGKILL") expect(await stage.leftovers(), victim).toEqual([]);
+        else await stage.next(victim); // a dead reader's lock waits for the next backup
+      }
+      await stage.expectRestores(bundle.path); // and sweeps
+      expect(await stage.leftovers()).toEqual([]);
+    });
+  });
 });

@@ -112,12 +112,12 @@ export class ContainerNode implements AsyncDisposable {
   }
 
   /** pct restore into a folder, owners as on the node. */
-  async restore(volname: string, target: string, args: readonly string[] = []): Promise<Program> {
+  async restore(volname: string, target: string, args: readonly string[] = [], bundle = this.bundle): Promise<Program> {
     await mkdir(target, { recursive: true });
     await run("chown", ["100000:100000", target]);
     const jobFile = await this.#writeJob({ guests: [] });
     const archive = `${STOREID}:${volname}`;
-    return this.#start("pctrestore.pl", ["--job", jobFile, "--archive", archive, "--target", target, ...args]);
+    return this.#start("pctrestore.pl", ["--job", jobFile, "--archive", archive, "--target", target, ...args], bundle);
   }
 
   /** Volume names of the complete points in the store; what else lies there fails the test. */
@@ -140,8 +140,8 @@ export class ContainerNode implements AsyncDisposable {
     return file;
   }
 
-  #start(script: string, args: readonly string[]): Program {
-    return watch(startScript(script, args, { bridge: this.bundle, root: this.root }));
+  #start(script: string, args: readonly string[], bridge = this.bundle): Program {
+    return watch(startScript(script, args, { bridge, root: this.root }));
   }
 }
 

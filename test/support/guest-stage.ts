@@ -31,6 +31,7 @@ export abstract class GuestStage<Judged extends Walk> implements AsyncDisposable
   abstract readonly node: StageNode;
   readonly #vmid: number;
   readonly #watched: SeenProcess[] = [];
+  readonly #halted: number[] = [];
 
   protected constructor(vmid: number) {
     this.#vmid = vmid;
@@ -71,9 +72,19 @@ export abstract class GuestStage<Judged extends Walk> implements AsyncDisposable
       await before();
       const { pid } = await this.findNamed(program, name);
       process.kill(pid, "SIGSTOP");
+      this.#halted.push(pid);
       report(pid);
     });
     return { halted: await Promise.race([halted, walked.then(() => halted)]), walked };
+  }
+
+  /** After a failure somebody may still stand still, and others wait for it: they would outlive the test. */
+  protected continueHalted(): void {
+    for (const pid of this.#halted.splice(0)) {
+      try {
+        process.kill(pid, "SIGCONT");
+      } catch {} // it has ended, as it should
+    }
   }
 
   /** What dead jobs left in the store, on the node, and in the kernel's table of mounts. */

@@ -73,10 +73,9 @@ export class ContainerStage extends GuestStage<KilledContainerJob> {
   }
 
   /** The newest point, restored by the scripted pct, is the container. */
-  async expectRestores(): Promise<void> {
+  async expectRestores(bundle = this.node.bundle): Promise<void> {
     const target = path.join(this.node.dir, "restored");
-    const newest = [...this.#points].sort().at(-1);
-    const { output, status } = await (await this.node.restore(`backup/${VMID}/${newest}`, target)).result;
+    const { output, status } = await (await this.node.restore(this.newest, target, [], bundle)).result;
     expect(status, output).toBe(0);
     expect(await treeOf(target)).toEqual(await treeOf(this.node.containerRoot, LEFT_OUT));
   }
@@ -86,6 +85,7 @@ export class ContainerStage extends GuestStage<KilledContainerJob> {
   }
 
   override async [Symbol.asyncDispose](): Promise<void> {
+    this.continueHalted();
     await this.node[Symbol.asyncDispose]();
   }
 

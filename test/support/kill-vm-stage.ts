@@ -193,6 +193,7 @@ export class VmStage extends GuestStage<KilledJob> {
   }
 
   override async [Symbol.asyncDispose](): Promise<void> {
+    this.continueHalted();
     await this.#control[Symbol.asyncDispose]();
     await this.guest[Symbol.asyncDispose]();
     await this.node[Symbol.asyncDispose]();
