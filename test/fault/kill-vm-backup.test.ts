@@ -137,8 +137,9 @@ describe.each(MECHANISMS)("by mechanism %s", (mechanism) => {
 
   describe("a VM's backup of which vzdump is ended while Node has not yet read its request", () => {
     it("is not made for nobody, or is complete", { timeout: MATRIX_TIMEOUT_MS }, async () => {
+      // Notes are set by a Node of their own, which does not stand still.
       const calls = isFull
-        ? CALLS.slice(1)
+        ? CALLS.slice(1).filter((call) => call !== "update_volume_attribute")
         : everyOr(["backup_vm"], ["backup_init", "backup_vm_query_incremental", "backup_vm"]);
       for (const [turn, call] of calls.entries()) {
         for (const signal of someOf(["SIGKILL", "SIGTERM"] as const, turn)) {
