@@ -8,6 +8,7 @@ results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
 passed=0
 failed=0
+declare -a recap=() # what failed, again at the end: it may be far up in a long log
 
 step() { # name command...
   local name=$1
@@ -17,6 +18,7 @@ step() { # name command...
     echo "ok      $name"
   else
     failed=$((failed + 1))
+    recap+=("$name")
     echo "FAILED  $name"
     cat "$results/log"
   fi
@@ -33,6 +35,15 @@ if [ -s "$results/vitest.json" ]; then
     // A file that cannot even load has no tests of its own, yet it failed.
     const broken = r.testResults.filter((f) => f.status === "failed" && f.assertionResults.every((a) => a.status !== "failed")).length;
     console.log(r.numPassedTests, r.numFailedTests + broken);' "$results/vitest.json")
+  mapfile -O "${#recap[@]}" -t recap < <(node -e '
+    const r = JSON.parse(require("fs").readFileSync(process.argv[1], "utf8"));
+    const line = (...parts) => console.log(parts.join(": ").replace(/\s+/g, " ").slice(0, 500));
+    for (const file of r.testResults.filter((f) => f.status === "failed")) {
+      const name = require("path").relative(".", file.name);
+      const tests = file.assertionResults.filter((a) => a.status === "failed");
+      if (tests.length === 0) line(name, file.message);
+      for (const test of tests) line(name, test.fullName, ...test.failureMessages);
+    }' "$results/vitest.json")
   passed=$((passed + vp))
   failed=$((failed + vf))
   [ "$vitest" -eq 0 ] || [ "$vf" -gt 0 ] || failed=$((failed + 1))
@@ -50,9 +61,11 @@ if [ "$(uname -m)" = x86_64 ]; then
   read -r vp vf < <(sed -nE '$s/^([0-9]+) passed, ([0-9]+) failed$/\1 \2/p' "$results/vm") || vf=1 # it did not get so far
   passed=$((passed + ${vp:-0}))
   failed=$((failed + vf))
+  [ "$vf" -eq 0 ] || recap+=("make test-vm")
 else
   echo "skipped make test-vm: it boots a kernel for x86_64"
 fi
 
+for line in "${recap[@]}"; do echo "FAILED  $line"; done
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
