@@ -3,16 +3,8 @@
 // operation of a commit (kill-hold.mjs), and then Node or vzdump is ended. The bitmap and the point must agree.
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { BridgeBundle } from "../support/bridge-process.ts";
-import {
-  descendantsOf,
-  eventually,
-  expectFailure,
-  holdable,
-  MATRIX_TIMEOUT_MS,
-  type SeenProcess,
-  someOf,
-  walk,
-} from "../support/kill-stage.ts";
+import { MATRIX_TIMEOUT_MS, someOf } from "../support/full-matrix.ts";
+import { descendantsOf, eventually, expectFailure, holdable, type SeenProcess, walk } from "../support/kill-stage.ts";
 import { stagePerTest } from "../support/kill-vm-hooks.ts";
 import type { KilledJob } from "../support/kill-vm-stage.ts";
 

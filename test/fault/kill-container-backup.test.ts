@@ -6,18 +6,10 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import type { Program } from "../support/container-node.ts";
+import { isFull, MATRIX_TIMEOUT_MS, someOf } from "../support/full-matrix.ts";
 import { ContainerStage } from "../support/kill-container-stage.ts";
-import {
-  endProcess,
-  expectFailure,
-  isFull,
-  isNode,
-  MATRIX_TIMEOUT_MS,
-  type SeenProcess,
-  someOf,
-  walk,
-} from "../support/kill-stage.ts";
+import { endProcess, expectFailure, isNode, type SeenProcess, walk } from "../support/kill-stage.ts";
+import type { Program } from "../support/scripted-pve.ts";
 import { requireTool } from "../support/tools.ts";
 
 /** KiB per second: the archive of a large file lasts until somebody ends it. */

@@ -6,20 +6,11 @@ import { mkdtemp } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { compareRaw, seededBytes } from "../../fixtures/lab/index.ts";
-import type { Program } from "../support/container-node.ts";
+import { isFull, MATRIX_TIMEOUT_MS, someOf } from "../support/full-matrix.ts";
 import { ContainerStage } from "../support/kill-container-stage.ts";
-import {
-  endProcess,
-  expectFailure,
-  isFull,
-  MATRIX_TIMEOUT_MS,
-  type SeenProcess,
-  someOf,
-  type Walk,
-  walk,
-  withPrograms,
-} from "../support/kill-stage.ts";
+import { endProcess, expectFailure, type SeenProcess, type Walk, walk, withPrograms } from "../support/kill-stage.ts";
 import { stagePerTest } from "../support/kill-vm-hooks.ts";
+import type { Program } from "../support/scripted-pve.ts";
 import { DISK, MIB } from "../support/vm-rules.ts";
 
 const VM_CALLS = [

@@ -5,10 +5,11 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import type { Program } from "../support/container-node.ts";
-import { endProcess, expectFailure, isFull, MATRIX_TIMEOUT_MS, someOf } from "../support/kill-stage.ts";
+import { isFull, MATRIX_TIMEOUT_MS, someOf } from "../support/full-matrix.ts";
+import { endProcess, expectFailure } from "../support/kill-stage.ts";
 import { stagePerTest } from "../support/kill-vm-hooks.ts";
 import { MECHANISMS } from "../support/kill-vm-stage.ts";
+import type { Program } from "../support/scripted-pve.ts";
 import { DISK, MIB } from "../support/vm-rules.ts";
 
 /** What Proxmox VE's programs have handlers for, which die. */

@@ -3,15 +3,7 @@
 // operations on the store (locks) and on the folder for mounts fails. Either what tar extracts is the container, or one
 // sentence says why not; no server, mount, loop device, lock or folder stays behind for good.
 // biome-ignore assist/source/organizeImports: it must come before the product
-import {
-  errnosFor,
-  type Fault,
-  faultSwitch,
-  type Operation,
-  PLAY_ALL,
-  type Step,
-  stepsOf,
-} from "../support/fault-fs.ts";
+import { errnosFor, type Fault, faultSwitch, type Operation, type Step, stepsOf } from "../support/fault-fs.ts";
 import { chmod, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it, onTestFailed } from "vitest";
@@ -22,8 +14,8 @@ import { CONFIG, ContainerSite, FIREWALL } from "../support/fault-container.ts";
 import { age, endOwners, leftBelow } from "../support/fault-folder.ts";
 import { expectNothingRuns, KINDS_OF_A_LOCK, KINDS_OF_A_RESTORE, sentenceOf } from "../support/fault-rules.ts";
 import { requireTool } from "../support/tools.ts";
+import { MATRIX_TIMEOUT_MS } from "../support/full-matrix.ts";
 
-const TIMEOUT_MS = PLAY_ALL ? 3_600_000 : 600_000;
 const FLAVOURS = ["before", "after", "onwards", "short"] as const;
 const never = new AbortController().signal;
 
@@ -158,7 +150,7 @@ const mayStay = ({ kind }: Step): boolean => kind === "unlink" || kind === "rmdi
 describe.each(WAYS)("a container's restore from $way", (way) => {
   it.for(FLAVOURS)(
     "is right or fails when its Nth operation fails (%s)",
-    { timeout: TIMEOUT_MS },
+    { timeout: MATRIX_TIMEOUT_MS },
     async (flavour, context) => {
       requireTool(context, "tar", "mksquashfs", "squashfuse_ll", "fusermount3", "setpriv", "getfattr");
       await using site = await ContainerSite.create(way.mode);

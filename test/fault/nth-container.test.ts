@@ -3,13 +3,12 @@
 // store and on the folder of its socket fails. The test plays the archiver; what that one writes to a full disk is in
 // full-store.test.ts.
 // biome-ignore assist/source/organizeImports: it must come before the product
-import { errnosFor, type Fault, PLAY_ALL, type Step, stepsOf } from "../support/fault-fs.ts";
+import { errnosFor, type Fault, type Step, stepsOf } from "../support/fault-fs.ts";
 import { describe, expect, it, onTestFailed } from "vitest";
 import { ContainerSite } from "../support/fault-container.ts";
 import { age, endOwners } from "../support/fault-folder.ts";
 import { requireTool } from "../support/tools.ts";
-
-const TIMEOUT_MS = PLAY_ALL ? 3_600_000 : 600_000;
+import { isFull, MATRIX_TIMEOUT_MS } from "../support/full-matrix.ts";
 
 /** What is done and fails all the same is a case of its own where the product looks whether it was done. */
 const isOdd = ({ kind }: Step, flavour: Fault["flavour"]): boolean =>
@@ -24,36 +23,40 @@ describe.each(["tar", "squashfs"] as const)("a container's backup as %s", (mode)
     ["after", 2],
     ["onwards", 3],
     ["short", 1],
-  ])("is whole or not there when its Nth operation fails (%s)", { timeout: TIMEOUT_MS }, async (how, context) => {
-    requireTool(context, "tar", "mksquashfs");
-    const flavour = how[0];
-    const every = mode === "tar" || flavour === "before" ? how[1] : 2 * how[1]; // the store does the same for both
-    await using site = await ContainerSite.create(mode);
-    const clean = await site.vzdump();
-    expect(clean.message).toBeUndefined();
-    const steps = stepsOf(clean.operations).filter(({ kind }) => kind === "write" || flavour !== "short");
-    expect(steps.length).toBeGreaterThan(flavour === "short" ? 7 : 50);
-    let cell = "";
-    onTestFailed(() => console.info(cell, site.log));
-    for (const at of steps.filter((step, index) => PLAY_ALL || isOdd(step, flavour) || index % every === 0)) {
-      for (const errno of errnosFor(at.kind)) {
-        cell = `${flavour} ${errno}: ${at.occurrence}. ${at.name}`;
-        const outcome = await site.vzdump({ at, errno, flavour });
-        expect(outcome.fired).toBeDefined();
-        const left = await site.expectWhole(outcome);
-        // A lock that was taken and a backup that became visible are looked for: a lost reply does not matter.
-        if (flavour === "after" && /^link|^rename .*lxc-\*$/.test(at.name)) expect(outcome.message).toBeUndefined();
-        if (flavour === "before" && !mayStay(at)) expect(left).toEqual([]);
-        if (left.length === 0) continue;
-        await age(left);
-        await endOwners(site.runDir);
-        const next = await site.vzdump();
-        expect(next.message).toBeUndefined();
-        expect(await site.expectWhole(next)).toEqual([]);
+  ])(
+    "is whole or not there when its Nth operation fails (%s)",
+    { timeout: MATRIX_TIMEOUT_MS },
+    async (how, context) => {
+      requireTool(context, "tar", "mksquashfs");
+      const flavour = how[0];
+      const every = mode === "tar" || flavour === "before" ? how[1] : 2 * how[1]; // the store does the same for both
+      await using site = await ContainerSite.create(mode);
+      const clean = await site.vzdump();
+      expect(clean.message).toBeUndefined();
+      const steps = stepsOf(clean.operations).filter(({ kind }) => kind === "write" || flavour !== "short");
+      expect(steps.length).toBeGreaterThan(flavour === "short" ? 7 : 50);
+      let cell = "";
+      onTestFailed(() => console.info(cell, site.log));
+      for (const at of steps.filter((step, index) => isFull || isOdd(step, flavour) || index % every === 0)) {
+        for (const errno of errnosFor(at.kind)) {
+          cell = `${flavour} ${errno}: ${at.occurrence}. ${at.name}`;
+          const outcome = await site.vzdump({ at, errno, flavour });
+          expect(outcome.fired).toBeDefined();
+          const left = await site.expectWhole(outcome);
+          // A lock that was taken and a backup that became visible are looked for: a lost reply does not matter.
+          if (flavour === "after" && /^link|^rename .*lxc-\*$/.test(at.name)) expect(outcome.message).toBeUndefined();
+          if (flavour === "before" && !mayStay(at)) expect(left).toEqual([]);
+          if (left.length === 0) continue;
+          await age(left);
+          await endOwners(site.runDir);
+          const next = await site.vzdump();
+          expect(next.message).toBeUndefined();
+          expect(await site.expectWhole(next)).toEqual([]);
+        }
       }
-    }
-    const last = await site.vzdump();
-    expect([last.message, last.isCommitted]).toEqual([undefined, true]);
-    await site.expectWhole(last);
-  });
+      const last = await site.vzdump();
+      expect([last.message, last.isCommitted]).toEqual([undefined, true]);
+      await site.expectWhole(last);
+    },
+  );
 });

@@ -2,7 +2,7 @@
 // One whole restore of a VM: each of its operations on the store (locks) and on the folder for mounts fails. Either
 // every disk is right, or one sentence says why not; no server, no mount and no lock stays behind for good.
 // biome-ignore assist/source/organizeImports: it must come before the product
-import { errnosFor, type Fault, faultSwitch, type Operation, PLAY_ALL, stepsOf } from "../support/fault-fs.ts";
+import { errnosFor, type Fault, faultSwitch, type Operation, stepsOf } from "../support/fault-fs.ts";
 import { readdir } from "node:fs/promises";
 import { describe, expect, it, onTestFailed } from "vitest";
 import { compareRaw } from "../../fixtures/lab/index.ts";
@@ -10,6 +10,7 @@ import { endOwners } from "../support/fault-folder.ts";
 import { FaultSite } from "../support/fault-job.ts";
 import { expectNothingRuns, KINDS_OF_A_RESTORE, sentenceOf } from "../support/fault-rules.ts";
 import { restore } from "../support/vm-job.ts";
+import { isFull, MATRIX_TIMEOUT_MS } from "../support/full-matrix.ts";
 
 interface Outcome {
   readonly error: unknown;
@@ -49,33 +50,29 @@ describe("a restore", () => {
     ["after", 3, 1],
     ["onwards", 3, 2],
     ["short", 1, 0],
-  ])(
-    "is right or fails when its Nth operation fails (%s)",
-    { timeout: PLAY_ALL ? 3_600_000 : 600_000 },
-    async (how) => {
-      const [flavour, every, offset] = how;
-      await using site = await FaultSite.create({ "dir-compression": "zstd" });
-      await site.startAgain();
-      await site.job();
-      const all = stepsOf((await mustRestore(site)).operations);
-      expect(new Set(all.map(({ kind }) => kind))).toEqual(new Set(KINDS_OF_A_RESTORE));
-      const steps = all.filter(({ kind }) => kind === "write" || flavour !== "short");
-      let cell = "";
-      onTestFailed(() => console.info(cell));
-      for (const at of steps.filter((_, index) => PLAY_ALL || index % every === offset)) {
-        for (const errno of errnosFor(at.kind)) {
-          cell = `${flavour} ${errno}: ${at.occurrence}. ${at.name}`;
-          const { error, right } = await restoreWith(site, { at, errno, flavour });
-          expect(faultSwitch.fired).toBeDefined();
-          await expectNothingRuns(site.runDir);
-          if (error === undefined) expect(right).toEqual(["drive-scsi0", "drive-scsi1"]);
-          else sentenceOf(error);
-          if ((await readdir(site.runDir).catch(() => [])).length > 0) await endOwners(site.runDir);
-          if (error !== undefined) await mustRestore(site);
-        }
+  ])("is right or fails when its Nth operation fails (%s)", { timeout: MATRIX_TIMEOUT_MS }, async (how) => {
+    const [flavour, every, offset] = how;
+    await using site = await FaultSite.create({ "dir-compression": "zstd" });
+    await site.startAgain();
+    await site.job();
+    const all = stepsOf((await mustRestore(site)).operations);
+    expect(new Set(all.map(({ kind }) => kind))).toEqual(new Set(KINDS_OF_A_RESTORE));
+    const steps = all.filter(({ kind }) => kind === "write" || flavour !== "short");
+    let cell = "";
+    onTestFailed(() => console.info(cell));
+    for (const at of steps.filter((_, index) => isFull || index % every === offset)) {
+      for (const errno of errnosFor(at.kind)) {
+        cell = `${flavour} ${errno}: ${at.occurrence}. ${at.name}`;
+        const { error, right } = await restoreWith(site, { at, errno, flavour });
+        expect(faultSwitch.fired).toBeDefined();
+        await expectNothingRuns(site.runDir);
+        if (error === undefined) expect(right).toEqual(["drive-scsi0", "drive-scsi1"]);
+        else sentenceOf(error);
+        if ((await readdir(site.runDir).catch(() => [])).length > 0) await endOwners(site.runDir);
+        if (error !== undefined) await mustRestore(site);
       }
-      await mustRestore(site);
-      await site.expectNextBackup("all"); // and sweeps the locks that stayed
-    },
-  );
+    }
+    await mustRestore(site);
+    await site.expectNextBackup("all"); // and sweeps the locks that stayed
+  });
 });

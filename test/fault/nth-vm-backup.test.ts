@@ -2,12 +2,12 @@
 // One whole backup of a VM, from backup_init to the kept log, with notes and protection: each of its operations on
 // the store and on the witness fails, in every way. FAULT_MATRIX=full plays each with every errno, which takes an hour.
 // biome-ignore assist/source/organizeImports: it must come before the product
-import { errnosFor, type Fault, PLAY_ALL, type Step, stepsOf } from "../support/fault-fs.ts";
+import { errnosFor, type Fault, type Step, stepsOf } from "../support/fault-fs.ts";
 import { describe, expect, it } from "vitest";
 import { type Cell, FaultSite, MOST_POINTS } from "../support/fault-job.ts";
 import { modeOf } from "../support/vm-rules.ts";
+import { isFull, MATRIX_TIMEOUT_MS } from "../support/full-matrix.ts";
 
-const TIMEOUT_MS = PLAY_ALL ? 3_600_000 : 600_000;
 type Flavour = Fault["flavour"];
 
 /** Writes of an image come in batches, so that a run may have some more or less. */
@@ -62,27 +62,31 @@ describe("an incremental backup", () => {
     ["onwards", 4],
     ["short", 1],
     ["partial", 1],
-  ])("is whole or not there when its Nth operation fails (%s)", { timeout: TIMEOUT_MS }, async ([flavour, every]) => {
-    await using site = await FaultSite.create({ "dir-compression": "none" });
-    const first = await site.startAgain();
-    const clean = await site.job();
-    expect(modeOf(clean, "drive-scsi0")).toBe(`incremental since ${first.volname}`);
-    const isOfWrites = flavour === "short" || flavour === "partial";
-    const steps = stepsOf(clean.operations).filter(({ kind }) => !isOfWrites || kind === "write");
-    const played = steps.filter((step, at) => PLAY_ALL || isNearCommit(step) || at % every === 0);
-    expect(played.length).toBeGreaterThan(isOfWrites ? 10 : 50);
-    await site.startAgain();
-    let cells = 0;
-    await playAll(site, played, flavour, async ({ fired, log }, left) => {
-      const isClose = fired !== undefined && isNearCommit(stepsOf([fired])[0] as Step);
-      if (left.length === 0 && !isClose && cells++ % 10 > 0) return;
-      const next = await site.expectNextBackup("it");
-      // What the log did not give up is still good for an incremental backup.
-      const isGivenUp = log.some((line) => line.endsWith("the next backup is a full one"));
-      if (!isGivenUp) expect(new Set(next.modes.values())).toEqual(new Set(["use"]));
-    });
-    await site.expectNextBackup("all");
-  });
+  ])(
+    "is whole or not there when its Nth operation fails (%s)",
+    { timeout: MATRIX_TIMEOUT_MS },
+    async ([flavour, every]) => {
+      await using site = await FaultSite.create({ "dir-compression": "none" });
+      const first = await site.startAgain();
+      const clean = await site.job();
+      expect(modeOf(clean, "drive-scsi0")).toBe(`incremental since ${first.volname}`);
+      const isOfWrites = flavour === "short" || flavour === "partial";
+      const steps = stepsOf(clean.operations).filter(({ kind }) => !isOfWrites || kind === "write");
+      const played = steps.filter((step, at) => isFull || isNearCommit(step) || at % every === 0);
+      expect(played.length).toBeGreaterThan(isOfWrites ? 10 : 50);
+      await site.startAgain();
+      let cells = 0;
+      await playAll(site, played, flavour, async ({ fired, log }, left) => {
+        const isClose = fired !== undefined && isNearCommit(stepsOf([fired])[0] as Step);
+        if (left.length === 0 && !isClose && cells++ % 10 > 0) return;
+        const next = await site.expectNextBackup("it");
+        // What the log did not give up is still good for an incremental backup.
+        const isGivenUp = log.some((line) => line.endsWith("the next backup is a full one"));
+        if (!isGivenUp) expect(new Set(next.modes.values())).toEqual(new Set(["use"]));
+      });
+      await site.expectNextBackup("all");
+    },
+  );
 });
 
 describe("a full backup with compression", () => {
@@ -90,13 +94,13 @@ describe("a full backup with compression", () => {
     ["before", 1, 0],
     ["after", 6, 2],
     ["onwards", 6, 4],
-  ])("is whole or not there when its Nth operation fails (%s)", { timeout: TIMEOUT_MS }, async (how) => {
+  ])("is whole or not there when its Nth operation fails (%s)", { timeout: MATRIX_TIMEOUT_MS }, async (how) => {
     const [flavour, every, offset] = how;
     await using site = await FaultSite.create({ "dir-compression": "zstd", "vm-backup-mode": "full" });
     const clean = await site.startAgain();
     expect(modeOf(clean, "drive-scsi0")).toBe("full: vm-backup-mode is full");
     const steps = stepsOf(clean.operations);
-    const played = steps.filter((_, at) => PLAY_ALL || at % every === offset);
+    const played = steps.filter((_, at) => isFull || at % every === offset);
     await playAll(site, played, flavour, async (_cell, left) => {
       if (left.length > 0) await site.expectNextBackup("it");
     });

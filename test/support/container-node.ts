@@ -22,8 +22,6 @@ import { promisify } from "node:util";
 import { bundleInto } from "./bundle.ts";
 import { type Program, startScript, watch } from "./scripted-pve.ts";
 
-export { type Program, type ProgramResult, watch } from "./scripted-pve.ts";
-
 const run = promisify(execFile);
 const project = path.resolve(import.meta.dirname, "../..");
 export const VMID = 101;

@@ -6,6 +6,7 @@ import type { FileHandle } from "node:fs/promises";
 import { syncBuiltinESMExports } from "node:module";
 import { constants } from "node:os";
 import path from "node:path";
+import { isFull } from "./full-matrix.ts";
 
 /** What changes a file system or makes a change durable; "open" is for writing, of what is there. */
 export type FaultKind =
@@ -26,14 +27,11 @@ export type FaultKind =
 export const ERRNOS = ["ENOSPC", "EIO", "EROFS", "EDQUOT", "ENOENT", "EACCES"] as const;
 export type FaultErrno = (typeof ERRNOS)[number];
 
-/** True if every step is to be played with every errno. */
-export const PLAY_ALL = process.env.FAULT_MATRIX === "full";
-
 const turns = new Map<FaultKind, number>();
 
 /** What a step of this kind is to fail with: all of them, or the next one, so that each has its turn with each kind. */
 export function errnosFor(kind: FaultKind): readonly FaultErrno[] {
-  if (PLAY_ALL) return ERRNOS;
+  if (isFull) return ERRNOS;
   const turn = turns.get(kind) ?? 0;
   turns.set(kind, turn + 1);
   return [ERRNOS[turn % ERRNOS.length] ?? "EIO"];

@@ -4,7 +4,6 @@
 import { readdir, readFile } from "node:fs/promises";
 import path from "node:path";
 import { expect } from "vitest";
-import type { Program } from "./container-node.ts";
 import {
   descendantsOf,
   eventually,
@@ -15,6 +14,7 @@ import {
   type Walk,
   walk,
 } from "./kill-stage.ts";
+import type { Program } from "./scripted-pve.ts";
 
 export interface StageNode {
   /** All of the test's files are below it. */

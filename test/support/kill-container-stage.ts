@@ -4,9 +4,10 @@ import { chown, readdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { expect } from "vitest";
 import { runTool } from "../../fixtures/lab/index.ts";
-import { ContainerNode, type Program, treeOf, VMID } from "./container-node.ts";
+import { ContainerNode, treeOf, VMID } from "./container-node.ts";
 import { GuestStage } from "./guest-stage.ts";
 import { type Walk, walk } from "./kill-stage.ts";
+import type { Program } from "./scripted-pve.ts";
 
 /** Left out by the standard patterns. */
 const LEFT_OUT = ["lost+found", "tmp/junk", "var/tmp/junk"];

@@ -6,14 +6,7 @@ import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect } from "vitest";
 import type { BridgeBundle } from "./bridge-process.ts";
-import type { Program, ProgramResult } from "./container-node.ts";
-
-export const MATRIX_TIMEOUT_MS = 600_000;
-/** Every signal at every place. */
-export const isFull = process.env.FAULT_MATRIX === "full";
-/** All of them in the full matrix; else one, each in its turn. */
-export const someOf = <T>(all: readonly T[], turn: number): T[] =>
-  all.filter((_, n) => isFull || n === turn % all.length);
+import type { Program, ProgramResult } from "./scripted-pve.ts";
 
 const DEADLINE_MS = 30_000;
 const POLL_MS = 10;

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // A VM on the lab, the scripted vzdump and qmrestore with the real bridge, and the judgement after each kill:
 // what is listed is right, nothing is left, and the next backup is right.
-import { spawn } from "node:child_process";
-import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { expect } from "vitest";
 import {
@@ -15,13 +14,12 @@ import {
   seededBytes,
 } from "../../fixtures/lab/index.ts";
 import type { BridgeBundle } from "./bridge-process.ts";
-import { type Program, watch } from "./container-node.ts";
 import { GuestStage } from "./guest-stage.ts";
-import { eventually, type Walk, walk } from "./kill-stage.ts";
+import { type Walk, walk } from "./kill-stage.ts";
+import { type Program, startScript, watch } from "./scripted-pve.ts";
 import { list, TestNode } from "./vm-job.ts";
-import { DISK, DISK_BYTES, MIB, startGuest, VMID } from "./vm-rules.ts";
+import { DISK, DISK_BYTES, MIB, startGuest, untilCopying, VMID } from "./vm-rules.ts";
 
-const project = path.resolve(import.meta.dirname, "../..");
 const CLUSTER_BYTES = 64 * 1024;
 
 export const MECHANISMS = ["nbd", "file-handle"] as const;
@@ -173,23 +171,13 @@ export class VmStage extends GuestStage<KilledJob> {
   async killInMidCopy(act: (program: Program) => Promise<void> | void, bwlimit: number): Promise<KilledJob> {
     await this.guest.write(DISK, 4 * MIB, seededBytes("mid-copy", 8 * MIB));
     const program = await this.vzdump({ bwlimit });
-    await this.untilCopying();
+    await untilCopying(this.node);
     await this.watchProcessesOf(program);
     await act(program);
     const job = await this.judge(await walk(program));
     expect(job.isListed, job.output).toBe(false);
     expect(job.output).not.toMatch(/^INFO: drive-scsi0: 100% /m); // it was in mid-copy
     return job;
-  }
-
-  /** Waits until the image of the disk is being written. */
-  async untilCopying(): Promise<void> {
-    const folder = path.join(this.node.storePath, String(VMID));
-    await eventually("an image in the staging folder", async () => {
-      const staging = (await readdir(folder)).find((name) => name.startsWith(".staging-"));
-      const files = staging === undefined ? [] : await readdir(path.join(folder, staging)).catch(() => []);
-      return files.includes(`${DISK}.qcow2`) ? true : undefined;
-    });
   }
 
   override async [Symbol.asyncDispose](): Promise<void> {
@@ -229,19 +217,6 @@ export class VmStage extends GuestStage<KilledJob> {
   }
 
   #start(script: string, args: readonly string[], bundle: BridgeBundle, env: Record<string, string>): Program {
-    const fixtures = path.join(project, "fixtures/pve");
-    const includes = ["-I", path.join(project, "perl-shim"), "-I", path.join(fixtures, "lib")];
-    return watch(
-      spawn("perl", ["-T", ...includes, path.join(fixtures, script), ...args], {
-        stdio: ["pipe", "pipe", "pipe"],
-        env: {
-          ...process.env,
-          PVE_BACKUP_HOST_NODE: process.execPath,
-          PVE_BACKUP_HOST_BRIDGE: bundle.path,
-          PVE_BACKUP_HOST_ROOT: this.node.root,
-          ...env,
-        },
-      }),
-    );
+    return watch(startScript(script, args, { bridge: bundle.path, root: this.node.root, env }));
   }
 }

@@ -15,12 +15,13 @@ export interface ScriptOptions {
   readonly root: string;
   /** Folder of the shim's Perl modules; default: this checkout's. */
   readonly perlDir?: string;
+  readonly env?: Readonly<Record<string, string>>;
 }
 
 export function startScript(
   name: string,
   args: readonly string[],
-  { bridge, root, perlDir = path.join(project, "perl-shim") }: ScriptOptions,
+  { bridge, root, perlDir = path.join(project, "perl-shim"), env = {} }: ScriptOptions,
 ): ChildProcessWithoutNullStreams {
   const includes = ["-I", perlDir, "-I", path.join(fixtures, "lib")];
   return spawn("perl", ["-T", ...includes, path.join(fixtures, name), ...args], {
@@ -30,6 +31,7 @@ export function startScript(
       PVE_BACKUP_HOST_NODE: process.execPath,
       PVE_BACKUP_HOST_BRIDGE: bridge,
       PVE_BACKUP_HOST_ROOT: root,
+      ...env,
     },
   });
 }
