@@ -8,7 +8,7 @@ import { type Extent, endOf, type SourceExtent, splitAt } from "../block/index.t
 import { GIB, HostError, orderedMap, RequestError } from "../core/index.ts";
 import { AllocationFlag, BASE_ALLOCATION, DirtyFlag, NbdConnection } from "../nbd/index.ts";
 import type { VmVolume } from "./backup-provider.ts";
-import { explainRefusal } from "./source-failure.ts";
+import { explainMapRefusal, explainRefusal } from "./source-failure.ts";
 
 /** Longest range of one block status query; the length field of NBD has 32 bits. */
 const STATUS_MAX_BYTES = 2 * GIB;
@@ -146,7 +146,9 @@ export class NbdSource implements AsyncDisposable {
     let offset = 0;
     while (offset < this.sizeBytes) {
       const length = Math.min(STATUS_MAX_BYTES, this.sizeBytes - offset);
-      const status = await this.#map.blockStatus(offset, length, signal);
+      const status = await this.#map.blockStatus(offset, length, signal).catch((error: unknown) => {
+        throw explainMapRefusal(this.#device, error);
+      });
       const extents = this.#mustKnow(status.get(this.#bitmapContext), offset);
       for (const extent of extents) {
         offset = endOf(extent);

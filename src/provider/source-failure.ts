@@ -24,6 +24,14 @@ export function explainRefusal(device: string, error: unknown): unknown {
   return new SourceReadError(`Cannot read "${device}": ${lowerFirst(error.message)}`, options);
 }
 
+/** @returns `error` itself, unless it is a refusal to tell the bitmap of `device`; nothing is read for that */
+export function explainMapRefusal(device: string, error: unknown): unknown {
+  if (!(error instanceof NbdServerError)) return error;
+  return new SourceReadError(`Cannot read the block map of "${device}": ${lowerFirst(error.message)}`, {
+    cause: error,
+  });
+}
+
 /** The words for it; a FUSE file tells it by EINVAL or EACCES. */
 export function brokenSnapshot(device: string, errno: string, cause: unknown): SourceReadError {
   return new SourceReadError(

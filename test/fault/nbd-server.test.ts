@@ -84,7 +84,7 @@ const MOMENTS: readonly Moment[] = [
   },
   {
     ...{ name: "at the first block status", at: requestOf(CMD_BLOCK_STATUS), error: EIO },
-    says: /: the NBD server answers EIO: injected$/i,
+    says: /^Cannot read (?:the block map of )?"drive-scsi0": cannot query the block status of \d+ bytes at \d+: the NBD server answers EIO: injected$/,
   },
   { name: "in the middle of the reads", at: readOf(MIDDLE), error: EINVAL, says: BROKEN },
   {

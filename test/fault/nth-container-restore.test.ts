@@ -13,8 +13,8 @@ import { treeOf } from "../support/container-node.ts";
 import { CONFIG, ContainerSite, FIREWALL } from "../support/fault-container.ts";
 import { age, endOwners, leftBelow } from "../support/fault-folder.ts";
 import { expectNothingRuns, KINDS_OF_A_LOCK, KINDS_OF_A_RESTORE, sentenceOf } from "../support/fault-rules.ts";
-import { requireTool } from "../support/tools.ts";
 import { MATRIX_TIMEOUT_MS } from "../support/full-matrix.ts";
+import { requireTool } from "../support/tools.ts";
 
 const FLAVOURS = ["before", "after", "onwards", "short"] as const;
 const never = new AbortController().signal;

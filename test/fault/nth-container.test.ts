@@ -7,8 +7,8 @@ import { errnosFor, type Fault, type Step, stepsOf } from "../support/fault-fs.t
 import { describe, expect, it, onTestFailed } from "vitest";
 import { ContainerSite } from "../support/fault-container.ts";
 import { age, endOwners } from "../support/fault-folder.ts";
-import { requireTool } from "../support/tools.ts";
 import { isFull, MATRIX_TIMEOUT_MS } from "../support/full-matrix.ts";
+import { requireTool } from "../support/tools.ts";
 
 /** What is done and fails all the same is a case of its own where the product looks whether it was done. */
 const isOdd = ({ kind }: Step, flavour: Fault["flavour"]): boolean =>

@@ -9,8 +9,8 @@ import { compareRaw } from "../../fixtures/lab/index.ts";
 import { endOwners } from "../support/fault-folder.ts";
 import { FaultSite } from "../support/fault-job.ts";
 import { expectNothingRuns, KINDS_OF_A_RESTORE, sentenceOf } from "../support/fault-rules.ts";
-import { restore } from "../support/vm-job.ts";
 import { isFull, MATRIX_TIMEOUT_MS } from "../support/full-matrix.ts";
+import { restore } from "../support/vm-job.ts";
 
 interface Outcome {
   readonly error: unknown;

@@ -5,8 +5,8 @@
 import { errnosFor, type Fault, type Step, stepsOf } from "../support/fault-fs.ts";
 import { describe, expect, it } from "vitest";
 import { type Cell, FaultSite, MOST_POINTS } from "../support/fault-job.ts";
-import { modeOf } from "../support/vm-rules.ts";
 import { isFull, MATRIX_TIMEOUT_MS } from "../support/full-matrix.ts";
+import { modeOf } from "../support/vm-rules.ts";
 
 type Flavour = Fault["flavour"];
 

@@ -113,8 +113,7 @@ const MAX_SENTENCE_CHARS = 4000;
 
 /** Fails unless `text` is one printable line. */
 export function expectOneLine(text: string): void {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: what must not be there
-  if (text === "" || text.length > MAX_SENTENCE_CHARS || /[\u0000-\u001f\u007f-\u009f\u2028\u2029]/.test(text)) {
+  if (text === "" || text.length > MAX_SENTENCE_CHARS || /[\p{Cc}\u2028\u2029]/u.test(text)) {
     throw new Error(`not one line: ${JSON.stringify(text.slice(0, 500))}`);
   }
 }
