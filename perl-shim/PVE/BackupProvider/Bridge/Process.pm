@@ -6,7 +6,6 @@ package PVE::BackupProvider::Bridge::Process;
 use strict;
 use warnings;
 
-use Config;
 use Errno qw(EAGAIN EINTR);
 use Fcntl qw(F_GETFL F_SETFL O_NONBLOCK);
 use POSIX qw(:signal_h WNOHANG);
@@ -21,6 +20,12 @@ use constant MAX_STDERR_LINE => 4096;
 # Also bounds how late a signal is noticed that arrives just before select().
 use constant MAX_SELECT_SECONDS => 1;
 our $TERM_SECONDS = 3;
+
+# Not from Config: that reads a file when it is asked, and the child of a container's backup may not be allowed to.
+my %signal_name = map { (POSIX->can($_)->() => $_) } qw(
+    SIGHUP SIGINT SIGQUIT SIGILL SIGTRAP SIGABRT SIGBUS SIGFPE SIGKILL SIGUSR1 SIGSEGV SIGUSR2 SIGPIPE SIGALRM SIGTERM
+    SIGXCPU SIGXFSZ SIGSYS
+);
 
 # Starts `$node $bridge`; $on_stderr gets each line. Dies if that is not possible.
 sub spawn {
@@ -268,12 +273,11 @@ sub describe_end {
 sub _how_it_ended {
     my ($signal, $code) = @_;
 
-    my @names = split(' ', $Config{sig_name});
     # Asked to end by a signal, Node cleans up and then exits as a shell tells of it.
-    my $asked = $code > 128 ? $names[$code - 128] : undef;
-    return "it was asked to end by SIG$asked" if !$signal && defined($asked);
+    my $asked = $code > 128 ? $signal_name{$code - 128} : undef;
+    return "it was asked to end by $asked" if !$signal && defined($asked);
     return "it exited with status $code" if !$signal;
-    my $name = 'SIG' . ($names[$signal] // $signal);
+    my $name = $signal_name{$signal} // "signal $signal";
     return "it was ended by $name" if $name ne 'SIGKILL';
     return "it was ended by $name, as the kernel does when memory runs out (journalctl -k tells)";
 }
