@@ -18,6 +18,7 @@ for need in "${needs[@]}"; do
   command -v "${need%%:*}" > /dev/null || missing+=("${need##*:}")
 done
 perl -MJSON -e 1 2> /dev/null || missing+=(libjson-perl)
+perl -MJSON::XS -e 1 2> /dev/null || missing+=(libjson-xs-perl) # as a node has it
 if [ "${#missing[@]}" -gt 0 ]; then
   mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
   echo "Installing Debian packages: ${missing[*]}"
@@ -27,7 +28,7 @@ if [ "${#missing[@]}" -gt 0 ]; then
   fi
   log=$(mktemp)
   export DEBIAN_FRONTEND=noninteractive
-  if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } > "$log" 2>&1; then
+  if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends --no-remove "${missing[@]}"; } > "$log" 2>&1; then
     cat "$log" >&2
     echo "Cannot install the Debian packages: apt-get failed, its output is above" >&2
     exit 1
