@@ -10,6 +10,8 @@ import { Tool, waitForTools } from "./tool.ts";
 
 /** One path of the kernel is at most 4096 bytes; a record adds its type and a device number. */
 const MAX_RECORD_CHARS = 8_192;
+/** What find says of something that went away meanwhile: no reason to fail. */
+const VANISHED = /: (?:No such file or directory|Not a directory)$/;
 
 export interface ExcludeScan {
   /** Lines of an exclude file for `mksquashfs -wildcards`, as bytes ("latin1"). */
@@ -32,7 +34,7 @@ interface Tests {
   readonly loud: string[];
 }
 
-/** @throws ChildProcessError if find cannot run; what it cannot read is left to the archiver to complain about */
+/** @throws ChildProcessError if find cannot run or cannot list a folder; EnvironmentError for a source that is missing */
 export async function scanExcludes(job: ArchiveJob): Promise<ExcludeScan> {
   const findings: Findings = { lines: new Set(), sockets: [], boundaries: [] };
   const tests = planTests(job.excludePatterns.map(toBytes), findings.lines);
@@ -125,7 +127,14 @@ async function excludeAllBut(root: string, folder: string, kept: readonly string
 async function runFind(job: ArchiveJob, args: readonly string[], onRecord: (record: string) => void): Promise<void> {
   // Patterns are bytes here; Node would encode them again.
   const texts = args.map((arg) => Buffer.from(arg, "latin1").toString("utf8"));
-  await using find = await Tool.start("find", texts, { cwd: job.directory, stdio: ["ignore", "pipe"] });
+  let problem: string | undefined;
+  await using find = await Tool.start("find", texts, {
+    cwd: job.directory,
+    stdio: ["ignore", "pipe"],
+    onStderrLine: (line) => {
+      if (!VANISHED.test(line)) problem ??= line;
+    },
+  });
   let rest = "";
   let isTooLong = false;
   find.stdout?.setEncoding("latin1").on("data", (text: string) => {
@@ -135,11 +144,11 @@ async function runFind(job: ArchiveJob, args: readonly string[], onRecord: (reco
     for (const record of records) onRecord(record);
   });
   await waitForTools([find], job.signal);
-  // 1 is "could not read some folder": the archiver meets the same folder and decides.
-  const isUsable = find.exitCode === 0 || find.exitCode === 1;
+  // 1 is "could not read some folder". mksquashfs would take one whose listing breaks off for a shorter one.
+  const isUsable = find.exitCode === 0 || (find.exitCode === 1 && problem === undefined);
   if (isTooLong)
     throw new ChildProcessError(`Cannot list ${JSON.stringify(job.directory)}: find printed no end of a name`);
-  if (!isUsable) throw find.failure("list", job.directory);
+  if (!isUsable) throw find.failure("list", job.directory, problem);
 }
 
 const toBytes = (text: string): string => Buffer.from(text, "utf8").toString("latin1");

@@ -12,17 +12,25 @@ export interface UnreadFile {
   readonly isContent: boolean;
 }
 
+/** A name may hold line breaks: then the message has as many. */
 const UNREAD = [
-  /^Failed to read file (.+), creating empty file$/,
-  /^Could not open (.+), skipping\.\.\.$/,
-  /^Cannot stat dir\/file (.+) because .+, ignoring$/,
-  /^Failed to read symlink (.+), ignoring$/,
+  /^Failed to read file (.+), creating empty file$/s,
+  /^Could not open (.+), skipping\.\.\.$/s,
+  /^Cannot stat dir\/file (.+) because .+, ignoring$/s,
+  /^Failed to read symlink (.+), ignoring$/s,
 ];
+const ATTRIBUTES_UNREAD = /^llistxattr for (.+) failed in read_attrs, because .+$/s;
+const BEGINS_UNREAD = /^(?:Failed to read (?:file|symlink) |Could not open |Cannot stat dir\/file |llistxattr for )/;
+/** Longest path of the kernel, and the words around it. */
+const MAX_MESSAGE_CHARS = 4_096 + 256;
 
 export class SquashfsMessages {
   readonly #warnings: Warnings;
-  /** By path as mksquashfs prints it. */
+  /** By path as mksquashfs prints it, as bytes ("latin1"). */
   readonly unread = new Map<string, UnreadFile>();
+  #unjudged: string | undefined;
+  /** The lines so far of a message that goes on, as bytes. */
+  #begun: string | undefined;
   #files = 0;
   #inodes = 0;
   #hardLinks = 0;
@@ -67,11 +75,19 @@ export class SquashfsMessages {
     if (kilobytes !== undefined) this.#sourceBytes = Math.round(kilobytes * 1024);
   }
 
+  /** After the last line: a message that may mean an unread file, but does not tell which. */
+  get unjudged(): string | undefined {
+    return this.#unjudged ?? (this.#begun === undefined ? undefined : toText(this.#begun));
+  }
+
+  /** @param line its bytes as "latin1" */
   addError(line: string): void {
-    if (line.trim() === "") return;
-    if (/^Unrecognised xattr prefix system\.posix_acl_access/.test(line)) this.#accessAcls++;
+    if (this.#begun !== undefined) this.#addUnread(`${this.#begun}\n${line}`);
+    else if (line.trim() === "") return;
+    else if (/^Unrecognised xattr prefix system\.posix_acl_access/.test(line)) this.#accessAcls++;
     else if (/^Unrecognised xattr prefix system\.posix_acl_default/.test(line)) this.#defaultAcls++;
-    else if (!this.#addUnread(line)) this.#warnings.add(line);
+    else if (BEGINS_UNREAD.test(line)) this.#addUnread(line);
+    else this.#warnings.add(toText(line));
   }
 
   /** What the caller found out about an unread file. */
@@ -87,17 +103,30 @@ export class SquashfsMessages {
     this.#warnings.add(`squashfs cannot store ACLs: ${count} left out (${kinds})`);
   }
 
-  #addUnread(message: string): boolean {
-    const path = UNREAD.map((pattern) => pattern.exec(message)?.[1]).find((found) => found !== undefined);
-    const attributesOf = /^llistxattr for (.+) failed in read_attrs, because .+$/.exec(message)?.[1];
-    const key = path ?? attributesOf;
-    if (key === undefined) return false;
-    if (this.unread.size >= MAX_UNREAD && !this.unread.has(key)) this.#warnings.add(message);
-    else if (path !== undefined || !this.unread.has(key))
-      this.unread.set(key, { message, isContent: path !== undefined });
-    return true;
+  /** Takes what may be a whole message; if it is none, more of it may come. */
+  #addUnread(bytes: string): void {
+    this.#begun = undefined;
+    const path = UNREAD.map((pattern) => pattern.exec(bytes)?.[1]).find((found) => found !== undefined);
+    const key = path ?? ATTRIBUTES_UNREAD.exec(bytes)?.[1];
+    const message = toText(bytes);
+    if (key === undefined) {
+      if (bytes.length > MAX_MESSAGE_CHARS) this.#unjudged ??= message;
+      else this.#begun = bytes;
+      return;
+    }
+    const isContent = path !== undefined;
+    const isKnown = this.unread.has(key);
+    if (isKnown || this.unread.size < MAX_UNREAD) {
+      if (isContent || !isKnown) this.unread.set(key, { message, isContent });
+    } else if (isContent) {
+      this.#unjudged ??= `more than ${MAX_UNREAD} files could not be read, among them: ${message}`;
+    } else {
+      this.#warnings.add(message);
+    }
   }
 }
+
+const toText = (bytes: string): string => Buffer.from(bytes, "latin1").toString("utf8");
 
 function numberIn(pattern: RegExp, line: string): number | undefined {
   const text = pattern.exec(line)?.[1];

@@ -4,7 +4,7 @@
 import { fstat } from "node:fs";
 import { lstat } from "node:fs/promises";
 import { promisify } from "node:util";
-import { CleanupStack } from "../core/index.ts";
+import { CleanupStack, errnoOf } from "../core/index.ts";
 import { checkArchiveJob, warnOfTrailingSlashes } from "./check-job.ts";
 import { scanExcludes } from "./exclude-scan.ts";
 import type { ArchiveCompression, ArchiveJob, ArchiveSummary } from "./job.ts";
@@ -78,7 +78,7 @@ async function startTool(job: ArchiveJob, excludesFd: number, messages: Squashfs
   const tool = await Tool.start("mksquashfs", args, {
     cwd: job.directory,
     stdio: ["ignore", "pipe", job.archiveFd, excludesFd],
-    onStderrLine: (line) => messages.addError(line),
+    onStderrLine: (_line, bytes) => messages.addError(bytes),
   });
   if (tool.stdout !== null) onLines(tool.stdout, (line) => messages.addInfo(line));
   return tool;
@@ -87,15 +87,25 @@ async function startTool(job: ArchiveJob, excludesFd: number, messages: Squashfs
 /** mksquashfs goes on without the files that it could not read: vanished is a warning, unreadable is not. */
 async function judge(tool: Tool, job: ArchiveJob, messages: SquashfsMessages): Promise<void> {
   if (tool.exitCode !== 0) throw tool.failure("archive", job.directory, messages.reason);
+  if (messages.unjudged !== undefined) throw tool.failure("archive", job.directory, messages.unjudged);
   for (const [path, { message, isContent }] of messages.unread) {
-    const isThere = await lstat(`${job.directory}/${path}`).then(
-      () => true,
-      () => false,
-    );
+    const isThere = !(await hasVanished(job.directory, path));
     if (isThere && isContent) throw tool.failure("archive", job.directory, message);
-    messages.warn(isThere ? message : `${path}: vanished before it was read`);
+    messages.warn(isThere ? message : `${Buffer.from(path, "latin1").toString("utf8")}: vanished before it was read`);
   }
   messages.close();
+}
+
+/** @param path below `directory`, as bytes. What cannot even be looked at may well be there. */
+async function hasVanished(directory: string, path: string): Promise<boolean> {
+  const bytes = Buffer.concat([Buffer.from(`${directory}/`, "utf8"), Buffer.from(path, "latin1")]);
+  try {
+    await lstat(bytes);
+    return false;
+  } catch (error) {
+    const errno = errnoOf(error);
+    return errno === "ENOENT" || errno === "ENOTDIR";
+  }
 }
 
 async function sizeOf(job: ArchiveJob): Promise<number> {

@@ -30,6 +30,7 @@ const TAR_FLAGS = [
   "--create",
   "--file=-",
   "--one-file-system",
+  "--no-unquote",
   "--preserve-permissions",
   "--sparse",
   "--numeric-owner",

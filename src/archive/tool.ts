@@ -18,7 +18,8 @@ export interface ToolOptions {
   readonly cwd?: string;
   /** File numbers are lent for the start only; "pipe" on 0 and 1 shows as `stdin` and `stdout`. */
   readonly stdio: readonly ("ignore" | "pipe" | number)[];
-  readonly onStderrLine?: (line: string) => void;
+  /** Gets each line as text, and as its bytes ("latin1"): a file name need not be UTF-8. */
+  readonly onStderrLine?: (line: string, bytes: string) => void;
   /** Reading a foreign archive: keep no privilege but that of the owner of root's files. */
   readonly dropPrivileges?: boolean;
 }
@@ -32,7 +33,7 @@ export class Tool implements AsyncDisposable {
   #lastLine = "";
   #hasExited = false;
 
-  private constructor(name: string, child: ChildProcess, pid: number, onLine: (line: string) => void) {
+  private constructor(name: string, child: ChildProcess, pid: number, onLine: (line: string, bytes: string) => void) {
     this.name = name;
     this.pid = pid;
     this.#child = child;
@@ -44,10 +45,12 @@ export class Tool implements AsyncDisposable {
     });
     child.on("error", () => undefined); // a failed kill(); the close event tells the rest
     if (child.stderr !== null) {
-      onLines(child.stderr, (line) => {
+      const onBytes = (bytes: string): void => {
+        const line = Buffer.from(bytes, "latin1").toString("utf8");
         if (line.trim() !== "") this.#lastLine = line;
-        onLine(line);
-      });
+        onLine(line, bytes);
+      };
+      onLines(child.stderr, onBytes, "latin1");
     }
   }
 

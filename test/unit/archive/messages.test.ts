@@ -70,6 +70,30 @@ describe("SquashfsMessages", () => {
     expect(messages.warnings).toBe(0);
   });
 
+  it("puts a message together whose name has line breaks, and keeps names as bytes", () => {
+    const messages = new SquashfsMessages(() => undefined);
+    for (const line of ["Failed to read file ./a", "", "b\xfc, creating empty file", "Could not open ./d, skipping..."])
+      messages.addError(line);
+    expect([...messages.unread.keys()]).toEqual(["./a\n\nb\xfc", "./d"]);
+    expect(messages.unjudged).toBeUndefined();
+  });
+
+  it("does not lose a message of which it cannot tell the file", () => {
+    const cut = new SquashfsMessages(() => undefined);
+    cut.addError("Failed to read file ./a");
+    cut.addError("b");
+    expect(cut.unjudged).toBe("Failed to read file ./a\nb");
+    const endless = new SquashfsMessages(() => undefined);
+    endless.addError("Could not open ./a");
+    for (let index = 0; index < 100; index++) endless.addError("x".repeat(50));
+    expect(endless.unjudged).toMatch(/^Could not open \.\/a\nx/);
+    const many = new SquashfsMessages(() => undefined);
+    for (let index = 0; index < 1000; index++) many.addError(`Could not open ./${index}, skipping...`);
+    expect(many.unjudged).toBeUndefined();
+    many.addError("Could not open ./more, skipping...");
+    expect(many.unjudged).toMatch(/^more than 1000 files could not be read, among them: Could not open \.\/more/);
+  });
+
   it("takes the totals from the end, whatever a file is called", () => {
     const messages = new SquashfsMessages(() => undefined);
     messages.addInfo("file /a, uncompressed size 5 bytes ");
