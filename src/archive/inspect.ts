@@ -23,6 +23,11 @@ const BYTES_USED_AT = 40;
 /** What GNU tar prints with --block-number for the two blocks of zeroes that end every archive. */
 const TAR_END = /^block \d+: \*\* Block of NULs \*\*$/;
 
+/** Lists an archive of either kind, by its name. @throws as inspectTar() and inspectSquashfs() */
+export function inspectArchive(path: string, signal: AbortSignal): Promise<ArchiveContents> {
+  return path.endsWith(".sqfs") ? inspectSquashfs(path, signal) : inspectTar(path, signal);
+}
+
 /**
  * Lists a tar, through its compressor if it has one.
  *

@@ -3,12 +3,11 @@
 // somebody else through an open handle, taken back by root.
 import { constants } from "node:fs";
 import { type FileHandle, lstat, open, statfs } from "node:fs/promises";
-import { type Digest, preferredDigest, tryCreateDigester } from "../block/index.ts";
-import { EnvironmentError, environmentError, formatBytes, MIB } from "../core/index.ts";
+import { type Digest, digestFile, preferredDigest, tryCreateDigester } from "../block/index.ts";
+import { EnvironmentError, environmentError, formatBytes } from "../core/index.ts";
 
 const CREATE_FLAGS = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
 const FILE_MODE = 0o600;
-const DIGEST_READ_BYTES = 4 * MIB;
 /** A file system that compresses holds more than its size; a planted sparse file claims far more. */
 const MOST_TIMES_FILE_SYSTEM = 4;
 
@@ -65,15 +64,8 @@ export class ContainerArchive implements AsyncDisposable {
   async digest(signal: AbortSignal): Promise<Digest | undefined> {
     const digester = tryCreateDigester(preferredDigest());
     if (digester === undefined) return undefined;
-    const buffer = Buffer.allocUnsafe(DIGEST_READ_BYTES);
     try {
-      for (let at = 0; ; ) {
-        signal.throwIfAborted();
-        const { bytesRead } = await this.#handle.read(buffer, 0, buffer.length, at);
-        if (bytesRead === 0) return digester.finish();
-        digester.update(buffer.subarray(0, bytesRead));
-        at += bytesRead;
-      }
+      return await digestFile(this.#handle, digester, signal);
     } catch (error) {
       signal.throwIfAborted();
       throw environmentError("read", this.path, error);

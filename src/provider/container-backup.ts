@@ -2,7 +2,7 @@
 // One container backup, seen from the process that owns the store: the archive is made and handed over as an
 // open file; when it is full it is taken back, checked and committed. Nobody else ever gets a folder.
 import { basename } from "node:path";
-import { type ArchiveSummary, inspectSquashfs, inspectTar } from "../archive/index.ts";
+import { type ArchiveSummary, inspectArchive } from "../archive/index.ts";
 import { CancelledError, CleanupStack, EnvironmentError, formatBytes, messageOf, RequestError } from "../core/index.ts";
 import {
   FIREWALL_CONFIG_FILE,
@@ -175,8 +175,7 @@ export class ContainerBackup implements AsyncDisposable {
     signal: AbortSignal,
   ): Promise<ManifestContainer> {
     log("info", "checking the archive");
-    const inspect = this.#environment.format.lxcMode === "squashfs" ? inspectSquashfs : inspectTar;
-    const { hasSbin, members, totalBytes } = await inspect(path, signal);
+    const { hasSbin, members, totalBytes } = await inspectArchive(path, signal);
     if (members === 0) throw new EnvironmentError(`Cannot commit "${path}": it is empty`);
     log("info", `the archive is readable: ${members} members, ${formatBytes(totalBytes)}`);
     if (!hasSbin) log("warn", 'the archive has no "sbin": Proxmox VE will refuse to restore this container');

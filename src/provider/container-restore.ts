@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One container restore: the tar archive as it lies in the store, or the squashfs image as a folder.
+import { inspectArchive } from "../archive/index.ts";
 import { CleanupStack, RequestError } from "../core/index.ts";
 import { type DirectoryView, mountSquashfs, sweepRawViews } from "../device/index.ts";
 import type { Point, Store } from "../store/index.ts";
@@ -44,6 +45,8 @@ export class ContainerRestore implements AsyncDisposable {
     await using stack = new CleanupStack();
     stack.use(await store.lockChainShared(point, signal));
     const archive = archiveOf(point);
+    // Nothing was recorded of it: one that was cut off where a member ends, tar would take for a whole one.
+    if (point.manifest === undefined) await inspectArchive(archive, signal);
     if (mechanism === "tar") return new ContainerRestore(volname, { tarPath: archive }, stack.move());
     const view = stack.use(await mountSquashfs({ image: archive, runDir, signal }));
     if (view.fallbackReason !== undefined) warn(describeFallback(volname, view.fallbackReason));

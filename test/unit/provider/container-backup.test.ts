@@ -297,7 +297,8 @@ describe("restoreGetMechanism()", () => {
     const folder = path.join(dir, "store/102/lxc-1700000000");
     await mkdir(folder, { recursive: true });
     await writeFile(path.join(folder, "guest.conf"), CONFIG);
-    for (const name of ["archive.sqfs", "archive.tar.zst"]) await writeFile(path.join(folder, name), "x");
+    await writeFile(path.join(folder, "archive.sqfs"), "x");
+    await run("tar", ["-C", path.join(dir, "tree"), "-I", "zstd", "-cf", path.join(folder, "archive.tar.zst"), "."]);
     const volname = "backup/102/lxc-1700000000";
     for (const mode of ["tar", "squashfs"]) {
       await using other = makeProvider({ "lxc-backup-mode": mode });
@@ -308,6 +309,24 @@ describe("restoreGetMechanism()", () => {
     }
     await rm(path.join(folder, "archive.tar.zst"));
     expect(await provider.restoreGetMechanism(volname, never)).toEqual({ mechanism: "directory", vmtype: "lxc" });
+  });
+
+  it("refuses an archive without a record that is cut off where a member ends, which tar would not notice", async () => {
+    const folder = path.join(dir, "store/102/lxc-1700000000");
+    const archive = path.join(folder, "archive.tar");
+    await mkdir(folder, { recursive: true });
+    await writeFile(path.join(folder, "guest.conf"), CONFIG);
+    await run("tar", ["-C", path.join(dir, "tree"), "-cf", archive, "."]);
+    const volname = "backup/102/lxc-1700000000";
+    expect(await provider.restoreContainerInit(volname, never)).toEqual({ tarPath: archive });
+    await provider.restoreContainerCleanup(volname);
+    const { stdout } = await run("tar", ["--list", "--block-number", "--file", archive]);
+    const last = /block (\d+): \S+\nblock \d+: \*\* Block of NULs/.exec(stdout)?.[1];
+    await run("truncate", ["-s", `${Number(last) * 512}`, archive]);
+    await run("tar", ["--list", "--file", archive]);
+    await expect(provider.restoreContainerInit(volname, never)).rejects.toThrow(
+      /: it is cut off, its end mark is missing$/,
+    );
   });
 
   it("refuses a container's backup as a VM, and a name of another type", async () => {

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Whether an archive still is what was recorded of it.
+import { type Digest, digestFile, tryCreateDigester } from "../block/index.ts";
+import { environmentError, UnsupportedError } from "../core/index.ts";
+import { openArchive } from "./inspect.ts";
+
+/**
+ * Compares a file with a digest that was taken of it in plain order.
+ *
+ * @throws UnsupportedError if this system lacks the algorithm; EnvironmentError if the file cannot be read; the abort
+ *   reason of `signal`
+ */
+export async function verifyArchive(path: string, expected: Digest, signal: AbortSignal): Promise<boolean> {
+  const digester = tryCreateDigester(expected.algorithm);
+  if (digester === undefined) {
+    throw new UnsupportedError(`Cannot verify "${path}": this system has no ${expected.algorithm}`, {
+      hint: "install the package libxxhash0",
+    });
+  }
+  await using file = await openArchive(path);
+  const actual = await digestFile(file, digester, signal).catch((error: unknown) => {
+    signal.throwIfAborted();
+    throw environmentError("read", path, error);
+  });
+  return actual.value === expected.value;
+}
