@@ -6,16 +6,23 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { environmentError } from "../core/index.ts";
 
-/** Readable and writable by us alone, gone when closed. The caller closes it. */
+/** TMPDIR may be a folder of root's alone, and we the root of a container. */
+const folders = (): Set<string> => new Set([tmpdir(), "/tmp", "/var/tmp"]);
+
+/** Readable and writable by us alone, gone when closed. The caller closes it. @throws EnvironmentError */
 export async function openScratchFile(): Promise<FileHandle> {
-  const path = join(tmpdir(), `pve-backup-host-${randomUUID()}`);
-  try {
-    const handle = await open(path, "wx+", 0o600);
-    await unlink(path);
-    return handle;
-  } catch (cause) {
-    throw environmentError("create scratch file", path, cause);
+  let first: unknown;
+  for (const folder of folders()) {
+    const path = join(folder, `pve-backup-host-${randomUUID()}`);
+    try {
+      const handle = await open(path, "wx+", 0o600);
+      await unlink(path);
+      return handle;
+    } catch (cause) {
+      first ??= environmentError("create scratch file", path, cause);
+    }
   }
+  throw first;
 }
 
 const WINDOW_BYTES = 256 * 1024;
