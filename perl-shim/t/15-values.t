@@ -11,7 +11,7 @@ use JSON;
 use Scalar::Util qw(tainted);
 use Test::More;
 
-use PVE::BackupProvider::Bridge::Values qw(one_line line_for_json shown error_sentence);
+use PVE::BackupProvider::Bridge::Values qw(one_line line_for_json plain_data shown error_sentence text_for_json);
 use PVE::Storage::Common;
 
 # One line
@@ -46,6 +46,14 @@ for my $case (
 for my $text ("Ger\xc3\xa4t \xe2\x82\xac\n", "Ger\x{e4}t \x{20ac}\n") {
     is(encode_json([line_for_json($text)]), "[\"Ger\xc3\xa4t \xe2\x82\xac\"]", 'bytes and characters arrive alike');
 }
+for my $text ("/d\xc3\xa4t\xc3\xa4\n", "/d\x{e4}t\x{e4}\n") {
+    utf8::upgrade($text) if $text !~ m/\xc3/;
+    my $before = $text;
+    is(encode_json([text_for_json($text)]), "[\"/d\xc3\xa4t\xc3\xa4\\n\"]", 'a value of PVE\'s, too, with all it holds');
+    is(encode_json(plain_data({ a => [$text, 7, undef] })), "{\"a\":[\"/d\xc3\xa4t\xc3\xa4\\n\",7,null]}", 'at any depth');
+    is($text, $before, 'and what it was made of stays');
+}
+is(encode_json([text_for_json("/caf\xe9")]), "[\"/caf\xc3\xa9\"]", 'what is no UTF-8 is Latin-1');
 is(encode_json([line_for_json("Ger\xe4t")]), "[\"Ger\xc3\xa4t\"]", 'and what is no UTF-8');
 {
     BridgeTest::use_fake_bridge();

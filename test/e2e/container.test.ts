@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Containers through everything that is ours: Perl shim, two bridges, store, restore; in real user namespaces.
 // The judges are GNU tar's extraction in the namespace, and the kernel's view of the extracted tree.
-import { lstat, readdir, readFile } from "node:fs/promises";
+import { lstat, mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -80,6 +80,19 @@ describe.each(MODES)("a container with lxc-backup-mode %s", (mode) => {
     const manifest = JSON.parse(await readFile(path.join(folder, "manifest.json"), "utf8"));
     expect(manifest.container.hasSbin).toBe(true);
     expect(manifest.container.members).toBeGreaterThan(30);
+  });
+
+  it("takes names beyond ASCII, which Proxmox VE hands over as bytes: of mount points and in patterns", async () => {
+    await setUp({ "lxc-backup-mode": mode });
+    for (const folder of ["mnt/dätä", "home/u/größe"]) await mkdir(path.join(node.containerRoot, folder));
+    await writeFile(path.join(node.containerRoot, "home/u/größe/left out"), "");
+    const mounts = { "/mnt/dätä": node.dataVolume };
+    const output = await mustSucceed(await node.vzdump({ mounts, excludes: ["/home/u/größe/*"] }));
+    expect(output).not.toMatch(/WARN/);
+    const target = path.join(node.dir, "restored");
+    await mustSucceed(await node.restore((await onlyPoint()).volname, target));
+    expect(await treeOf(path.join(target, "mnt/dätä"))).toEqual(await treeOf(node.dataVolume));
+    expect(await readdir(path.join(target, "home/u/größe"))).toEqual([]);
   });
 
   it("gives the container's root no way into the store", async () => {

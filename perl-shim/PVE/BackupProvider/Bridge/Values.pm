@@ -12,7 +12,7 @@ use MIME::Base64 ();
 use base qw(Exporter);
 
 our @EXPORT_OK = qw(
-    encode_bytes decode_bytes number numbers_in plain_data one_line line_for_json shown error_sentence
+    encode_bytes decode_bytes number numbers_in plain_data text_for_json one_line line_for_json shown error_sentence
     untaint untainted_size object_in list_in
 );
 
@@ -79,12 +79,23 @@ sub numbers_in {
     return $copy;
 }
 
-# A deep copy without code, handles and objects, which cannot travel.
+# PVE reads its configuration as bytes, and JSON is made from characters: $value as such. What is no UTF-8 stays, and is
+# Latin-1; a number stays a number.
+sub text_for_json {
+    my ($value) = @_;
+
+    my $copy = $value; # a match would make text of a number
+    return $value if !defined($copy) || utf8::is_utf8($copy) || $copy !~ m/[\x80-\xff]/;
+    utf8::decode($copy);
+    return $copy;
+}
+
+# A deep copy without code, handles and objects, which cannot travel; text as characters.
 sub plain_data {
     my ($value) = @_;
 
     my $ref = ref($value);
-    return $value if !$ref;
+    return text_for_json($value) if !$ref;
     return [map { plain_data($_) } @$value] if $ref eq 'ARRAY';
     return undef if $ref ne 'HASH';
     my $copy = {};

@@ -10,7 +10,8 @@ use PVE::BackupProvider::Bridge;
 use PVE::BackupProvider::Bridge::FileHandles;
 use PVE::BackupProvider::Bridge::Handoff;
 use PVE::BackupProvider::Bridge::Values
-    qw(encode_bytes decode_bytes number numbers_in object_in one_line line_for_json untaint untainted_size);
+    qw(encode_bytes decode_bytes number numbers_in object_in one_line line_for_json plain_data text_for_json untaint
+    untainted_size);
 use PVE::INotify;
 
 use base qw(PVE::BackupProvider::Plugin::Base);
@@ -215,7 +216,7 @@ sub backup_container {
                 %{ $handoff->inheritable() },
                 vmid => number($vmid, 'the guest id'),
                 'guest-config' => encode_bytes($guest_config),
-                'exclude-patterns' => [map { "$_" } @{ $exclude_patterns // [] }],
+                'exclude-patterns' => [map { text_for_json("$_") } @{ $exclude_patterns // [] }],
                 info => info_for_rpc($info),
             },
         );
@@ -243,7 +244,7 @@ sub info_for_rpc {
     if (defined(my $config = delete($plain->{'firewall-config'}))) {
         $plain->{'firewall-config'} = encode_bytes($config);
     }
-    return $plain;
+    return plain_data($plain);
 }
 
 # Hooks for the restore. Containers pass an extra $storeid to some of them, before $info.
