@@ -52,7 +52,10 @@ export async function publish(
       return false;
     }
   };
-  const isDurable = await attempt("the next backup is a full one", () => context.io.syncFolder(parent));
+  const isDurable = await attempt("the next backup is a full one", async () => {
+    await context.io.syncFolder(parent);
+    await context.io.syncFolder(context.path); // of a guest's first backup the folder is new, too
+  });
   await attempt("the store finds its state without it", () => writeNewState(context, staged));
   // Not durable: a power cut may take the point away, so its witness stays in flight.
   if (isDurable) await attempt("the next backup is a full one", () => witness.write({ settled: uuid, guest, foreign }));

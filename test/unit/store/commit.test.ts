@@ -44,6 +44,7 @@ const ACTS_OF_A_COMMIT = [
   "replace witness", // in flight
   "rename STAGING",
   "syncfolder .",
+  "syncfolder ..", // a new guest's folder
   "replace state.json",
   "replace witness", // settled
 ];
