@@ -4,6 +4,7 @@
 import { execFile } from "node:child_process";
 import { mkdir } from "node:fs/promises";
 import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { ChildProcessError, CleanupStack, environmentError, messageOf, oneLine, RequestError } from "../core/index.ts";
 import { mountsBelow } from "./mounts.ts";
@@ -12,6 +13,7 @@ import { ViewFolder } from "./view-folder.ts";
 import { waitUntilServed } from "./wait-until-served.ts";
 
 const MOUNT_TIMEOUT_MS = 30_000;
+const KILL_TIMEOUT_MS = 5_000;
 const MOUNT_FLAGS = "ro,nosuid,nodev";
 
 const run = promisify(execFile);
@@ -78,10 +80,14 @@ export async function mountSquashfs(options: SquashfsOptions): Promise<Directory
 /** @returns what went wrong; undefined if it is mounted */
 async function mountByKernel(image: string, target: string, signal: AbortSignal): Promise<string | undefined> {
   const options = { timeout: MOUNT_TIMEOUT_MS, killSignal: "SIGKILL", signal, env: toolEnv() } as const;
+  const mounting = run("mount", ["-t", "squashfs", "-o", `loop,${MOUNT_FLAGS}`, "--", image, target], options);
+  const ended = new Promise((resolve) => mounting.child.once("close", resolve));
   try {
-    await run("mount", ["-t", "squashfs", "-o", `loop,${MOUNT_FLAGS}`, "--", image, target], options);
+    await mounting;
     return undefined;
   } catch (error) {
+    // A cancelled one may still be in the kernel: what it mounts must not come after the clean-up.
+    await Promise.race([ended, sleep(KILL_TIMEOUT_MS, undefined, { ref: false })]);
     signal.throwIfAborted();
     const said = oneLine(String((error as { stderr?: string }).stderr ?? ""));
     return said === "" ? messageOf(error) : said;
