@@ -4,6 +4,7 @@
 // names and types (a fraction of a second for 100,000 files).
 import { lstat, readdir } from "node:fs/promises";
 import { ChildProcessError, environmentError } from "../core/index.ts";
+import { toBytes, toText } from "./bytes.ts";
 import type { ArchiveJob } from "./job.ts";
 import { contentsExcludeLines, findTests, LOST_AND_FOUND, nativeExcludeLines, pathExcludeLine } from "./patterns.ts";
 import { Tool, waitForTools } from "./tool.ts";
@@ -75,7 +76,7 @@ async function liveSources(job: ArchiveJob, { silent, loud }: Tests): Promise<st
 async function checkSource(job: ArchiveJob, source: string): Promise<void> {
   const path = `${toBytes(job.directory)}/${source}`;
   await lstat(Buffer.from(path, "latin1")).catch((cause: unknown) => {
-    throw environmentError("archive", Buffer.from(path, "latin1").toString("utf8"), cause);
+    throw environmentError("archive", toText(path), cause);
   });
 }
 
@@ -126,7 +127,7 @@ async function excludeAllBut(root: string, folder: string, kept: readonly string
 
 async function runFind(job: ArchiveJob, args: readonly string[], onRecord: (record: string) => void): Promise<void> {
   // Patterns are bytes here; Node would encode them again.
-  const texts = args.map((arg) => Buffer.from(arg, "latin1").toString("utf8"));
+  const texts = args.map(toText);
   let problem: string | undefined;
   await using find = await Tool.start("find", texts, {
     cwd: job.directory,
@@ -150,8 +151,6 @@ async function runFind(job: ArchiveJob, args: readonly string[], onRecord: (reco
     throw new ChildProcessError(`Cannot list ${JSON.stringify(job.directory)}: find printed no end of a name`);
   if (!isUsable) throw find.failure("list", job.directory, problem);
 }
-
-const toBytes = (text: string): string => Buffer.from(text, "utf8").toString("latin1");
 
 /** "./mnt/data/" -> "mnt/data"; the root is "" */
 function relative(path: string): string {

@@ -38,10 +38,17 @@ export async function inspectTar(path: string, signal: AbortSignal): Promise<Arc
   await using file = await openArchive(path);
   await using decompressor = await startDecompressor(file, path);
   const listing = new Listing(/^block \d+: ([a-zA-Z-])\S* +\d+\/\d+ +(\d+)(?:,\d+)? +\S+ +\S+ (.*)$/, isSbinInTar);
+  let reason: string | undefined; // its last words only say that it stops
   await using tar = await Tool.start(
     "tar",
     ["--list", "--verbose", "--block-number", "--numeric-owner", "--quoting-style=escape", "--file=-"],
-    { stdio: [decompressor?.output ?? file.fd, "pipe"], dropPrivileges: true },
+    {
+      stdio: [decompressor?.output ?? file.fd, "pipe"],
+      dropPrivileges: true,
+      onStderrLine: (line) => {
+        reason ??= line.replace(/^tar: /, "");
+      },
+    },
   );
   let isWhole = false;
   if (tar.stdout !== null) {
@@ -62,7 +69,7 @@ export async function inspectTar(path: string, signal: AbortSignal): Promise<Arc
     // Its failure comes first: tar only sees that its input ends.
     if (tool.hasExited && tool.exitCode !== 0) throw tool.failure("list", path);
   }
-  if (tar.exitCode !== 0) throw tar.failure("list", path);
+  if (tar.exitCode !== 0) throw tar.failure("list", path, reason);
   if (!isWhole)
     throw new ChildProcessError(`Cannot list ${JSON.stringify(path)}: it is cut off, its end mark is missing`);
   return listing.contents();

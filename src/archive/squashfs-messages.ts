@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What mksquashfs prints, sorted: counts for the progress line, totals, ACLs that are lost, warnings.
+import { toText } from "./bytes.ts";
 import type { ArchiveJob } from "./job.ts";
 import { Warnings } from "./warnings.ts";
 
@@ -125,8 +126,6 @@ export class SquashfsMessages {
     }
   }
 }
-
-const toText = (bytes: string): string => Buffer.from(bytes, "latin1").toString("utf8");
 
 function numberIn(pattern: RegExp, line: string): number | undefined {
   const text = pattern.exec(line)?.[1];

@@ -5,6 +5,7 @@ import { fstat } from "node:fs";
 import { lstat } from "node:fs/promises";
 import { promisify } from "node:util";
 import { CleanupStack, errnoOf } from "../core/index.ts";
+import { toBytes, toText } from "./bytes.ts";
 import { checkArchiveJob, warnOfTrailingSlashes } from "./check-job.ts";
 import { scanExcludes } from "./exclude-scan.ts";
 import type { ArchiveCompression, ArchiveJob, ArchiveSummary } from "./job.ts";
@@ -91,16 +92,15 @@ async function judge(tool: Tool, job: ArchiveJob, messages: SquashfsMessages): P
   for (const [path, { message, isContent }] of messages.unread) {
     const isThere = !(await hasVanished(job.directory, path));
     if (isThere && isContent) throw tool.failure("archive", job.directory, message);
-    messages.warn(isThere ? message : `${Buffer.from(path, "latin1").toString("utf8")}: vanished before it was read`);
+    messages.warn(isThere ? message : `${toText(path)}: vanished before it was read`);
   }
   messages.close();
 }
 
 /** @param path below `directory`, as bytes. What cannot even be looked at may well be there. */
 async function hasVanished(directory: string, path: string): Promise<boolean> {
-  const bytes = Buffer.concat([Buffer.from(`${directory}/`, "utf8"), Buffer.from(path, "latin1")]);
   try {
-    await lstat(bytes);
+    await lstat(Buffer.from(`${toBytes(directory)}/${path}`, "latin1"));
     return false;
   } catch (error) {
     const errno = errnoOf(error);

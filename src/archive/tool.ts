@@ -6,6 +6,7 @@ import { once } from "node:events";
 import type { Readable, Writable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ChildProcessError, EnvironmentError, type HostError, oneLine } from "../core/index.ts";
+import { toText } from "./bytes.ts";
 
 const TERM_TIMEOUT_MS = 2_000;
 const KILL_TIMEOUT_MS = 5_000;
@@ -46,7 +47,7 @@ export class Tool implements AsyncDisposable {
     child.on("error", () => undefined); // a failed kill(); the close event tells the rest
     if (child.stderr !== null) {
       const onBytes = (bytes: string): void => {
-        const line = Buffer.from(bytes, "latin1").toString("utf8");
+        const line = toText(bytes);
         if (line.trim() !== "") this.#lastLine = line;
         onLine(line, bytes);
       };

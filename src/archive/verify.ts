@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Whether an archive still is what was recorded of it.
-import { type Digest, digestFile, tryCreateDigester } from "../block/index.ts";
-import { environmentError, UnsupportedError } from "../core/index.ts";
+import { type Digest, digestFile, mustCreateDigester } from "../block/index.ts";
+import { environmentError } from "../core/index.ts";
 import { openArchive } from "./inspect.ts";
 
 /**
@@ -11,12 +11,7 @@ import { openArchive } from "./inspect.ts";
  *   reason of `signal`
  */
 export async function verifyArchive(path: string, expected: Digest, signal: AbortSignal): Promise<boolean> {
-  const digester = tryCreateDigester(expected.algorithm);
-  if (digester === undefined) {
-    throw new UnsupportedError(`Cannot verify "${path}": this system has no ${expected.algorithm}`, {
-      hint: "install the package libxxhash0",
-    });
-  }
+  const digester = mustCreateDigester(expected.algorithm, path);
   await using file = await openArchive(path);
   const actual = await digestFile(file, digester, signal).catch((error: unknown) => {
     signal.throwIfAborted();

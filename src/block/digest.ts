@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Digests of archive files. XXH3-128 where the system has libxxhash (12 GB/s here), else SHA-256.
 import { createHash } from "node:crypto";
+import { UnsupportedError } from "../core/index.ts";
 import { loadKoffi, loadNativeLibrary } from "./native-library.ts";
 
 /** "xxh3-128" prints what `xxhsum -H2` prints; "sha256" what `sha256sum` does. */
@@ -39,6 +40,15 @@ export function tryCreateDigester(algorithm: DigestAlgorithm): Digester | undefi
   if (algorithm === "sha256") return createSha256();
   const library = loadXxh3();
   return library === undefined ? undefined : createXxh3(library);
+}
+
+/** Starts the digest that `path` is verified with. @throws UnsupportedError where tryCreateDigester() gives none */
+export function mustCreateDigester(algorithm: DigestAlgorithm, path: string): Digester {
+  const digester = tryCreateDigester(algorithm);
+  if (digester !== undefined) return digester;
+  throw new UnsupportedError(`Cannot verify "${path}": this system has no ${algorithm}`, {
+    hint: "install the package libxxhash0",
+  });
 }
 
 function createSha256(): Digester {

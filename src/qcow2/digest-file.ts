@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The digest of an image on disk, in the writer's order: from byte 65536 to the end, then the head.
-import { type Digest, type DigestAlgorithm, tryCreateDigester } from "../block/index.ts";
-import { MIB, UnsupportedError } from "../core/index.ts";
+import { type Digest, type DigestAlgorithm, mustCreateDigester } from "../block/index.ts";
+import { MIB } from "../core/index.ts";
 import { HEAD_BYTES } from "./constants.ts";
 import { openImageFile, readUpTo } from "./file-io.ts";
 
@@ -17,12 +17,7 @@ export async function digestQcow2File(
   signal: AbortSignal,
   onProgress?: (doneBytes: number) => void,
 ): Promise<Digest> {
-  const digester = tryCreateDigester(algorithm);
-  if (digester === undefined) {
-    throw new UnsupportedError(`Cannot verify "${path}": this system has no ${algorithm}`, {
-      hint: "install the package libxxhash0",
-    });
-  }
+  const digester = mustCreateDigester(algorithm, path);
   await using file = await openImageFile(path);
   const buffer = Buffer.alloc(MIB);
   for (let at = HEAD_BYTES; ; ) {

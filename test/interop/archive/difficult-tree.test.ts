@@ -8,16 +8,15 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { inspectSquashfs, inspectTar } from "../../../src/archive/index.ts";
 import { requireTool } from "../../support/tools.ts";
 import {
+  archiveAsContainer,
   attributesIn,
   bundleJobRunner,
   describeTree,
   HOST_SHIFT,
-  inUserNamespace,
   KINDS,
   type Kind,
   makeDifficultTree,
   makeWorkFolder,
-  run,
   unpack,
   writeArchive,
 } from "./support.ts";
@@ -91,11 +90,8 @@ describe("a difficult tree, in a user namespace", () => {
     const archive = join(work.path, `mapped.${kind}`);
     writeFileSync(archive, "", { mode: 0o600, flag: "wx" });
     if (kind === "squashfs") chownSync(archive, HOST_SHIFT, HOST_SHIFT); // opened again by mksquashfs
-    // The archive is opened by root outside and inherited, in a folder that the container's root cannot enter.
-    const node = [process.execPath, runner, kind, "fd:9", JSON.stringify({ directory: unprivilegedTree(kind) })];
-    const [command, args] = inUserNamespace(work.path, node);
-    const { stdout } = await run("sh", ["-c", 'exec 9<>"$0" && exec "$@"', archive, command, ...args]);
-    const result = JSON.parse(stdout) as { uid: number; log: string[]; summary: { files: number } };
+    const result = await archiveAsContainer(work.path, runner, kind, archive, unprivilegedTree(kind));
+    expect(result.error).toBeUndefined();
     expect(result.uid).toBe(0);
     const copy = `${archive}.d`;
     unpack(kind, archive, copy);
@@ -120,11 +116,7 @@ describe("a difficult tree, in a user namespace", () => {
     const archive = join(work.path, `unreadable.${kind}`);
     writeFileSync(archive, "", { mode: 0o600 });
     chownSync(archive, HOST_SHIFT, HOST_SHIFT);
-    const node = [process.execPath, runner, kind, "fd:9", JSON.stringify({ directory: tree })];
-    const [command, args] = inUserNamespace(work.path, node);
-    const failure = await run("sh", ["-c", 'exec 9<>"$0" && exec "$@"', archive, command, ...args]).catch(
-      (error) => error,
-    );
-    expect(JSON.parse(failure.stdout).error).toMatch(/Cannot archive .*foreign/);
+    const { error } = await archiveAsContainer(work.path, runner, kind, archive, tree);
+    expect(error).toMatch(/Cannot archive .*foreign/);
   });
 });

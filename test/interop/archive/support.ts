@@ -237,3 +237,29 @@ export function inUserNamespace(folder: string, command: readonly string[]): [st
   const unshare = ["unshare", "--user", `--map-users=${map}`, `--map-groups=${map}`, "--setuid", "0", "--setgid", "0"];
   return ["unshare", ["--mount", "--propagation", "private", "sh", "-c", script, grants, ...unshare, "--", ...command]];
 }
+
+/** What in-user-namespace.ts prints. */
+export interface MappedResult {
+  readonly uid: number;
+  readonly log: string[];
+  readonly summary: ArchiveSummary;
+  readonly error?: string;
+}
+
+/**
+ * The job in a user namespace, as the container's root. The archive is opened by root outside and inherited, in a folder
+ * that the container's root cannot enter.
+ */
+export async function archiveAsContainer(
+  work: string,
+  runner: string,
+  kind: Kind,
+  archive: string,
+  directory: string,
+): Promise<MappedResult> {
+  const node = [process.execPath, runner, kind, "fd:9", JSON.stringify({ directory })];
+  const [command, args] = inUserNamespace(work, node);
+  const ended = run("sh", ["-c", 'exec 9<>"$0" && exec "$@"', archive, command, ...args]);
+  const { stdout } = await ended.catch((error: unknown) => error as { stdout: string });
+  return JSON.parse(stdout) as MappedResult;
+}

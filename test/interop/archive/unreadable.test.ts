@@ -6,9 +6,9 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { requireTool } from "../../support/tools.ts";
 import {
+  archiveAsContainer,
   bundleJobRunner,
   HOST_SHIFT,
-  inUserNamespace,
   KINDS,
   type Kind,
   makeWorkFolder,
@@ -41,11 +41,7 @@ async function failureOf(kind: Kind, name: string, perl: string): Promise<string
   const archive = `${tree}.archive`;
   writeFileSync(archive, "", { mode: 0o600 });
   for (const path of [tree, archive]) chownSync(path, HOST_SHIFT, HOST_SHIFT);
-  const node = [process.execPath, runner, kind, "fd:9", JSON.stringify({ directory: tree })];
-  const [command, args] = inUserNamespace(work.path, node);
-  const ended = run("sh", ["-c", 'exec 9<>"$0" && exec "$@"', archive, command, ...args]);
-  const { stdout } = await ended.catch((error: unknown) => error as { stdout: string });
-  return String((JSON.parse(stdout) as { error?: string }).error);
+  return String((await archiveAsContainer(work.path, runner, kind, archive, tree)).error);
 }
 
 describe.each(KINDS)("an archive by %s", (kind) => {
