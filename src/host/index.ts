@@ -1,2 +1,14 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
+// What the operating system gives: processes and hosts by their identity, regular files, folders that others can
+// write to.
+export { FILE_MODE, FOLDER_MODE, Folder, type FolderEntry } from "./folder.ts";
 export * from "./process-identity.ts";
+export {
+  type FileIdentity,
+  FileProblem,
+  isSameFile,
+  openRegularFile,
+  type RegularFile,
+  readRegularFile,
+  readWhole,
+} from "./regular-file.ts";
