@@ -6,8 +6,8 @@ import { Readable, type Writable } from "node:stream";
 import { createGunzip } from "node:zlib";
 import { type Entry, extract, type Headers } from "tar-stream";
 import { CleanupStack, RequestError } from "../core/index.ts";
+import { openAgain, type RegularFile } from "../host/index.ts";
 import { readCompressionFormat, startUnpacker } from "./decompressor.ts";
-import { openArchive } from "./inspect.ts";
 import { type SparseExtent, SparseMapReader } from "./sparse-member.ts";
 import type { Tool } from "./tool.ts";
 
@@ -34,12 +34,12 @@ const KNOWN_TYPES: ReadonlySet<string> = new Set([
 const ZEROS = Buffer.alloc(64 * 1024);
 
 /**
- * Members in the order of the archive.
+ * Members in the order of the archive. `file` is borrowed.
  *
- * @throws EnvironmentError if the file cannot be opened, an error if it is damaged, the abort reason of `signal`
+ * @throws an error if it is damaged; EnvironmentError; the abort reason of `signal`
  */
-export async function* listTar(path: string, signal: AbortSignal): AsyncIterable<TarMember> {
-  for await (const entry of readEntries(path, signal)) {
+export async function* listTar(file: RegularFile, signal: AbortSignal): AsyncIterable<TarMember> {
+  for await (const entry of readEntries(file, signal)) {
     yield toMember(entry.header);
     entry.resume();
   }
@@ -47,22 +47,27 @@ export async function* listTar(path: string, signal: AbortSignal): AsyncIterable
 
 /**
  * Writes the content of one regular file to `to` and ends it. "etc/hostname" and "./etc/hostname" are the same
- * name; the first member of that name is taken.
+ * name; the first member of that name is taken. `file` is borrowed.
  *
  * @throws RequestError if there is no such member, or it is no regular file or hard link to one
  */
-export async function extractFile(path: string, memberName: string, to: Writable, signal: AbortSignal): Promise<void> {
-  const target = await extractMember(path, memberName, to, signal);
+export async function extractFile(
+  file: RegularFile,
+  memberName: string,
+  to: Writable,
+  signal: AbortSignal,
+): Promise<void> {
+  const target = await extractMember(file, memberName, to, signal);
   // The content is stored once, under the name that tar met first.
-  if (target !== undefined && (await extractMember(path, target, to, signal)) !== undefined) {
+  if (target !== undefined && (await extractMember(file, target, to, signal)) !== undefined) {
     throw new RequestError(`Cannot extract ${JSON.stringify(memberName)}: it is a link to a link`);
   }
 }
 
 /** @returns the name that holds the content, if `memberName` is a hard link */
-async function extractMember(path: string, memberName: string, to: Writable, signal: AbortSignal) {
+async function extractMember(file: RegularFile, memberName: string, to: Writable, signal: AbortSignal) {
   const wanted = plainName(memberName);
-  for await (const entry of readEntries(path, signal)) {
+  for await (const entry of readEntries(file, signal)) {
     const member = toMember(entry.header);
     if (plainName(member.name) !== wanted) {
       entry.resume();
@@ -77,10 +82,10 @@ async function extractMember(path: string, memberName: string, to: Writable, sig
   throw new RequestError(`Cannot extract ${JSON.stringify(memberName)}: the archive has no such member`);
 }
 
-async function* readEntries(path: string, signal: AbortSignal): AsyncIterable<Entry> {
+async function* readEntries(archive: RegularFile, signal: AbortSignal): AsyncIterable<Entry> {
   signal.throwIfAborted();
   await using stack = new CleanupStack();
-  const file = stack.use(await openArchive(path));
+  const file = stack.use(await openAgain(archive));
   const format = await readCompressionFormat(file);
   const parser = extract();
   stack.defer(() => void parser.destroy());
@@ -104,7 +109,7 @@ async function* readEntries(path: string, signal: AbortSignal): AsyncIterable<En
   signal.throwIfAborted();
   if (tool === undefined) return;
   await tool.exited;
-  if (tool.exitCode !== 0) throw tool.failure("read", path);
+  if (tool.exitCode !== 0) throw tool.failure("read", archive.path);
 }
 
 function toMember(header: PaxHeaders): TarMember {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Lists an archive once, end to end, before it is trusted: by the tools that will restore it, without
 // privileges, for its content is the container's.
-import { constants } from "node:fs";
-import { type FileHandle, open } from "node:fs/promises";
-import { ChildProcessError, environmentError } from "../core/index.ts";
+import type { FileHandle } from "node:fs/promises";
+import { ChildProcessError } from "../core/index.ts";
+import { openAgain, type RegularFile } from "../host/index.ts";
 import { startDecompressor } from "./decompressor.ts";
 import { onLines, Tool, waitForTools } from "./tool.ts";
 
@@ -23,19 +23,21 @@ const BYTES_USED_AT = 40;
 /** What GNU tar prints with --block-number for the two blocks of zeroes that end every archive. */
 const TAR_END = /^block \d+: \*\* Block of NULs \*\*$/;
 
-/** Lists an archive of either kind, by its name. @throws as inspectTar() and inspectSquashfs() */
-export function inspectArchive(path: string, signal: AbortSignal): Promise<ArchiveContents> {
-  return path.endsWith(".sqfs") ? inspectSquashfs(path, signal) : inspectTar(path, signal);
+/** Lists an archive of either kind, by its name; it is borrowed. @throws as inspectTar() and inspectSquashfs() */
+export function inspectArchive(archive: RegularFile, signal: AbortSignal): Promise<ArchiveContents> {
+  return archive.path.endsWith(".sqfs") ? inspectSquashfs(archive, signal) : inspectTar(archive, signal);
 }
 
 /**
  * Lists a tar, through its compressor if it has one.
  *
- * @throws ChildProcessError if tar or the compressor finds it damaged or cut off, EnvironmentError if the file
- *   cannot be opened, and the abort reason of `signal`
+ * @throws ChildProcessError if tar or the compressor finds it damaged or cut off, EnvironmentError, and the abort
+ *   reason of `signal`
  */
-export async function inspectTar(path: string, signal: AbortSignal): Promise<ArchiveContents> {
-  await using file = await openArchive(path);
+export async function inspectTar(archive: RegularFile, signal: AbortSignal): Promise<ArchiveContents> {
+  signal.throwIfAborted();
+  const { path } = archive;
+  await using file = await openAgain(archive);
   await using decompressor = await startDecompressor(file, path);
   const listing = new Listing(/^block \d+: ([a-zA-Z-])\S* +\d+\/\d+ +(\d+)(?:,\d+)? +\S+ +\S+ (.*)$/, isSbinInTar);
   let reason: string | undefined; // its last words only say that it stops
@@ -78,11 +80,11 @@ export async function inspectTar(path: string, signal: AbortSignal): Promise<Arc
 /**
  * Lists a squashfs image.
  *
- * @throws ChildProcessError if it is damaged or cut off, EnvironmentError if it cannot be opened, and the abort
- *   reason of `signal`
+ * @throws ChildProcessError if it is damaged or cut off, EnvironmentError, and the abort reason of `signal`
  */
-export async function inspectSquashfs(path: string, signal: AbortSignal): Promise<ArchiveContents> {
-  await using file = await openArchive(path);
+export async function inspectSquashfs(archive: RegularFile, signal: AbortSignal): Promise<ArchiveContents> {
+  const { path } = archive;
+  await using file = await openAgain(archive);
   await checkSuperblock(file, path);
   const listing = new Listing(
     /^([a-z-])\S{9} +\d+\/\d+ +(\d+)(?:, *\d+)? \d{4}-\d\d-\d\d \d\d:\d\d squashfs-root(.*)$/,
@@ -96,18 +98,6 @@ export async function inspectSquashfs(path: string, signal: AbortSignal): Promis
   await waitForTools([tool], signal);
   if (tool.exitCode !== 0) throw tool.failure("list", path);
   return listing.contents();
-}
-
-/** Only a regular file that is no symbolic link. */
-export async function openArchive(path: string): Promise<FileHandle> {
-  try {
-    const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
-    if ((await file.stat()).isFile()) return file;
-    await file.close();
-  } catch (cause) {
-    throw environmentError("open archive", path, cause);
-  }
-  throw new ChildProcessError(`Cannot open archive ${JSON.stringify(path)}: it is not a regular file`);
 }
 
 async function checkSuperblock(file: FileHandle, path: string): Promise<void> {

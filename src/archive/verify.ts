@@ -2,20 +2,19 @@
 // Whether an archive still is what was recorded of it.
 import { type Digest, digestFile, mustCreateDigester } from "../block/index.ts";
 import { environmentError } from "../core/index.ts";
-import { openArchive } from "./inspect.ts";
+import type { RegularFile } from "../host/index.ts";
 
 /**
- * Compares a file with a digest that was taken of it in plain order.
+ * Compares a file, which is borrowed, with a digest that was taken of it in plain order.
  *
  * @throws UnsupportedError if this system lacks the algorithm; EnvironmentError if the file cannot be read; the abort
  *   reason of `signal`
  */
-export async function verifyArchive(path: string, expected: Digest, signal: AbortSignal): Promise<boolean> {
-  const digester = mustCreateDigester(expected.algorithm, path);
-  await using file = await openArchive(path);
-  const actual = await digestFile(file, digester, signal).catch((error: unknown) => {
+export async function verifyArchive(file: RegularFile, expected: Digest, signal: AbortSignal): Promise<boolean> {
+  const digester = mustCreateDigester(expected.algorithm, file.path);
+  const actual = await digestFile(file.handle, digester, signal).catch((error: unknown) => {
     signal.throwIfAborted();
-    throw environmentError("read", path, error);
+    throw environmentError("read", file.path, error);
   });
   return actual.value === expected.value;
 }

@@ -3,6 +3,7 @@
 import path from "node:path";
 import { inspectArchive, verifyArchive } from "../archive/index.ts";
 import { ChildProcessError, formatBytes } from "../core/index.ts";
+import { openRegularFile } from "../host/index.ts";
 import { verifyDigest } from "../qcow2/index.ts";
 import { assertSound, type ManifestFile, type Point, PointDamagedError, type Store } from "../store/index.ts";
 
@@ -44,15 +45,17 @@ async function checkArchive(point: Point, signal: AbortSignal): Promise<void> {
   let more = "";
   if (recorded === undefined) {
     more = `, ${await countMembers(file, signal)} members can be listed`;
-  } else if (!(await verifyArchive(file, recorded, signal))) {
-    throw changed(file, recorded);
+  } else {
+    await using archive = await openRegularFile(file);
+    if (!(await verifyArchive(archive, recorded, signal))) throw changed(file, recorded);
   }
   console.log(`  ${point.archive} ${path.basename(file)}: ${describe(recorded)}${more}`);
 }
 
 async function countMembers(file: string, signal: AbortSignal): Promise<number> {
   try {
-    return (await inspectArchive(file, signal)).members;
+    await using archive = await openRegularFile(file);
+    return (await inspectArchive(archive, signal)).members;
   } catch (error) {
     const isDamaged = error instanceof ChildProcessError && error.hint === undefined; // a missing tool has one
     throw isDamaged ? new PointDamagedError(error.message, { cause: error }) : error;

@@ -5,6 +5,7 @@ import { constants } from "node:fs";
 import { type FileHandle, lstat, open, statfs } from "node:fs/promises";
 import { type Digest, digestFile, preferredDigest, tryCreateDigester } from "../block/index.ts";
 import { EnvironmentError, environmentError, formatBytes } from "../core/index.ts";
+import type { RegularFile } from "../host/index.ts";
 
 const CREATE_FLAGS = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
 const FILE_MODE = 0o600;
@@ -57,6 +58,16 @@ export class ContainerArchive implements AsyncDisposable {
       }
     } catch (error) {
       throw environmentError("take back", path, error);
+    }
+  }
+
+  /** The file itself, for whoever reads it; borrowed. @throws EnvironmentError */
+  async file(): Promise<RegularFile> {
+    try {
+      const { size } = await this.#handle.stat();
+      return { path: this.path, handle: this.#handle, fileBytes: size, [Symbol.asyncDispose]: () => Promise.resolve() };
+    } catch (error) {
+      throw environmentError("read", this.path, error);
     }
   }
 

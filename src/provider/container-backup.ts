@@ -169,13 +169,14 @@ export class ContainerBackup implements AsyncDisposable {
 
   /** Reads the archive from end to end. */
   async #inspect(
-    { path }: ContainerArchive,
+    archive: ContainerArchive,
     summary: ArchiveSummary,
     log: LogFunction,
     signal: AbortSignal,
   ): Promise<ManifestContainer> {
+    const { path } = archive;
     log("info", "checking the archive");
-    const { hasSbin, members, totalBytes } = await inspectArchive(path, signal);
+    const { hasSbin, members, totalBytes } = await inspectArchive(await archive.file(), signal);
     if (members === 0) throw new EnvironmentError(`Cannot commit "${path}": it is empty`);
     log("info", `the archive is readable: ${members} members, ${formatBytes(totalBytes)}`);
     if (!hasSbin) log("warn", 'the archive has no "sbin": Proxmox VE will refuse to restore this container');

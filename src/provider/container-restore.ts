@@ -3,6 +3,7 @@
 import { inspectArchive } from "../archive/index.ts";
 import { CleanupStack, RequestError } from "../core/index.ts";
 import { type DirectoryView, mountSquashfs, sweepRawViews } from "../device/index.ts";
+import { openRegularFile } from "../host/index.ts";
 import type { Point, Store } from "../store/index.ts";
 import type { ContainerOffer } from "./backup-provider.ts";
 import { mustVouch } from "./vouch.ts";
@@ -46,7 +47,8 @@ export class ContainerRestore implements AsyncDisposable {
     stack.use(await store.lockChainShared(point, signal));
     const archive = archiveOf(point);
     // Nothing was recorded of it: one that was cut off where a member ends, tar would take for a whole one.
-    if (point.manifest === undefined) await inspectArchive(archive, signal);
+    await using file = await openRegularFile(archive);
+    if (point.manifest === undefined) await inspectArchive(file, signal);
     if (mechanism === "tar") return new ContainerRestore(volname, { tarPath: archive }, stack.move());
     const view = stack.use(await mountSquashfs({ image: archive, runDir, signal }));
     if (view.fallbackReason !== undefined) warn(describeFallback(volname, view.fallbackReason));

@@ -12,12 +12,12 @@ const ALLOWED: Readonly<Record<string, readonly string[]>> = {
   host: ["core"],
   nbd: ["core", "block"],
   qcow2: ["core", "block"],
-  archive: ["core", "block"],
+  archive: ["core", "block", "host"],
   device: ["core", "block", "host"],
   store: ["core", "block", "host", "qcow2"],
   provider: ["core", "block", "host", "nbd", "qcow2", "archive", "device", "store"],
   bridge: ["core", "provider"],
-  cli: ["core", "store", "provider", "qcow2", "archive"],
+  cli: ["core", "host", "store", "provider", "qcow2", "archive"],
 };
 /** `core` computes; it neither reads files nor talks to a network. */
 const FORBIDDEN_IN_CORE = /^node:(fs|net|http|https|dgram|tls|child_process|worker_threads)/;

@@ -13,6 +13,7 @@ import {
   writeTar,
 } from "../../src/archive/index.ts";
 import { GIB, MIB } from "../../src/core/index.ts";
+import { openRegularFile } from "../../src/host/index.ts";
 import type { Bench } from "./bench.ts";
 import { type Contestant, compete, medianOf } from "./contest.ts";
 import { runTimed } from "./processes.ts";
@@ -100,7 +101,8 @@ function ours(bench: Bench, directory: string, kind: "tar" | "squashfs", compres
       const ms = performance.now() - startMs;
       // A time means nothing if files are missing.
       if (!isChecked) {
-        const { members } = await (kind === "tar" ? inspectTar : inspectSquashfs)(archive, never);
+        await using file = await openRegularFile(archive);
+        const { members } = await (kind === "tar" ? inspectTar : inspectSquashfs)(file, never);
         if (members !== MEMBERS) throw new BenchError(`${archive} has ${members} members, ${MEMBERS} are wanted`);
       }
       isChecked = true;

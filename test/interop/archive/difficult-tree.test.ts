@@ -6,6 +6,7 @@ import { chownSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { inspectSquashfs, inspectTar } from "../../../src/archive/index.ts";
+import { openRegularFile } from "../../../src/host/index.ts";
 import { requireTool } from "../../support/tools.ts";
 import {
   archiveAsContainer,
@@ -71,7 +72,8 @@ describe("a difficult tree, as root", () => {
   it.each(KINDS)("lists the whole %s without unpacking it", async (kind) => {
     const archive = join(work.path, `root.${kind}`);
     const wanted = withoutLostAndFound(describeTree(privilegedTree(kind), { contents: false }));
-    const contents = await (kind === "tar" ? inspectTar : inspectSquashfs)(archive, never);
+    await using file = await openRegularFile(archive);
+    const contents = await (kind === "tar" ? inspectTar : inspectSquashfs)(file, never);
     expect(contents.members).toBe(wanted.length);
     expect(contents.hasSbin).toBe(true);
     expect(contents.totalBytes).toBeGreaterThan(kind === "tar" ? 9 * 2 ** 30 : 70 * 2 ** 20);
