@@ -4,6 +4,7 @@ import { read } from "node:fs";
 import type { FileHandle } from "node:fs/promises";
 import { promisify } from "node:util";
 import { ChildProcessError } from "../core/index.ts";
+import { readerFlags } from "../host/index.ts";
 import { tryCreatePipe } from "./pipe.ts";
 import { Tool } from "./tool.ts";
 
@@ -35,8 +36,13 @@ export async function readCompressionFormat(file: FileHandle): Promise<Compressi
 }
 
 /** Starts the decompressor of `format` on `file` (from its start), writing to `output` or to its `stdout`. */
-export function startUnpacker(format: CompressionFormat, file: FileHandle, output: number | "pipe"): Promise<Tool> {
-  return Tool.start(format, ["-d", "-c", "-q"], { stdio: [file.fd, output], dropPrivileges: true });
+export async function startUnpacker(
+  format: CompressionFormat,
+  file: FileHandle,
+  output: number | "pipe",
+): Promise<Tool> {
+  const setprivFlags = await readerFlags();
+  return await Tool.start(format, ["-d", "-c", "-q"], { cwd: "/", stdio: [file.fd, output], setprivFlags });
 }
 
 /** @returns undefined for a file that is not compressed: read it itself */

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Lists an archive once, end to end, before it is trusted: by the tools that will restore it, without
-// privileges, for its content is the container's.
+// Lists an archive once, end to end, before it is trusted: by the tools that will restore it, with
+// few rights, for its content is the container's.
 import type { FileHandle } from "node:fs/promises";
 import { ChildProcessError } from "../core/index.ts";
-import { openAgain, type RegularFile } from "../host/index.ts";
+import { openAgain, type RegularFile, readerFlags, reopenerFlags } from "../host/index.ts";
 import { startDecompressor } from "./decompressor.ts";
 import { onLines, Tool, waitForTools } from "./tool.ts";
 
@@ -46,7 +46,8 @@ export async function inspectTar(archive: RegularFile, signal: AbortSignal): Pro
     ["--list", "--verbose", "--block-number", "--numeric-owner", "--quoting-style=escape", "--file=-"],
     {
       stdio: [decompressor?.output ?? file.fd, "pipe"],
-      dropPrivileges: true,
+      cwd: "/", // ours may be closed to nobody
+      setprivFlags: await readerFlags(),
       onStderrLine: (line) => {
         reason ??= line.replace(/^tar: /, "");
       },
@@ -92,7 +93,8 @@ export async function inspectSquashfs(archive: RegularFile, signal: AbortSignal)
   );
   await using tool = await Tool.start("unsquashfs", ["-lln", "-d", "squashfs-root", "/proc/self/fd/3"], {
     stdio: ["ignore", "pipe", file.fd],
-    dropPrivileges: true,
+    cwd: "/",
+    setprivFlags: await reopenerFlags(file),
   });
   if (tool.stdout !== null) onLines(tool.stdout, (line) => listing.add(line));
   await waitForTools([tool], signal);

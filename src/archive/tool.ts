@@ -21,8 +21,8 @@ export interface ToolOptions {
   readonly stdio: readonly ("ignore" | "pipe" | number)[];
   /** Gets each line as text, and as its bytes ("latin1"): a file name need not be UTF-8. */
   readonly onStderrLine?: (line: string, bytes: string) => void;
-  /** Reading a foreign archive: keep no privilege but that of the owner of root's files. */
-  readonly dropPrivileges?: boolean;
+  /** More flags of setpriv, for a program that reads what others made. */
+  readonly setprivFlags?: readonly string[];
 }
 
 export class Tool implements AsyncDisposable {
@@ -64,7 +64,7 @@ export class Tool implements AsyncDisposable {
   static async start(command: string, args: readonly string[], options: ToolOptions): Promise<Tool> {
     const stdio: StdioOptions = [options.stdio[0] ?? "ignore", options.stdio[1] ?? "ignore", "pipe"];
     stdio.push(...options.stdio.slice(2));
-    const child = spawn("setpriv", [...privilegeFlags(options), "--", command, ...args], {
+    const child = spawn("setpriv", ["--pdeathsig", "KILL", ...(options.setprivFlags ?? []), "--", command, ...args], {
       ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
       detached: true,
       stdio,
@@ -169,13 +169,4 @@ export function onLines(stream: Readable, onLine: (line: string) => void, encodi
     if (rest !== "") onLine(rest);
   });
   stream.on("error", () => undefined);
-}
-
-function privilegeFlags({ dropPrivileges }: ToolOptions): string[] {
-  const flags = ["--pdeathsig", "KILL"];
-  if (dropPrivileges === true) {
-    flags.push("--no-new-privs");
-    if (process.getuid?.() === 0) flags.push("--bounding-set", "-all", "--inh-caps", "-all");
-  }
-  return flags;
 }

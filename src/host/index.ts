@@ -2,6 +2,7 @@
 // What the operating system gives: processes and hosts by their identity, regular files, folders that others can
 // write to.
 export { FILE_MODE, FOLDER_MODE, Folder, type FolderEntry } from "./folder.ts";
+export { readerFlags, reopenerFlags } from "./lesser-rights.ts";
 export { openAgain } from "./open-again.ts";
 export * from "./process-identity.ts";
 export {
