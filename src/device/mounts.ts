@@ -15,6 +15,8 @@ export interface Mount {
   readonly point: string;
   /** Of the file system: "squashfs", "fuse", "fuse.squashfuse". */
   readonly type: string;
+  /** What is mounted: "/dev/loop0", or a word of the file system's own. */
+  readonly source: string;
 }
 
 /** Mount points that are `folder` or lie below it, deepest first. */
@@ -28,13 +30,14 @@ export async function listMounts(): Promise<Mount[]> {
   return parseMounts(await readFile("/proc/self/mountinfo", "utf8"));
 }
 
-/** Source: proc(5), /proc/pid/mountinfo: mount point in field 5, type after the separator of the optional fields. */
+/** Source: proc(5), /proc/pid/mountinfo: mount point in field 5, type and source after the separator of the optional fields. */
 export function parseMounts(mountinfo: string): Mount[] {
   const mounts: Mount[] = [];
   for (const line of mountinfo.split("\n")) {
     const [fields = "", kind = ""] = line.split(" - ");
     const point = fields.split(" ")[4];
-    if (point !== undefined) mounts.push({ point: unescapeOctal(point), type: kind.split(" ")[0] ?? "" });
+    const [type = "", source = ""] = kind.split(" ");
+    if (point !== undefined) mounts.push({ point: unescapeOctal(point), type, source: unescapeOctal(source) });
   }
   return mounts;
 }

@@ -1,29 +1,25 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The content of a squashfs image as a read-only folder: the kernel's own file system, or squashfuse where
-// the kernel has none or may not mount (in a container of its own).
-import { execFile } from "node:child_process";
+// The content of a squashfs image as a read-only folder. Whoever writes to the share may have made the image: read by
+// the kernel it is an attack on the kernel, so squashfuse reads it, as nobody. Not where squashfuse loses attributes
+// (Debian 12): there the kernel does, and squashfuse only if the kernel cannot (in a container of its own).
 import { mkdir } from "node:fs/promises";
 import path from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
-import { promisify } from "node:util";
-import { ChildProcessError, CleanupStack, environmentError, messageOf, oneLine, RequestError } from "../core/index.ts";
+import { ChildProcessError, CleanupStack, EnvironmentError, environmentError } from "../core/index.ts";
+import type { RegularFile } from "../host/index.ts";
 import { mountsBelow } from "./mounts.ts";
-import { ToolProcess } from "./tool-process.ts";
+import { type FuseMount, keepsAttributes, openFuseMount, serveSquashfs } from "./squashfs-fuse.ts";
+import { mountByKernel } from "./squashfs-kernel.ts";
+import type { ToolProcess } from "./tool-process.ts";
 import { ViewFolder } from "./view-folder.ts";
-import { waitUntilServed } from "./wait-until-served.ts";
 
-const MOUNT_TIMEOUT_MS = 30_000;
-const KILL_TIMEOUT_MS = 5_000;
 const MOUNT_FLAGS = "ro,nosuid,nodev";
-
-const run = promisify(execFile);
 
 export type SquashfsMechanism = "kernel" | "squashfuse";
 
 /** A folder that exists until it is disposed. */
 export interface DirectoryView extends AsyncDisposable {
   readonly path: string;
-  /** Why squashfuse serves it, and not the kernel; undefined if the kernel does. */
+  /** Why a squashfuse serves it that loses attributes; undefined if all are there. */
   readonly fallbackReason: string | undefined;
   /**
    * What has become of the mount, if it serves no longer. A reader need not have noticed: without the mount there is an
@@ -33,11 +29,11 @@ export interface DirectoryView extends AsyncDisposable {
 }
 
 export interface SquashfsOptions {
-  /** Absolute path of the image. */
-  readonly image: string;
+  /** Borrowed, until the view is there. */
+  readonly image: RegularFile;
   /** Folder for mounts, on a local file system; made if missing. */
   readonly runDir: string;
-  /** Default: the kernel, then squashfuse. */
+  /** Default: what is safe and loses nothing, then what there is. */
   readonly mechanism?: SquashfsMechanism;
   readonly signal: AbortSignal;
 }
@@ -45,84 +41,58 @@ export interface SquashfsOptions {
 /**
  * Mounts an image read-only, without setuid and devices, at a place of its own. Owners are those in the image.
  *
- * @throws ChildProcessError if neither way works; EnvironmentError if `runDir` cannot be written; RequestError;
- *   the abort reason of `signal`
+ * @throws ChildProcessError if no way works; EnvironmentError if `runDir` cannot be written; the abort reason of
+ *   `signal`
  */
-export async function mountSquashfs(options: SquashfsOptions): Promise<DirectoryView> {
-  const { image, mechanism, signal } = options;
+export async function mountSquashfs({ image, runDir, mechanism, signal }: SquashfsOptions): Promise<DirectoryView> {
   signal.throwIfAborted();
-  if (!path.isAbsolute(image) || image.includes("\0")) {
-    throw new RequestError(`Cannot mount ${JSON.stringify(image)}: an absolute path is wanted`);
-  }
   await using stack = new CleanupStack();
-  const folder = stack.use(await ViewFolder.create(options.runDir));
+  const folder = stack.use(await ViewFolder.create(runDir));
   const target = path.join(folder.path, "files");
   await mkdir(target, { mode: 0o700 }).catch((error: unknown) => {
     throw environmentError("create", target, error);
   });
-  let server: ToolProcess | undefined;
-  const problem = mechanism === "squashfuse" ? undefined : await mountByKernel(image, target, signal);
-  if (mechanism === "squashfuse" || (problem !== undefined && mechanism === undefined)) {
-    server = await mountByFuse({ image, target, folder, stack, signal, before: problem });
-  } else if (problem !== undefined) {
-    throw new ChildProcessError(`Cannot mount ${JSON.stringify(image)}: ${problem}`);
-  }
+  const mount: FuseMount = { image, target, flags: MOUNT_FLAGS, folder, signal };
+  const { server, fallbackReason } = await mountSomehow(mount, mechanism);
+  if (server !== undefined) stack.use(server);
   signal.throwIfAborted();
   const owned = stack.move();
   const findTrouble = async (): Promise<string | undefined> => {
     if (server !== undefined && (await server.hasEnded())) return `${server.name} ${server.describeExit()}`;
     return (await mountsBelow(target)).length === 0 ? "it was unmounted" : undefined;
   };
-  const fallbackReason = server === undefined ? undefined : (problem ?? "it was not asked");
   return { path: target, fallbackReason, findTrouble, [Symbol.asyncDispose]: () => owned[Symbol.asyncDispose]() };
 }
 
-/** @returns what went wrong; undefined if it is mounted */
-async function mountByKernel(image: string, target: string, signal: AbortSignal): Promise<string | undefined> {
-  const options = { timeout: MOUNT_TIMEOUT_MS, killSignal: "SIGKILL", signal, env: toolEnv() } as const;
-  const mounting = run("mount", ["-t", "squashfs", "-o", `loop,${MOUNT_FLAGS}`, "--", image, target], options);
-  const ended = new Promise((resolve) => mounting.child.once("close", resolve));
+interface Mounted {
+  readonly server: ToolProcess | undefined;
+  readonly fallbackReason: string | undefined;
+}
+
+async function mountSomehow(mount: FuseMount, mechanism: SquashfsMechanism | undefined): Promise<Mounted> {
+  const { image, target, flags, signal } = mount;
+  const isGood = mechanism !== "kernel" && (await keepsAttributes());
+  if (mechanism === "squashfuse" || (mechanism === undefined && isGood)) {
+    const device = await openFuseMount(mount).catch((error: unknown) => {
+      if (mechanism === "squashfuse" || !(error instanceof EnvironmentError)) throw error;
+      return undefined; // a system without FUSE
+    });
+    // An image that squashfuse cannot read, or that ends it, is not then given to the kernel.
+    if (device !== undefined) {
+      const server = await serveSquashfs(device, mount);
+      return { server, fallbackReason: isGood ? undefined : "it was not asked" };
+    }
+  }
+  const problem = await mountByKernel(image, target, flags, signal);
+  if (problem === undefined) return { server: undefined, fallbackReason: undefined };
+  const failed = `Cannot mount ${JSON.stringify(image.path)}: `;
+  if (mechanism === "kernel" || isGood) throw new ChildProcessError(failed + problem);
   try {
-    await mounting;
-    return undefined;
+    return { server: await serveSquashfs(await openFuseMount(mount), mount), fallbackReason: problem };
   } catch (error) {
-    // A cancelled one may still be in the kernel: what it mounts must not come after the clean-up.
-    await Promise.race([ended, sleep(KILL_TIMEOUT_MS, undefined, { ref: false })]);
     signal.throwIfAborted();
-    const said = oneLine(String((error as { stderr?: string }).stderr ?? ""));
-    return said === "" ? messageOf(error) : said;
+    if (!(error instanceof ChildProcessError || error instanceof EnvironmentError)) throw error;
+    const hint = error.hint === undefined ? {} : { hint: `${error.hint} where the kernel cannot mount squashfs` };
+    throw new ChildProcessError(`${error.message}; the kernel said: ${problem}`, { cause: error, ...hint });
   }
-}
-
-interface FuseMount {
-  readonly image: string;
-  readonly target: string;
-  readonly folder: ViewFolder;
-  readonly stack: CleanupStack;
-  readonly signal: AbortSignal;
-  /** Why the kernel did not do it. */
-  readonly before: string | undefined;
-}
-
-async function mountByFuse({ image, target, folder, stack, signal, before }: FuseMount): Promise<ToolProcess> {
-  // squashfuse itself gives each name an inode of its own: a file with several names would be restored several times.
-  const server = stack.use(
-    await ToolProcess.start("squashfuse_ll", ["-f", "-o", MOUNT_FLAGS, image, target], folder.path),
-  );
-  await folder.addChild(server);
-  const act = `Cannot mount ${JSON.stringify(image)}`;
-  try {
-    const wait = { act, servers: [server], timeoutMs: MOUNT_TIMEOUT_MS, signal };
-    await waitUntilServed(wait, async () => (await mountsBelow(target)).length > 0);
-  } catch (error) {
-    if (!(error instanceof ChildProcessError)) throw error;
-    const kernel = before === undefined ? "" : `; the kernel said: ${before}`;
-    const hint = "install the package squashfuse where the kernel cannot mount squashfs";
-    throw new ChildProcessError(error.message + kernel, { cause: error, ...(server.hasExited ? { hint } : {}) });
-  }
-  return server;
-}
-
-function toolEnv(): NodeJS.ProcessEnv {
-  return { ...process.env, LC_ALL: "C" };
 }

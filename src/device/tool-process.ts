@@ -12,18 +12,29 @@ const KILL_TIMEOUT_MS = 2_000;
 const MAX_STDERR_CHARS = 4_096;
 const MAX_REASON_CHARS = 500;
 
+export interface MoreOptions {
+  /** Open files that it inherits, from number 3 on. */
+  readonly files?: readonly number[];
+  /** More flags of setpriv. */
+  readonly setprivFlags?: readonly string[];
+  /** With which signal it is ended, also when we die. Default: SIGTERM; after a while, SIGKILL. */
+  readonly endBy?: "TERM" | "KILL";
+}
+
 export class ToolProcess implements AsyncDisposable {
   readonly name: string;
   readonly pid: number;
   readonly #child: ChildProcess;
+  readonly #endBy: "TERM" | "KILL";
   readonly #exited: Promise<void>;
   #stderr = "";
   #hasExited = false;
 
-  private constructor(name: string, child: ChildProcess, pid: number) {
+  private constructor(name: string, child: ChildProcess, pid: number, endBy: "TERM" | "KILL") {
     this.name = name;
     this.pid = pid;
     this.#child = child;
+    this.#endBy = endBy;
     this.#exited = new Promise((resolve) => {
       // Not "exit": that may come before the last words on stderr.
       child.once("close", () => {
@@ -44,11 +55,16 @@ export class ToolProcess implements AsyncDisposable {
    * @param cwd working directory; it must exist
    * @throws ChildProcessError if setpriv cannot be started; a missing `command` shows as its exit
    */
-  static async start(command: string, args: readonly string[], cwd: string): Promise<ToolProcess> {
-    const child = spawn("setpriv", ["--pdeathsig", "TERM", "--", command, ...args], {
+  static async start(
+    command: string,
+    args: readonly string[],
+    cwd: string,
+    { files = [], setprivFlags = [], endBy = "TERM" }: MoreOptions = {},
+  ): Promise<ToolProcess> {
+    const child = spawn("setpriv", ["--pdeathsig", endBy, ...setprivFlags, "--", command, ...args], {
       cwd,
       detached: true,
-      stdio: ["ignore", "ignore", "pipe"],
+      stdio: ["ignore", "ignore", "pipe", ...files],
       env: { ...process.env, LC_ALL: "C" },
     });
     try {
@@ -60,7 +76,7 @@ export class ToolProcess implements AsyncDisposable {
       });
     }
     if (child.pid === undefined) throw new ChildProcessError(`Cannot start ${JSON.stringify(command)}: it has no pid`);
-    return new ToolProcess(command, child, child.pid);
+    return new ToolProcess(command, child, child.pid, endBy);
   }
 
   get hasExited(): boolean {
@@ -88,9 +104,12 @@ export class ToolProcess implements AsyncDisposable {
     return said === "" ? how : `${how}: ${said}`;
   }
 
-  /** Ends the process: SIGTERM, then SIGKILL. Gives up after a bounded time; repeating does nothing. */
+  /** Ends the process: by its signal, then by SIGKILL. Gives up after a bounded time; repeating does nothing. */
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const [signal, timeoutMs] of [["SIGTERM", TERM_TIMEOUT_MS] as const, ["SIGKILL", KILL_TIMEOUT_MS] as const]) {
+    for (const [signal, timeoutMs] of [
+      [`SIG${this.#endBy}`, TERM_TIMEOUT_MS] as const,
+      ["SIGKILL", KILL_TIMEOUT_MS] as const,
+    ]) {
       if (this.#hasExited) break;
       this.#child.kill(signal);
       await this.#waitForExit(timeoutMs);

@@ -50,7 +50,7 @@ export class ContainerRestore implements AsyncDisposable {
     await using file = await openRegularFile(archive);
     if (point.manifest === undefined) await inspectArchive(file, signal);
     if (mechanism === "tar") return new ContainerRestore(volname, { tarPath: archive }, stack.move());
-    const view = stack.use(await mountSquashfs({ image: archive, runDir, signal }));
+    const view = stack.use(await mountSquashfs({ image: file, runDir, signal }));
     if (view.fallbackReason !== undefined) warn(describeFallback(volname, view.fallbackReason));
     return new ContainerRestore(volname, { archiveDirectory: view.path }, stack.move(), view);
   }

@@ -7,6 +7,7 @@ import { faultSwitch } from "./fault-fs.ts";
 import { writeFile } from "node:fs/promises";
 import path from "node:path";
 import { mountSquashfs } from "../../src/device/index.ts";
+import { openRegularFile } from "../../src/host/index.ts";
 import { DirectoryProvider } from "../../src/provider/index.ts";
 
 const [dir = "", nbdPath = "", size = "0", image = ""] = process.argv.slice(2);
@@ -38,7 +39,8 @@ await provider.jobCleanup(never);
 await provider.restoreVmInit(`backup/${archiveName}`, never);
 await provider.restoreVmCleanup(`backup/${archiveName}`);
 const runDir = path.join(dir, "root/run/pve-backup-host");
-const view = await mountSquashfs({ image, runDir, mechanism: "squashfuse", signal: never });
+await using file = await openRegularFile(image);
+const view = await mountSquashfs({ image: file, runDir, mechanism: "squashfuse", signal: never });
 await view[Symbol.asyncDispose]();
 process.stdout.write(JSON.stringify(faultSwitch.operations));
 faultSwitch.disarm();

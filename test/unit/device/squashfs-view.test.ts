@@ -1,38 +1,57 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import { link, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import {
+  chmod,
+  link,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  readlink,
+  rename,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { mountSquashfs, sweepRawViews } from "../../../src/device/index.ts";
-import { mountsBelow } from "../../../src/device/mounts.ts";
-import { readProcess } from "../../../src/host/index.ts";
+import { listMounts, mountsBelow } from "../../../src/device/mounts.ts";
+import { openRegularFile, type RegularFile, readProcess } from "../../../src/host/index.ts";
 import { killForCertain, processesNaming } from "../../support/processes.ts";
 import { requireTool } from "../../support/tools.ts";
 
 const run = promisify(execFile);
 const unexpected = (message: string): void => expect.unreachable(message);
+const PATH = process.env.PATH;
 const never = new AbortController().signal;
 let dir: string;
-let image: string;
+let imagePath: string;
+let image: RegularFile;
 let runDir: string;
 
 beforeEach(async (context) => {
   requireTool(context, "mksquashfs", "squashfuse_ll", "fusermount3", "setpriv");
   dir = await mkdtemp(path.join(os.tmpdir(), "squashfs-view-"));
-  image = path.join(dir, "a.sqfs");
+  imagePath = path.join(dir, "a.sqfs");
   runDir = path.join(dir, "run");
   await mkdir(path.join(dir, "tree"));
   await writeFile(path.join(dir, "tree/file"), "content");
   await link(path.join(dir, "tree/file"), path.join(dir, "tree/second name"));
   await run("chown", ["1000:1001", path.join(dir, "tree/file")]);
   await run("chmod", ["4755", path.join(dir, "tree/file")]);
-  await run("mksquashfs", [path.join(dir, "tree"), image, "-no-progress"]);
+  await run("mksquashfs", [path.join(dir, "tree"), imagePath, "-no-progress"]);
+  await chmod(imagePath, 0o600);
+  image = await openRegularFile(imagePath);
 });
 
 afterEach(async () => {
+  process.env.PATH = PATH;
+  await image[Symbol.asyncDispose]();
   expect(await mountsBelow(dir)).toEqual([]);
   expect(await processesNaming(dir)).toEqual([]);
   await rm(dir, { recursive: true, force: true });
@@ -80,7 +99,8 @@ describe("mountSquashfs()", () => {
   });
 
   it("says what both ways say about a file that is no image, and leaves nothing", async () => {
-    await writeFile(image, "no image");
+    await pretendVersion("0.1.104");
+    await writeFile(imagePath, "no image");
     const attempt = mountSquashfs({ image, runDir, signal: never });
     await expect(attempt).rejects.toThrow(/: squashfuse_ll ended .*; the kernel said: /);
     await expect(attempt).rejects.toMatchObject({ hint: expect.stringContaining("install the package squashfuse") });
@@ -88,13 +108,96 @@ describe("mountSquashfs()", () => {
     expect(await readdir(runDir)).toEqual([]);
   });
 
-  it("refuses a relative path, and a cancelled request", async () => {
-    await expect(mountSquashfs({ image: "a.sqfs", runDir, signal: never })).rejects.toThrow(
-      "an absolute path is wanted",
-    );
+  it("refuses a cancelled request", async () => {
     await expect(mountSquashfs({ image, runDir, signal: AbortSignal.abort(new Error("no")) })).rejects.toThrow("no");
   });
 });
+
+/** Another image takes the name of the one that is open. */
+async function swapImage(): Promise<void> {
+  await mkdir(path.join(dir, "other"));
+  await writeFile(path.join(dir, "other/file"), "somebody else's");
+  await run("mksquashfs", [path.join(dir, "other"), `${imagePath}.new`, "-no-progress"]);
+  await rename(`${imagePath}.new`, imagePath);
+}
+
+describe("mountSquashfs() of a file whose name leads elsewhere by now", () => {
+  it("refuses what the kernel has mounted, and unmounts it", async () => {
+    await swapImage();
+    await expect(mountSquashfs({ image, runDir, mechanism: "kernel", signal: never })).rejects.toMatchObject({
+      code: "CHILD_PROCESS",
+      message: `Cannot mount ${JSON.stringify(imagePath)}: it is not the file that was checked`,
+    });
+    expect(await readdir(runDir)).toEqual([]);
+  });
+
+  it("shows the open file by squashfuse", async () => {
+    await swapImage();
+    await using view = await mountSquashfs({ image, runDir, mechanism: "squashfuse", signal: never });
+    expect(await readFile(path.join(view.path, "file"), "utf8")).toBe("content");
+  });
+});
+
+/** A squashfuse_ll that says it is another version. */
+async function pretendVersion(version: string): Promise<void> {
+  const { stdout } = await run("which", ["squashfuse_ll"], { env: { PATH } });
+  const script = `#!/bin/sh\n[ "$1" = -V ] && { echo "squashfuse ${version} (c) 2012" >&2; exit 254; }\nexec ${stdout.trim()} "$@"\n`;
+  await mkdir(path.join(dir, "bin"), { recursive: true });
+  await writeFile(path.join(dir, "bin/squashfuse_ll"), script, { mode: 0o755 });
+  process.env.PATH = `${dir}/bin:${PATH}`;
+}
+
+describe("mountSquashfs() by squashfuse", () => {
+  it("is the way where it loses no attributes", async () => {
+    for (const [version, type] of [
+      ["0.1.104", "squashfs"],
+      ["0.2.0", "fuse.squashfuse_ll"],
+      ["0.5.2", "fuse.squashfuse_ll"],
+      ["1.0", "fuse.squashfuse_ll"],
+    ] as const) {
+      await pretendVersion(version);
+      await using view = await mountSquashfs({ image, runDir, signal: never });
+      expect((await listMounts()).find(({ point }) => point === view.path)?.type, version).toBe(type);
+      expect(view.fallbackReason).toBeUndefined();
+    }
+  });
+
+  it("gives no image to the kernel that it cannot read itself", async () => {
+    await pretendVersion("0.5.2");
+    await writeFile(imagePath, "no image");
+    const attempt = mountSquashfs({ image, runDir, signal: never });
+    await expect(attempt).rejects.toThrow(/^Cannot mount "[^"]+": squashfuse_ll ended with status \d+[^;]*$/);
+    expect(await readdir(runDir)).toEqual([]);
+  });
+
+  it("leaves it to the kernel where there is no squashfuse_ll", async () => {
+    await mkdir(path.join(dir, "bin"));
+    process.env.PATH = `${dir}/bin`;
+    for (const tool of ["mount", "umount", "losetup"]) {
+      const { stdout } = await run("which", [tool], { env: { PATH } });
+      await symlink(stdout.trim(), path.join(dir, "bin", tool));
+    }
+    await using view = await mountSquashfs({ image, runDir, signal: never });
+    expect((await listMounts()).find(({ point }) => point === view.path)?.type).toBe("squashfs");
+  });
+
+  it("gives the server the open image, the open device, and no right but to read", async () => {
+    await using view = await mountSquashfs({ image, runDir, mechanism: "squashfuse", signal: never });
+    const record = JSON.parse(await readFile(path.join(path.dirname(view.path), "owner.json"), "utf8"));
+    const { pid } = record.children[0];
+    const status = await readFile(`/proc/${pid}/status`, "utf8");
+    expect(status).toMatch(/^Uid:\t65534\t65534\t65534\t65534$/m);
+    expect(status).toMatch(/^Groups:\t *$/m);
+    for (const set of ["Prm", "Eff", "Bnd", "Amb"]) expect(status).toContain(`\nCap${set}:\t0000000000000004\n`);
+    expect(status).toContain("\nNoNewPrivs:\t1\n");
+    expect(await readlink(`/proc/${pid}/fd/3`)).toBe(imagePath);
+    expect(await readlink(`/proc/${pid}/fd/4`)).toBe("/dev/fuse");
+    expect(await readFile(`/proc/${pid}/fdinfo/3`, "utf8")).toMatch(/^flags:\t0[0-7]*0$/m); // O_RDONLY
+    expect(await readdir("/proc/self/fd").then((fds) => Promise.all(fds.map(targetOf)))).not.toContain("/dev/fuse");
+  });
+});
+
+const targetOf = (fd: string): Promise<string> => readlink(`/proc/self/fd/${fd}`).catch(() => "");
 
 describe("sweepRawViews() and squashfs", () => {
   it("unmounts what a killed process left, and leaves a living one's alone", async () => {

@@ -161,15 +161,15 @@ describe("sweepRawViews()", () => {
 });
 
 describe("parseMounts()", () => {
-  it("takes point and type, whatever is optional, and undoes the kernel's octal escapes", () => {
+  it("takes point, type and source, whatever is optional, and undoes the kernel's octal escapes", () => {
     const mountinfo =
       "36 35 98:0 / /mnt/a\\040b\\134c rw,noatime - ext3 /dev/root rw\n" +
       "37 36 0:39 / /run/x.raw rw shared:7 master:1 - fuse.nbdfuse nbdfuse rw,user_id=0\n" +
       "38 36 0:40 / /mnt/a\\040-\\040b rw shared:8 - fuse some\\040-\\040source rw\n";
     expect(parseMounts(mountinfo)).toEqual([
-      { point: "/mnt/a b\\c", type: "ext3" },
-      { point: "/run/x.raw", type: "fuse.nbdfuse" },
-      { point: "/mnt/a - b", type: "fuse" },
+      { point: "/mnt/a b\\c", type: "ext3", source: "/dev/root" },
+      { point: "/run/x.raw", type: "fuse.nbdfuse", source: "nbdfuse" },
+      { point: "/mnt/a - b", type: "fuse", source: "some - source" },
     ]);
   });
 });
