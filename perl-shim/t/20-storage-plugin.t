@@ -65,6 +65,39 @@ is(sprintf('%o', (stat("$dir/bk"))[2] & 07777), '700', 'for root alone');
 is($activate->(), '', 'and is content with it the next time');
 like($activate->(path => "$dir/a/b"), qr/only the last part of the path is ever created$/, 'nothing above is created');
 ok(!-e "$dir/a", 'really nothing');
+mkdir("$dir/real") or die $!;
+symlink('real', "$dir/link") or die $!;
+is(
+    $activate->(path => "$dir/link/bk"),
+    "Cannot activate the storage \"bk\": cannot create \"$dir/link/bk\": \"$dir/link\" is a symbolic link: create the folder yourself\n",
+    'nothing is created behind a link',
+);
+ok(!-e "$dir/real/bk", 'really nothing');
+symlink('nowhere', "$dir/dangling") or die $!;
+like($activate->(path => "$dir/dangling"), qr/"\Q$dir\E\/dangling" is a symbolic link: create the folder yourself$/, 'nor where a link has the name');
+ok(!-e "$dir/nowhere", 'and what it leads to is not made');
+mkdir("$dir/real/bk") or die $!;
+is($activate->(path => "$dir/link/bk"), '', 'what is there may be behind a link of the administrator');
+PVE::Tools::file_set_contents("$dir/a-file", '');
+like($activate->(path => "$dir/a-file/bk"), qr/"\Q$dir\E\/a-file": Not a directory$/, 'nor below a file');
+{
+    # Which handles are synced, and what of a file system that cannot.
+    my ($sync, @synced) = \&IO::Handle::sync;
+    my $fails;
+    no warnings 'redefine';
+    local *IO::Handle::sync = sub { push(@synced, readlink("/proc/self/fd/" . fileno($_[0]))); $! = $fails if $fails; return $fails ? undef : $sync->(@_) };
+    my $create = sub {
+        my ($name) = @_;
+        my ($result) = PVE::Tools::run_fork_with_timeout(5, sub { return [PVE::BackupProvider::Bridge::BackupFolder::create("$dir/$name"), @synced] });
+        return $result;
+    };
+    is_deeply($create->('synced'), ['ok', $dir], 'the folder above a new one is synced');
+    is_deeply($create->('synced'), ['ok', $dir], 'and above one that another process has just made');
+    $fails = Errno::EINVAL();
+    is($create->('no-sync')->[0], 'ok', 'a file system that syncs no folders will do');
+    $fails = Errno::EIO();
+    like($create->('sync-fails')->[0], qr/^the folder above it cannot be synced: /, 'an error of the disk is told');
+}
 like($activate->(path => "$dir/new", is_mountpoint => 'yes'), qr/"\Q$dir\E\/new" must be a mount point/, 'not mounted');
 ok(!-e "$dir/new", 'nothing is created where nothing is mounted');
 like($activate->(is_mountpoint => $dir), qr/"\Q$dir\E" must be a mount point/, 'another path that is not mounted');

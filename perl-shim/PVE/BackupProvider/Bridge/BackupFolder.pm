@@ -8,7 +8,9 @@ use strict;
 use warnings;
 
 use Cwd ();
-use Errno qw(EEXIST ENOENT EROFS);
+use Errno qw(EBADF EEXIST EINVAL ENOENT EROFS);
+use Fcntl qw(O_DIRECTORY O_NOFOLLOW O_RDONLY);
+use IO::Handle;
 
 use PVE::JSONSchema;
 use PVE::ProcFSTools;
@@ -93,15 +95,47 @@ sub is_mounted {
     return scalar(grep { $_->[1] eq $real } @{ PVE::ProcFSTools::parse_proc_mounts() });
 }
 
-# 'ok', or why the last part of the path could not be created.
+# 'ok', or why the last part of the path could not be created. Walks down to the folder above it, from one
+# handle to the next and through no link: of a share that others write to, a link could lead anywhere on this
+# node. Changes the working directory: for a child only.
 sub create {
     my ($path) = @_;
 
-    return 'ok' if mkdir($path, FOLDER_MODE) || ($! == EEXIST && -d $path);
-    return 'the folder above it does not exist, and only the last part of the path is ever created'
-        if $! == ENOENT;
-    return 'the file system is read-only' if $! == EROFS;
-    return "$!";
+    my @names = grep { $_ ne '' && $_ ne '.' } split(m!/!, $path);
+    my $name = pop(@names) // return 'it is the root folder';
+    my $above = '';
+    my $handle = open_folder('/') or return "$!";
+    for my $part (@names) {
+        chdir($handle) or return "$!";
+        my $next = open_folder($part);
+        $above .= "/$part";
+        if (!$next) {
+            my $error = $!;
+            return "\"$above\" is a symbolic link: create the folder yourself" if -l $part;
+            return 'the folder above it does not exist, and only the last part of the path is ever created'
+                if $error == ENOENT;
+            return "\"$above\": $error";
+        }
+        $handle = $next;
+    }
+    chdir($handle) or return "$!";
+    if (!mkdir($name, FOLDER_MODE)) {
+        return 'the file system is read-only' if $! == EROFS;
+        return "$!" if $! != EEXIST;
+        return "\"$path\" is a symbolic link: create the folder yourself" if -l $name;
+        return 'it is no folder' if !-d _;
+    }
+    # Else a power cut could take the new folder away, with all that was stored in it. Some file systems cannot
+    # sync a folder, and say so.
+    return "the folder above it cannot be synced: $!" if !$handle->sync() && $! != EINVAL && $! != EBADF;
+    return 'ok';
+}
+
+sub open_folder {
+    my ($name) = @_;
+
+    sysopen(my $handle, $name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW) or return undef;
+    return $handle;
 }
 
 1;
