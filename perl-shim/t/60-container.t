@@ -96,6 +96,27 @@ is(
     "Cannot back up container 101: it was not prepared\n", 'nothing to do without prepare',
 );
 
+($provider, $info, $log, $archive) = container('test-behaviour' => 'container-swapped');
+$provider->backup_container_prepare(101, $info);
+is(handles_on("$archive.moved"), 1, 'the file that Node holds is the one that is handed over');
+is(handles_on('/etc/passwd') + handles_on($archive), 0, 'not what has its name by now');
+$provider->backup_cleanup(101, 'lxc', 0, {});
+
+($provider, $info, $log, $archive) = container('test-behaviour' => 'container-no-handle');
+is(
+    BridgeTest::failure(sub { $provider->backup_container_prepare(101, $info) }),
+    "Cannot use the answer of the backup bridge: \"$archive\" is no handle path\n", 'a path in a share is refused',
+);
+for my $case (['a folder', '/proc'], ['a device', '/dev/null']) {
+    my ($what, $path) = @$case;
+    open(my $handle, '<', $path) or die "$path: $!";
+    my $handle_path = "/proc/$$/fd/" . fileno($handle);
+    like(
+        BridgeTest::failure(sub { PVE::BackupProvider::Bridge::Handoff->take($handle_path, '/nonexistent', 'x') }),
+        qr!^Cannot open the archive "$handle_path": (?:it is not a regular file|Is a directory)$!, "$what is refused",
+    );
+}
+
 ($provider, $info, $log, $archive) = container();
 symlink('/etc/passwd', $archive) or die;
 like(BridgeTest::failure(sub { $provider->backup_container_prepare(101, $info) }), qr/EEXIST/, 'a taken name is refused');

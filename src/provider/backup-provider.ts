@@ -78,7 +78,7 @@ export interface ContainerBackupInfo {
 
 /** Where the Perl side finds what it opens as root, and the child in the user namespace inherits. */
 export interface ContainerHandoff {
-  /** The archive: to be opened for reading and writing. */
+  /** The archive, as `/proc/<pid>/fd/<number>` of a process that holds it: to be opened for reading and writing. */
   readonly archivePath: string;
   /** Unix socket for one connection. */
   readonly socketPath: string;

@@ -30,6 +30,11 @@ export class ContainerArchive implements AsyncDisposable {
     }
   }
 
+  /** Leads root of this host to the very file, whatever its names are by then, as long as we hold it. */
+  get handlePath(): string {
+    return `/proc/${process.pid}/fd/${this.#handle.fd}`;
+  }
+
   /** For a tool that has to open it again, through /proc: that takes the owner. */
   async giveTo(userId: number): Promise<void> {
     try {

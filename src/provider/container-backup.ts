@@ -102,7 +102,7 @@ export class ContainerBackup implements AsyncDisposable {
     const listener = await HandoffListener.open(runDir, (message) => log("warn", message));
     this.#listener = listener;
     this.#serving = this.#serve(listener);
-    return { archivePath: archive.path, socketPath: listener.path, token: listener.token };
+    return { archivePath: archive.handlePath, socketPath: listener.path, token: listener.token };
   }
 
   /** Aborts what still runs, releases the lock, removes what was not committed. */

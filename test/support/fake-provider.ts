@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // A test double of the directory provider: keeps everything in memory, records each call, and does on
 // demand what a test needs. Its knobs are keys of the storage section that begin with "test-".
-import { readdirSync, readFileSync, readlinkSync, writeFileSync, writeSync } from "node:fs";
+import { openSync, readdirSync, readFileSync, readlinkSync, renameSync, symlinkSync, writeSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { RequestError, UnsupportedError } from "../../src/core/index.ts";
 import type {
@@ -76,7 +76,7 @@ export async function createFakeProvider(context: ProviderContext): Promise<Back
     },
     backupContainerPrepare: async (_vmid, info) => {
       if (behaviour === "refuse") throw new UnsupportedError("Cannot back up containers: refused on purpose");
-      return await prepareContainer(info.directory);
+      return await prepareContainer(info.directory, behaviour);
     },
     backupContainer: async (vmid, guestConfig, patterns, info, { archiveFd, handoffFd }) => {
       log("info", `backup_container ${vmid} ${guestConfig} ${patterns.join(" ")} ${JSON.stringify(info)}`);
@@ -127,9 +127,14 @@ export async function createFakeProvider(context: ProviderContext): Promise<Back
 }
 
 /** Plays the side that owns the store: an archive in the folder, and one connection that gets an answer. */
-async function prepareContainer(directory: string): Promise<ContainerHandoff> {
+async function prepareContainer(directory: string, behaviour: string): Promise<ContainerHandoff> {
   const archivePath = `${directory}/archive.tar`;
-  writeFileSync(archivePath, "", { flag: "wx", mode: 0o600 });
+  const archive = openSync(archivePath, "wx+", 0o600);
+  const handlePath = behaviour === "container-no-handle" ? archivePath : `/proc/${process.pid}/fd/${archive}`;
+  if (behaviour === "container-swapped") {
+    renameSync(archivePath, `${archivePath}.moved`);
+    symlinkSync("/etc/passwd", archivePath);
+  }
   const listener = await HandoffListener.open(`${directory}/run`, () => undefined);
   void listener.accept(new AbortController().signal).then(async (channel) => {
     const message = await channel.next();
@@ -139,7 +144,7 @@ async function prepareContainer(directory: string): Promise<ContainerHandoff> {
     }
     channel.end();
   });
-  return { archivePath, socketPath: listener.path, token: listener.token };
+  return { archivePath: handlePath, socketPath: listener.path, token: listener.token };
 }
 
 /** Handles above stderr that this process got from the one that started it: sockets, pipes and files. */

@@ -1,7 +1,20 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The side of a container's backup that owns the store, against an archiver that this test plays.
 import { execFile } from "node:child_process";
-import { link, mkdir, mkdtemp, open, readdir, readFile, rename, rm, stat, symlink, writeFile } from "node:fs/promises";
+import {
+  link,
+  mkdir,
+  mkdtemp,
+  open,
+  readdir,
+  readFile,
+  readlink,
+  rename,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
@@ -49,7 +62,10 @@ afterEach(async () => {
 
 interface Archiver {
   readonly channel: HandoffChannel;
+  /** Its name in the store. */
   readonly archive: string;
+  /** What the Perl side opens. */
+  readonly archivePath: string;
   readonly archiveName: string;
   /** The next message that is no log line. */
   answer(): Promise<HandoffMessage | undefined>;
@@ -77,7 +93,7 @@ async function begin(info: { firewallConfig?: Buffer; backupUserId?: number } = 
       log.push(`${(message.log as string[])[0]}: ${(message.log as string[])[1]}`);
     }
   };
-  return { channel, archive: archivePath, archiveName, answer };
+  return { channel, archive: await readlink(archivePath), archivePath, archiveName, answer };
 }
 
 async function fill(archive: string): Promise<void> {
@@ -135,6 +151,21 @@ describe("a container's backup", () => {
     expect(await answer()).toEqual({ ok: true });
     const found = await stat(path.join(dir, "store", archiveName, "archive.sqfs"));
     expect([found.uid, found.gid, found.mode & 0o777]).toEqual([0, 0, 0o600]);
+  });
+
+  it("hands over the file that it made, whatever the names on the way lead to by then", async () => {
+    const { answer, archive, archivePath, channel } = await begin();
+    expect(archivePath).toMatch(new RegExp(`^/proc/${process.pid}/fd/[0-9]+$`));
+    const guest = path.join(dir, "store/101");
+    await rename(guest, `${guest}.moved`);
+    await mkdir(path.dirname(archive), { recursive: true });
+    await writeFile(archive, "root's");
+    await fill(archivePath);
+    expect(await readFile(archive, "utf8")).toBe("root's");
+    await rm(guest, { recursive: true });
+    await rename(`${guest}.moved`, guest);
+    channel.send(GOOD_COMMIT);
+    expect(await answer()).toEqual({ ok: true });
   });
 
   it("keeps the archive of tar with root from the start", async () => {

@@ -6,18 +6,21 @@ package PVE::BackupProvider::Bridge::Handoff;
 use strict;
 use warnings;
 
-use Fcntl qw(F_GETFD F_SETFD FD_CLOEXEC O_NOFOLLOW O_RDWR);
+use Fcntl qw(F_GETFD F_SETFD FD_CLOEXEC O_NONBLOCK O_RDWR);
 use IO::Socket::UNIX;
 use JSON;
 use Socket qw(SOCK_STREAM);
 
-# Opens the archive and takes the one connection that the socket accepts. Dies with one sentence.
+# Opens the archive and takes the one connection that the socket accepts. The archive's path is
+# /proc/<pid>/fd/<number> of the Node that owns the store: it leads to the file which that one holds, whatever
+# has the file's name by now, or that of a folder above it. Dies with one sentence.
 sub take {
     my ($class, $archive_path, $socket_path, $token) = @_;
 
     # Both are closed on exec, as every handle of Perl's above 2: no other program gets them.
-    sysopen(my $archive, $archive_path, O_RDWR | O_NOFOLLOW)
-        or die "Cannot open \"$archive_path\": $!\n";
+    sysopen(my $archive, $archive_path, O_RDWR | O_NONBLOCK)
+        or die "Cannot open the archive \"$archive_path\": $!\n";
+    die "Cannot open the archive \"$archive_path\": it is not a regular file\n" if !-f $archive;
     my $socket = IO::Socket::UNIX->new(Type => SOCK_STREAM, Peer => $socket_path)
         or die "Cannot hand the archive over: the backup bridge is ending or gone (\"$socket_path\": $!)\n";
     my $line = encode_json({ token => $token }) . "\n";

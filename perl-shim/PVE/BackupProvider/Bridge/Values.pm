@@ -32,6 +32,7 @@ use constant PATTERNS => {
     'guest type' => qr!\A(qemu|lxc)\z!,
     mode => qr!\A(new|use|none)\z!,
     'bitmap name' => qr!\A([A-Za-z0-9._:-]{1,1023})\z!,
+    'handle path' => qr!\A(/proc/[1-9][0-9]{0,9}/fd/[0-9]{1,9})\z!,
     path => qr!\A(/[^\x00-\x1f\x7f]{0,4095})\z!,
     format => qr!\A(directory)\z!,
     token => qr!\A([0-9a-f]{64})\z!,

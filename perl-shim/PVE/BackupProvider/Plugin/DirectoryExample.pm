@@ -192,7 +192,7 @@ sub backup_container_prepare {
         { vmid => number($vmid, 'the guest id'), info => info_for_rpc($info) },
     );
     $self->{handoff} = PVE::BackupProvider::Bridge::Handoff->take(
-        untaint($result->{'archive-path'}, 'path'),
+        untaint($result->{'archive-path'}, 'handle path'),
         untaint($result->{'socket-path'}, 'path'),
         untaint($result->{token}, 'token'),
     );
