@@ -39,7 +39,11 @@ interface Outcome {
 async function takeSquashfsAway(site: ContainerSite): Promise<Disposable> {
   const folder = path.join(site.dir, "bin");
   await mkdir(folder);
-  await writeFile(path.join(folder, "mount"), "#!/bin/sh\necho \"unknown filesystem type 'squashfs'\" >&2\nexit 32\n");
+  const refusal = "echo \"unknown filesystem type 'squashfs'\" >&2\nexit 32";
+  await writeFile(
+    path.join(folder, "mount"),
+    `#!/bin/sh\n[ "$2" = squashfs ] || exec /usr/bin/mount "$@"\n${refusal}\n`,
+  );
   await chmod(path.join(folder, "mount"), 0o755);
   const before = process.env.PATH;
   process.env.PATH = `${folder}:${before}`;
