@@ -47,6 +47,6 @@ describe("FuseCalls.run()", () => {
     await runTool("mount", ["-t", "tmpfs", "none", point]);
     expect(await readUntilAborted(disk, calls)).toBeLessThan(SOON_MS);
     // The kernel keeps what has an open file.
-    expect((await listMounts()).filter((mount) => mount.point === point)).toEqual([{ point, type: "fuse" }]);
+    expect((await listMounts()).filter((mount) => mount.point === point)).toMatchObject([{ point, type: "fuse" }]);
   });
 });
