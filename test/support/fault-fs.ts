@@ -7,6 +7,7 @@ import { syncBuiltinESMExports } from "node:module";
 import { constants } from "node:os";
 import path from "node:path";
 import { isFull } from "./full-matrix.ts";
+import { pathOfDescriptor, realPathOf } from "./proc-path.ts";
 
 /** What changes a file system or makes a change durable; "open" is for writing, of what is there. */
 export type FaultKind =
@@ -115,9 +116,9 @@ class FaultSwitch {
     this.#fault = undefined;
   }
 
+  /** @param file as realPathOf() gives it */
   isWatched(file: string): boolean {
-    const absolute = path.resolve(file);
-    return this.#folders.some((folder) => absolute === folder || absolute.startsWith(`${folder}/`));
+    return this.#folders.some((folder) => file === folder || file.startsWith(`${folder}/`));
   }
 
   judge(operation: Operation): Verdict {
@@ -148,6 +149,24 @@ class FaultSwitch {
 
 export const faultSwitch = new FaultSwitch();
 
+/** A call that names something: a change, or a look at what is there. */
+export interface NamedCall {
+  readonly kind: FaultKind | "read" | "look" | "list";
+  /** What it names; of a rename or a link, both names. */
+  readonly paths: readonly string[];
+}
+
+let beforeCall: ((call: NamedCall) => void) | undefined;
+
+/** Runs `hook` before every call that names something; what it does synchronously is done when the call is made. */
+export function onNamedCall(hook: ((call: NamedCall) => void) | undefined): void {
+  beforeCall = hook;
+}
+
+function announce(kind: NamedCall["kind"], ...files: unknown[]): void {
+  beforeCall?.({ kind, paths: files.map((file) => realPathOf(String(file))) });
+}
+
 interface Act<T> {
   readonly work: () => Promise<T>;
   /** Does a part of it. */
@@ -157,8 +176,8 @@ interface Act<T> {
 }
 
 async function perform<T>(kind: FaultKind, file: string, { work, part = work, drop }: Act<T>): Promise<T> {
-  if (!faultSwitch.isWatched(file)) return await work();
-  const operation = { kind, path: path.resolve(file) };
+  const operation = { kind, path: realPathOf(file) };
+  if (!faultSwitch.isWatched(operation.path)) return await work();
   const verdict = faultSwitch.judge(operation);
   if (verdict === "do") return await work();
   if (verdict === "short") return await part();
@@ -184,16 +203,20 @@ async function openWatched(file: fs.PathLike, flags?: Flags, mode?: fs.Mode): Pr
   const name = String(file);
   const work = (): Promise<FileHandle> => real.open(file, flags, mode);
   const kind = kindOfOpen(flags);
+  announce(kind ?? "read", name);
   const handle =
     kind === undefined ? await work() : await perform(kind, name, { work, drop: (opened) => opened.close() });
-  if (faultSwitch.isWatched(name)) wrapHandle(handle, name, kind !== undefined);
+  const opened = pathOfDescriptor(handle.fd) ?? name;
+  if (faultSwitch.isWatched(opened)) wrapHandle(handle, kind !== undefined);
   return handle;
 }
 
 /** A part of a write, in whole blocks where there are some: the kernel too cuts a direct write at a block. */
 const partOf = (length: number): number => (length >= 8192 ? Math.floor(length / 8192) * 4096 : Math.ceil(length / 4));
 
-function wrapHandle(handle: FileHandle, file: string, isForWriting: boolean): void {
+/** Its operations carry the name that the file has by then: it may have been renamed while it was open. */
+function wrapHandle(handle: FileHandle, isForWriting: boolean): void {
+  const on = <T>(kind: FaultKind, act: Act<T>): Promise<T> => perform(kind, pathOfDescriptor(handle.fd) ?? "", act);
   const own = {
     write: handle.write.bind(handle) as (...args: unknown[]) => Promise<{ bytesWritten: number }>,
     writev: handle.writev.bind(handle),
@@ -207,7 +230,7 @@ function wrapHandle(handle: FileHandle, file: string, isForWriting: boolean): vo
   const write = async (data: Buffer | string, offset = 0, length?: number, position: number | null = null) => {
     const bytes = typeof data === "string" ? Buffer.from(data) : data;
     const whole = length ?? bytes.length - offset;
-    return await perform("write", file, {
+    return await on("write", {
       work: () => own.write(bytes, offset, whole, position),
       part: () => own.write(bytes, offset, partOf(whole), position),
     });
@@ -215,7 +238,7 @@ function wrapHandle(handle: FileHandle, file: string, isForWriting: boolean): vo
   const wrapped = {
     write,
     writev: (pieces: readonly Buffer[], position?: number) =>
-      perform("write", file, {
+      on("write", {
         work: () => own.writev(pieces, position),
         part: () => {
           const bytes = Buffer.concat(pieces);
@@ -227,14 +250,15 @@ function wrapHandle(handle: FileHandle, file: string, isForWriting: boolean): vo
       const bytes = Buffer.from(data as string);
       for (let done = 0; done < bytes.length; ) done += (await write(bytes, done)).bytesWritten;
     },
-    sync: () => perform("sync", file, { work: own.sync }),
-    datasync: () => perform("sync", file, { work: own.datasync }),
-    truncate: (length?: number) => perform("truncate", file, { work: () => own.truncate(length) }),
-    chmod: (mode: fs.Mode) => perform("chmod", file, { work: () => own.chmod(mode) }),
-    chown: (uid: number, gid: number) => perform("chown", file, { work: () => own.chown(uid, gid) }),
+    sync: () => on("sync", { work: own.sync }),
+    datasync: () => on("sync", { work: own.datasync }),
+    truncate: (length?: number) => on("truncate", { work: () => own.truncate(length) }),
+    chmod: (mode: fs.Mode) => on("chmod", { work: () => own.chmod(mode) }),
+    chown: (uid: number, gid: number) => on("chown", { work: () => own.chown(uid, gid) }),
     // The number is free after a failed close too, says close(2).
     close: async () => {
       if (!isForWriting || handle.fd < 0) return await own.close();
+      const file = pathOfDescriptor(handle.fd) ?? "";
       await own.close();
       await perform("close", file, { work: async () => undefined });
     },
@@ -245,44 +269,68 @@ function wrapHandle(handle: FileHandle, file: string, isForWriting: boolean): vo
 /** As Node's own, in steps: every name that goes away is an operation; one that stays does not stop the others. */
 async function removeWatched(file: fs.PathLike, options: fs.RmOptions = {}): Promise<void> {
   const name = String(file);
-  if (!faultSwitch.isWatched(name)) return await real.rm(file, options);
-  const found = await real.lstat(name).catch((error: NodeJS.ErrnoException) => {
+  if (!faultSwitch.isWatched(realPathOf(name))) return await real.rm(file, options);
+  const found = await fs.promises.lstat(name).catch((error: NodeJS.ErrnoException) => {
     if (options.force === true && error.code === "ENOENT") return undefined;
     throw error;
   });
   if (found === undefined) return;
-  if (!found.isDirectory()) return await perform("unlink", name, { work: () => real.unlink(name) });
+  if (!found.isDirectory()) return await fs.promises.unlink(name);
   if (options.recursive !== true) throw Object.assign(new Error("EISDIR"), { code: "EISDIR", syscall: "rm" });
   let first: unknown;
-  for (const entry of await real.readdir(name)) {
+  for (const entry of await fs.promises.readdir(name)) {
     await removeWatched(path.join(name, entry), options).catch((error: unknown) => {
       first ??= error;
     });
   }
   if (first !== undefined) throw first;
-  await perform("rmdir", name, { work: () => real.rmdir(name) });
+  await fs.promises.rmdir(name);
 }
 
 /** As Node's own: create, write, close. */
 async function writeFileWatched(file: unknown, data: unknown, options?: unknown): Promise<void> {
   const simple = (typeof options === "object" && options !== null ? options : {}) as { mode?: number; flag?: string };
-  if (typeof file !== "string" || !faultSwitch.isWatched(file)) {
+  if (typeof file !== "string" || !faultSwitch.isWatched(realPathOf(file))) {
     return await real.writeFile(file as string, data as string, options as fs.WriteFileOptions);
   }
   await using handle = await openWatched(file, simple.flag ?? "w", simple.mode ?? 0o666);
   await handle.writeFile(data as string);
 }
 
+/** A change by its name or names. */
+const named =
+  <A extends unknown[]>(kind: FaultKind, call: (...args: A) => Promise<unknown>, names = 1) =>
+  (...args: A): Promise<unknown> => {
+    announce(kind, ...args.slice(0, names));
+    return perform(kind, String(args[names - 1]), { work: () => call(...args) });
+  };
+
+const looked =
+  (kind: NamedCall["kind"], call: (...args: never[]) => Promise<unknown>) =>
+  (...args: unknown[]): Promise<unknown> => {
+    announce(kind, args[0]);
+    return call(...(args as never[]));
+  };
+
 Object.assign(fs.promises, {
   open: openWatched,
   rm: removeWatched,
   writeFile: writeFileWatched,
-  rename: (from: string, to: string) => perform("rename", to, { work: () => real.rename(from, to) }),
-  link: (from: string, to: string) => perform("link", to, { work: () => real.link(from, to) }),
-  unlink: (file: string) => perform("unlink", file, { work: () => real.unlink(file) }),
-  rmdir: (file: string) => perform("rmdir", file, { work: () => real.rmdir(file) }),
-  mkdir: (file: string, options?: fs.MakeDirectoryOptions) =>
-    perform("mkdir", file, { work: () => real.mkdir(file, options) }),
-  chmod: (file: string, mode: fs.Mode) => perform("chmod", file, { work: () => real.chmod(file, mode) }),
+  rename: named("rename", real.rename, 2),
+  link: named("link", real.link, 2),
+  unlink: named("unlink", real.unlink),
+  rmdir: named("rmdir", real.rmdir),
+  mkdir: named("mkdir", real.mkdir as typeof fs.promises.rmdir),
+  chmod: named("chmod", real.chmod),
+  chown: named("chown", real.chown),
+  readFile: looked("read", real.readFile),
+  readdir: looked("list", real.readdir),
+  opendir: looked("list", real.opendir),
+  ...Object.fromEntries(
+    (["lstat", "stat", "readlink", "statfs", "realpath", "access"] as const).map((name) => [
+      name,
+      looked("look", real[name]),
+    ]),
+  ),
 });
 syncBuiltinESMExports();

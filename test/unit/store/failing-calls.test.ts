@@ -8,14 +8,15 @@ import { EnvironmentError, HostError } from "../../../src/core/index.ts";
 import { PointDamagedError, type Store } from "../../../src/store/index.ts";
 import { backup, createLab, decide, fillStaged, type Lab, legacyImageBytes, MIB, makeLegacy, NEVER } from "./lab.ts";
 
-/** The call that fails: its name, the end of its path, with which errno, and after how many that do not. */
+/** The call that fails: its name, the end of its path (also where it goes through a descriptor), with which errno, and after how many that do not. */
 const fault = vi.hoisted(() => ({ call: "", path: "", errno: "EIO", skip: 0 }));
 vi.mock("node:fs/promises", async (original) => {
+  const { realPathOf } = await import("../../support/proc-path.ts");
   const real = await original<Record<string, unknown>>();
   const wrap =
     (name: string, call: (...args: unknown[]) => unknown) =>
     async (...args: unknown[]): Promise<unknown> => {
-      if (name === fault.call && String(args[0]).endsWith(fault.path) && fault.skip-- <= 0) {
+      if (name === fault.call && realPathOf(String(args[0])).endsWith(fault.path) && fault.skip-- <= 0) {
         throw Object.assign(new Error(`${fault.errno}: injected`), { code: fault.errno, syscall: name });
       }
       return await call(...args);
