@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // `pve-backup-host check`: whether one backup can be restored, without restoring it.
-import path from "node:path";
 import { inspectArchive, verifyArchive } from "../archive/index.ts";
 import { ChildProcessError, formatBytes } from "../core/index.ts";
-import { openRegularFile } from "../host/index.ts";
+import type { RegularFile } from "../host/index.ts";
 import { verifyDigest } from "../qcow2/index.ts";
 import { assertSound, type ManifestFile, type Point, PointDamagedError, type Store } from "../store/index.ts";
 
@@ -15,14 +14,16 @@ import { assertSound, type ManifestFile, type Point, PointDamagedError, type Sto
  */
 export async function check(store: Store, archive: string, signal: AbortSignal): Promise<void> {
   const top = await store.openPoint(archive, signal);
-  await using _lock = await store.lockChainShared(top, signal);
+  await using lock = await store.lockChainShared(top, signal);
   const folders = new Set<string>([top.folderName]);
   for (const device of top.devices.keys()) {
-    const { folders: chain, paths, sizeBytes } = await store.resolveChain(top, device, signal);
-    for (const folder of chain) folders.add(folder);
-    console.log(`${device}: ${formatBytes(sizeBytes)}, ${paths.length} image${paths.length === 1 ? "" : "s"}`);
+    await using chain = await store.openChain(top, device, signal);
+    for (const folder of chain.folders) folders.add(folder);
+    const { length } = chain.images;
+    console.log(`${device}: ${formatBytes(chain.sizeBytes)}, ${length} image${length === 1 ? "" : "s"}`);
   }
   for (const folder of folders) await checkPoint(await store.openPoint(`${top.vmid}/${folder}`, signal), signal);
+  await lock.assertHeld(); // what was read may be half of what it was
   console.log(`${top.archive} can be restored`);
 }
 
@@ -30,8 +31,9 @@ async function checkPoint(point: Point, signal: AbortSignal): Promise<void> {
   await point.guestConfig();
   await point.firewallConfig();
   if (point.type === "lxc") return await checkArchive(point, signal);
-  for (const { name, path: file } of point.devices.values()) {
-    const recorded = digestOf(point, file);
+  for (const { name, file: fileName } of point.devices.values()) {
+    await using file = await point.openFile(fileName);
+    const recorded = digestOf(point, fileName);
     if (recorded !== undefined && !(await verifyDigest(file, recorded, signal))) throw changed(file, recorded);
     await assertSound(`restore "${point.volname}"`, file, signal);
     console.log(`  ${point.archive} ${name}: ${describe(recorded)}, tables are sound`);
@@ -39,23 +41,22 @@ async function checkPoint(point: Point, signal: AbortSignal): Promise<void> {
 }
 
 async function checkArchive(point: Point, signal: AbortSignal): Promise<void> {
-  const { containerArchive: file } = point;
-  if (file === undefined) throw new PointDamagedError(`Cannot restore "${point.volname}": it has no archive`);
-  const recorded = digestOf(point, file);
+  const { containerArchive: name } = point;
+  if (name === undefined) throw new PointDamagedError(`Cannot restore "${point.volname}": it has no archive`);
+  await using file = await point.openFile(name);
+  const recorded = digestOf(point, name);
   let more = "";
   if (recorded === undefined) {
     more = `, ${await countMembers(file, signal)} members can be listed`;
-  } else {
-    await using archive = await openRegularFile(file);
-    if (!(await verifyArchive(archive, recorded, signal))) throw changed(file, recorded);
+  } else if (!(await verifyArchive(file, recorded, signal))) {
+    throw changed(file, recorded);
   }
-  console.log(`  ${point.archive} ${path.basename(file)}: ${describe(recorded)}${more}`);
+  console.log(`  ${point.archive} ${name}: ${describe(recorded)}${more}`);
 }
 
-async function countMembers(file: string, signal: AbortSignal): Promise<number> {
+async function countMembers(file: RegularFile, signal: AbortSignal): Promise<number> {
   try {
-    await using archive = await openRegularFile(file);
-    return (await inspectArchive(archive, signal)).members;
+    return (await inspectArchive(file, signal)).members;
   } catch (error) {
     const isDamaged = error instanceof ChildProcessError && error.hint === undefined; // a missing tool has one
     throw isDamaged ? new PointDamagedError(error.message, { cause: error }) : error;
@@ -65,10 +66,10 @@ async function countMembers(file: string, signal: AbortSignal): Promise<number> 
 type Recorded = ManifestFile["digest"];
 
 const digestOf = (point: Point, file: string): Recorded =>
-  point.manifest?.files.find((one) => one.name === path.basename(file))?.digest;
+  point.manifest?.files.find((one) => one.name === file)?.digest;
 
 const describe = (recorded: Recorded): string =>
   recorded === undefined ? "no digest is recorded" : `${recorded.algorithm} agrees`;
 
-const changed = (file: string, { algorithm }: NonNullable<Recorded>): PointDamagedError =>
-  new PointDamagedError(`Cannot use "${file}": its ${algorithm} digest is not the recorded one`);
+const changed = (file: RegularFile, { algorithm }: NonNullable<Recorded>): PointDamagedError =>
+  new PointDamagedError(`Cannot use "${file.path}": its ${algorithm} digest is not the recorded one`);

@@ -42,16 +42,20 @@ program
   .argument("<path>", "path of the storage, as in storage.cfg")
   .option("--vmid <id>", "only this guest", parseVmid)
   .option("--json", "print a JSON array")
-  .action(async (storePath: string, options: { vmid?: number; json?: boolean }) =>
-    list(await openStore(storePath), options, abort.signal),
-  );
+  .action(async (storePath: string, options: { vmid?: number; json?: boolean }) => {
+    await using store = await openStore(storePath);
+    await list(store, options, abort.signal);
+  });
 
 program
   .command("check")
   .description("check whether a backup can be restored, without restoring it")
   .argument("<path>", "path of the storage, as in storage.cfg")
   .argument("<backup>", "name of the backup, as `list` prints it: 100/qemu-1763802000")
-  .action(async (storePath: string, backup: string) => check(await openStore(storePath), backup, abort.signal));
+  .action(async (storePath: string, backup: string) => {
+    await using store = await openStore(storePath);
+    await check(store, backup, abort.signal);
+  });
 
 try {
   await program.parseAsync();

@@ -3,7 +3,7 @@
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import type { CleanupStack } from "../core/index.ts";
-import { planChainNodes, type RelativeChain, TOP_NODE } from "./chain-node.ts";
+import { type LentChain, planChainNodes, TOP_NODE } from "./chain-node.ts";
 import { ToolProcess } from "./tool-process.ts";
 import type { ViewFolder } from "./view-folder.ts";
 
@@ -13,7 +13,7 @@ const run = promisify(execFile);
 
 /** What both mechanisms need to serve `file`; what they start is registered on `stack`. */
 export interface ServeOptions {
-  readonly chain: RelativeChain;
+  readonly chain: LentChain;
   readonly file: string;
   readonly folder: ViewFolder;
   readonly stack: CleanupStack;
@@ -23,7 +23,7 @@ export interface ServeOptions {
 export async function startFuseExport({ chain, file, folder, stack }: ServeOptions): Promise<ToolProcess[]> {
   const args = planChainNodes(chain.names).flatMap((node) => ["--blockdev", JSON.stringify(node)]);
   args.push("--export", JSON.stringify(exportOf(TOP_NODE, file)));
-  const server = stack.use(await ToolProcess.start("qemu-storage-daemon", args, chain.cwd));
+  const server = stack.use(await ToolProcess.start("qemu-storage-daemon", args, chain.cwd, { files: chain.fds }));
   await folder.addChild(server);
   return [server];
 }

@@ -3,7 +3,7 @@
 import { stat, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { ChildProcessError, CleanupStack, environmentError } from "../core/index.ts";
-import { relateChain } from "./chain-node.ts";
+import { lendChain } from "./chain-node.ts";
 import { hasFuseExport, startFuseExport } from "./fuse-export.ts";
 import { mountsBelow } from "./mounts.ts";
 import { startNbdfuse } from "./nbdfuse.ts";
@@ -17,10 +17,10 @@ const READY_TIMEOUT_MS = 30_000;
 /** @throws as openRawView() */
 export async function openFuseView(options: RawViewOptions): Promise<RawView> {
   const { mechanism, name, runDir, signal, sizeBytes } = options;
-  const chain = await relateChain(options.chain);
   const isExport = mechanism === "fuse-export" || (mechanism !== "nbdfuse" && (await hasFuseExport()));
   await using stack = new CleanupStack();
   const folder = stack.use(await ViewFolder.create(runDir));
+  const chain = await lendChain(options.chain, folder.path);
   const file = path.join(folder.path, `${name}.raw`);
   await writeFile(file, "", { mode: 0o600, flag: "wx" }).catch((error: unknown) => {
     throw environmentError("create", file, error);

@@ -4,7 +4,7 @@ import { execFile } from "node:child_process";
 import { open } from "node:fs/promises";
 import { promisify } from "node:util";
 import { ChildProcessError, CleanupStack } from "../core/index.ts";
-import { nestedChainName, type RelativeChain, relateChain } from "./chain-node.ts";
+import { lendChain, nestedChainName } from "./chain-node.ts";
 import { connectedBy, type NbdHost, nodeBytes } from "./nbd-host.ts";
 import { isThreadOfAny, waitForRelease } from "./nbd-release.ts";
 import { type NbdReservation, reserveNbdNode } from "./nbd-reservation.ts";
@@ -28,24 +28,18 @@ export type NbdViewOptions = RawViewOptions & { readonly host: NbdHost };
 /** @throws as openRawView() */
 export async function openNbdView(options: NbdViewOptions): Promise<RawView> {
   const { host, signal } = options;
-  const chain = await relateChain(options.chain);
   const tried = new Set<number>();
   for (;;) {
     await using node = await reserveNbdNode({ host, except: tried, signal });
-    const view = await connect(node, chain, options);
+    const view = await connect(node, options);
     if (view !== undefined) return view;
     tried.add(node.index); // a program that knows nothing of reservations was quicker
   }
 }
 
 /** @returns undefined if another program has the node */
-async function connect(
-  node: NbdReservation,
-  chain: RelativeChain,
-  options: NbdViewOptions,
-): Promise<RawView | undefined> {
+async function connect(node: NbdReservation, options: NbdViewOptions): Promise<RawView | undefined> {
   const { host, runDir, sizeBytes } = options;
-  const args = planConnect(node.path, chain.names);
   await using stack = new CleanupStack();
   const folder = await ViewFolder.create(runDir);
   let isReleased = true;
@@ -53,8 +47,10 @@ async function connect(
   stack.defer(async () => {
     if (isReleased) await folder[Symbol.asyncDispose]();
   });
+  const chain = await lendChain(options.chain, folder.path);
+  const args = planConnect(node.path, chain.names);
   await folder.setNbdNode(node.index);
-  const server = await ToolProcess.start("qemu-nbd", args, chain.cwd);
+  const server = await ToolProcess.start("qemu-nbd", args, chain.cwd, { files: chain.fds });
   stack.defer(async () => {
     isReleased = false;
     await disconnect(host, node, server);

@@ -12,7 +12,7 @@ const SOCKET_TIMEOUT_MS = 30_000;
 export async function startNbdfuse({ chain, file, folder, stack, signal }: ServeOptions): Promise<ToolProcess[]> {
   const socket = path.join(folder.path, "nbd");
   const nbdArgs = ["--read-only", "--persistent", "--shared=0", "--socket", socket, nestedChainName(chain.names)];
-  const server = stack.use(await ToolProcess.start("qemu-nbd", nbdArgs, chain.cwd));
+  const server = stack.use(await ToolProcess.start("qemu-nbd", nbdArgs, chain.cwd, { files: chain.fds }));
   await folder.addChild(server);
   const act = `Cannot serve ${JSON.stringify(chain.names[0])}`;
   const wait = { act, servers: [server], timeoutMs: SOCKET_TIMEOUT_MS, signal };

@@ -7,6 +7,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { ChildProcessError, oneLine } from "../core/index.ts";
 import { readProcess } from "../host/index.ts";
 
+/** The number that a child sees its first lent descriptor under. */
+export const FIRST_LENT_FD = 3;
+
 const TERM_TIMEOUT_MS = 2_000;
 const KILL_TIMEOUT_MS = 2_000;
 const MAX_STDERR_CHARS = 4_096;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What a raw view is, whichever way it is made.
+import type { RegularFile } from "../host/index.ts";
 import type { NbdHost } from "./nbd-host.ts";
 
 /**
@@ -20,8 +21,10 @@ export interface RawView extends AsyncDisposable {
 }
 
 export interface RawViewOptions {
-  /** Absolute paths of qcow2 files, top first. Their headers' backing names are not looked at. */
-  readonly chain: readonly string[];
+  /**
+   * Open qcow2 files, top first, borrowed as long as the view is there. Their headers' backing names are not looked at.
+   */
+  readonly chain: readonly RegularFile[];
   /** Size it must have: the guest disk's, a multiple of 512. */
   readonly sizeBytes: number;
   /** Folder for mounts, on a local file system; made if missing. */

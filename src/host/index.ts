@@ -3,14 +3,20 @@
 // write to.
 export { FILE_MODE, FOLDER_MODE, Folder, type FolderEntry } from "./folder.ts";
 export { readerFlags, reopenerFlags } from "./lesser-rights.ts";
-export { openAgain } from "./open-again.ts";
 export * from "./process-identity.ts";
 export {
   type FileIdentity,
   FileProblem,
+  type FileStamp,
+  formatStamp,
   isSameFile,
+  type NewFile,
+  openAgain,
   openRegularFile,
   type RegularFile,
   readRegularFile,
+  readStamp,
+  readStampAgain,
   readWhole,
+  reopen,
 } from "./regular-file.ts";

@@ -3,6 +3,7 @@
 // and devices that somebody put in a file's place are refused.
 import { constants } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
+import { environmentError } from "../core/index.ts";
 
 /** Why something that was found cannot be used, as a clause: "it is not a regular file". The caller words the error. */
 export class FileProblem extends Error {}
@@ -27,6 +28,8 @@ export interface RegularFile extends AsyncDisposable {
   readonly handle: FileHandle;
   /** Size when it was opened. */
   readonly fileBytes: number;
+  /** How many names it had when it was opened: with more than one it may be a file of somebody else. */
+  readonly links: number;
 }
 
 /**
@@ -42,14 +45,16 @@ export async function openRegularFile(path: string): Promise<RegularFile> {
 export async function toRegularFile(path: string, openIt: () => Promise<FileHandle>): Promise<RegularFile> {
   const handle = await openIt().catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ELOOP") throw new FileProblem("it is a symbolic link, not a file");
-    // What open(2) says of a socket, and of a folder where it is opened for writing.
-    if (error.code === "ENXIO" || error.code === "EISDIR") throw new FileProblem("it is not a regular file");
+    if (error.code === "EISDIR") throw new FileProblem("it is a directory, not a file"); // opened for writing
+    if (error.code === "ENXIO") throw new FileProblem("it is a socket, not a file");
     throw error;
   });
   try {
     const found = await handle.stat();
-    if (!found.isFile()) throw new FileProblem("it is not a regular file");
-    return { path, handle, fileBytes: found.size, [Symbol.asyncDispose]: () => handle.close() };
+    if (found.isDirectory()) throw new FileProblem("it is a directory, not a file");
+    if (found.isFIFO()) throw new FileProblem("it is a named pipe, not a file");
+    if (!found.isFile()) throw new FileProblem("it is a device, not a file");
+    return { path, handle, fileBytes: found.size, links: found.nlink, [Symbol.asyncDispose]: () => handle.close() };
   } catch (error) {
     await handle.close();
     throw error;
@@ -77,4 +82,58 @@ export async function readWhole({ handle, fileBytes }: RegularFile, maxBytes: nu
 export async function readRegularFile(path: string, maxBytes: number): Promise<Buffer> {
   await using file = await openRegularFile(path);
   return await readWhole(file, maxBytes);
+}
+
+/** A file that is about to be made, by whoever knows where. */
+export interface NewFile {
+  /** For messages. */
+  readonly path: string;
+  /** Creates it, empty, for reading and writing; the name must be free. Throws the system's error. */
+  create(): Promise<FileHandle>;
+  /** Removes its name, whatever has it by then. */
+  remove(): Promise<void>;
+}
+
+/** Opens what a descriptor is open on once more, with flags of its own; its name is not asked. */
+export async function reopen(handle: FileHandle, flags: number): Promise<FileHandle> {
+  return await open(`/proc/self/fd/${handle.fd}`, flags);
+}
+
+/**
+ * Opens a file again, only for reading and with a position of its own: for a program that inherits it. It moves the
+ * position as it reads, and must not write even where the first open allows it. The caller closes it.
+ *
+ * @throws EnvironmentError
+ */
+export async function openAgain({ handle, path }: RegularFile): Promise<FileHandle> {
+  if (handle.fd < 0) throw new Error(`"${path}" is closed`);
+  try {
+    return await reopen(handle, constants.O_RDONLY);
+  } catch (error) {
+    throw environmentError("read", path, error);
+  }
+}
+
+/** Tells one state of a file from another: whoever changes its content or its size changes this, too. */
+export interface FileStamp extends FileIdentity {
+  readonly size: bigint;
+  readonly mtimeNs: bigint;
+  readonly ctimeNs: bigint;
+}
+
+/** Of a file that was opened a moment ago. */
+export async function readStamp(handle: FileHandle): Promise<FileStamp> {
+  const { dev, ino, size, mtimeNs, ctimeNs } = await handle.stat({ bigint: true });
+  return { dev, ino, size, mtimeNs, ctimeNs };
+}
+
+/** Of a file that has been open for a while: opened anew, for on a network share only that asks the server. */
+export async function readStampAgain(handle: FileHandle): Promise<FileStamp> {
+  await using again = await reopen(handle, constants.O_RDONLY | constants.O_NONBLOCK);
+  return await readStamp(again);
+}
+
+/** One stamp as a text that equals that of the same state only. */
+export function formatStamp({ dev, ino, size, mtimeNs, ctimeNs }: FileStamp): string {
+  return [dev, ino, size, mtimeNs, ctimeNs].join(":");
 }

@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The archive file of a container's backup, between its making and the commit: made by root, filled by
 // somebody else through an open handle, taken back by root.
-import { constants } from "node:fs";
-import { type FileHandle, lstat, open, statfs } from "node:fs/promises";
+import { type FileHandle, statfs } from "node:fs/promises";
 import { type Digest, digestFile, preferredDigest, tryCreateDigester } from "../block/index.ts";
 import { EnvironmentError, environmentError, formatBytes } from "../core/index.ts";
-import type { RegularFile } from "../host/index.ts";
+import { FILE_MODE, type NewFile, type RegularFile } from "../host/index.ts";
 
-const CREATE_FLAGS = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
-const FILE_MODE = 0o600;
 /** A file system that compresses holds more than its size; a planted sparse file claims far more. */
 const MOST_TIMES_FILE_SYSTEM = 4;
 
@@ -22,9 +19,9 @@ export class ContainerArchive implements AsyncDisposable {
   }
 
   /** @throws EnvironmentError, also if the name is taken */
-  static async create(path: string): Promise<ContainerArchive> {
+  static async create({ path, create }: NewFile): Promise<ContainerArchive> {
     try {
-      return new ContainerArchive(path, await open(path, CREATE_FLAGS, FILE_MODE));
+      return new ContainerArchive(path, await create());
     } catch (error) {
       throw environmentError("create", path, error);
     }
@@ -44,22 +41,20 @@ export class ContainerArchive implements AsyncDisposable {
     }
   }
 
-  /** From here on it belongs to root again. @throws EnvironmentError unless it is the very file that was made */
+  /** From here on it belongs to root again. @throws EnvironmentError if it has got a second name, or an impossible size */
   async takeBack(): Promise<void> {
     const { path } = this;
     try {
       await this.#handle.chown(process.getuid?.() ?? 0, process.getgid?.() ?? 0);
       await this.#handle.chmod(FILE_MODE);
-      const [ours, named] = [await this.#handle.stat(), await lstat(path)];
-      if (named.dev !== ours.dev || named.ino !== ours.ino || !named.isFile()) {
+      const { nlink, size } = await this.#handle.stat();
+      if (nlink === 0) {
         throw new EnvironmentError(`Cannot commit "${path}": it is not the file that was created for the backup`);
       }
-      if (named.nlink !== 1) {
-        throw new EnvironmentError(`Cannot commit "${path}": it has ${named.nlink} names, 1 is wanted`);
-      }
-      const { blocks, bsize } = await statfs(path);
-      if (ours.size > blocks * bsize * MOST_TIMES_FILE_SYSTEM) {
-        throw new EnvironmentError(`Cannot commit "${path}": it claims ${formatBytes(ours.size)}, more than fits here`);
+      if (nlink > 1) throw new EnvironmentError(`Cannot commit "${path}": it has ${nlink} names, only one is expected`);
+      const { blocks, bsize } = await statfs(`/proc/self/fd/${this.#handle.fd}`);
+      if (size > blocks * bsize * MOST_TIMES_FILE_SYSTEM) {
+        throw new EnvironmentError(`Cannot commit "${path}": it claims ${formatBytes(size)}, more than fits here`);
       }
     } catch (error) {
       throw environmentError("take back", path, error);
@@ -69,8 +64,14 @@ export class ContainerArchive implements AsyncDisposable {
   /** The file itself, for whoever reads it; borrowed. @throws EnvironmentError */
   async file(): Promise<RegularFile> {
     try {
-      const { size } = await this.#handle.stat();
-      return { path: this.path, handle: this.#handle, fileBytes: size, [Symbol.asyncDispose]: () => Promise.resolve() };
+      const { nlink, size } = await this.#handle.stat();
+      return {
+        path: this.path,
+        handle: this.#handle,
+        fileBytes: size,
+        links: nlink,
+        [Symbol.asyncDispose]: () => Promise.resolve(),
+      };
     } catch (error) {
       throw environmentError("read", this.path, error);
     }

@@ -94,7 +94,7 @@ export class ContainerBackup implements AsyncDisposable {
       throw new RequestError(`Cannot prepare container ${this.vmid}: it is prepared already`);
     signal.throwIfAborted();
     const { format, log, runDir } = this.#environment;
-    const archive = this.#owned.use(await ContainerArchive.create(this.#staged.pathOf(containerArchiveName(format))));
+    const archive = this.#owned.use(await ContainerArchive.create(this.#staged.newFile(containerArchiveName(format))));
     this.#archive = archive;
     this.#info = info;
     // mksquashfs opens its target again; tar only writes to what is open.

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One container restore: the tar archive as it lies in the store, or the squashfs image as a folder.
-import { inspectArchive } from "../archive/index.ts";
-import { CleanupStack, RequestError } from "../core/index.ts";
-import { type DirectoryView, mountSquashfs, sweepRawViews } from "../device/index.ts";
-import { openRegularFile } from "../host/index.ts";
-import type { Point, Store } from "../store/index.ts";
+import { symlink } from "node:fs/promises";
+import path from "node:path";
+import { inspectArchive, verifyArchive } from "../archive/index.ts";
+import { CleanupStack, environmentError, RequestError } from "../core/index.ts";
+import { type DirectoryView, mountSquashfs, sweepRawViews, ViewFolder } from "../device/index.ts";
+import type { RegularFile } from "../host/index.ts";
+import { type ChainLock, type Point, PointDamagedError, type Store } from "../store/index.ts";
 import type { ContainerOffer } from "./backup-provider.ts";
+import { describeTellingKeys } from "./config-warnings.ts";
 import { mustVouch } from "./vouch.ts";
 
 export interface ContainerRestoreEnvironment {
@@ -24,13 +27,21 @@ export function containerMechanism(point: Point): "tar" | "directory" {
 export class ContainerRestore implements AsyncDisposable {
   readonly offer: ContainerOffer;
   readonly #volname: string;
+  readonly #lock: ChainLock;
   readonly #owned: CleanupStack;
   /** Undefined for an archive that PVE reads itself. */
   readonly #view: DirectoryView | undefined;
 
-  private constructor(volname: string, offer: ContainerOffer, owned: CleanupStack, view?: DirectoryView) {
+  private constructor(
+    volname: string,
+    offer: ContainerOffer,
+    lock: ChainLock,
+    owned: CleanupStack,
+    view: DirectoryView | undefined,
+  ) {
     this.offer = offer;
     this.#volname = volname;
+    this.#lock = lock;
     this.#owned = owned;
     this.#view = view;
   }
@@ -44,26 +55,30 @@ export class ContainerRestore implements AsyncDisposable {
     const point = await store.openPoint(volname, signal);
     const mechanism = containerMechanism(point);
     await using stack = new CleanupStack();
-    stack.use(await store.lockChainShared(point, signal));
-    const archive = archiveOf(point);
-    // Nothing was recorded of it: one that was cut off where a member ends, tar would take for a whole one.
-    await using file = await openRegularFile(archive);
-    if (point.manifest === undefined) await inspectArchive(file, signal);
-    if (mechanism === "tar") return new ContainerRestore(volname, { tarPath: archive }, stack.move());
+    const lock = stack.use(await store.lockChainShared(point, signal));
+    const file = stack.use(await point.openFile(archiveOf(point)));
+    await checkUnrecorded(point, file, signal);
+    const warning = describeTellingKeys(point.volname, "lxc", await point.guestConfig());
+    if (warning !== undefined) warn(warning);
+    if (mechanism === "tar") {
+      const folder = stack.use(await ViewFolder.create(runDir));
+      return new ContainerRestore(volname, { tarPath: await linkTo(file, folder) }, lock, stack.move(), undefined);
+    }
     const view = stack.use(await mountSquashfs({ image: file, runDir, signal }));
     if (view.fallbackReason !== undefined) warn(describeFallback(volname, view.fallbackReason));
-    return new ContainerRestore(volname, { archiveDirectory: view.path }, stack.move(), view);
+    return new ContainerRestore(volname, { archiveDirectory: view.path }, lock, stack.move(), view);
   }
 
   /**
    * Takes back what was on offer.
    *
-   * @throws ChildProcessError if the folder was served no longer
+   * @throws ChildProcessError if the folder was served no longer; LockedError if somebody may have removed it meanwhile
    */
   async withdraw(): Promise<void> {
     await using stack = new CleanupStack();
     stack.use(this);
     await mustVouch(this.#volname, this.#view);
+    await this.#lock.assertHeld();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -76,6 +91,32 @@ function archiveOf(point: Point): string {
   throw new RequestError(
     `Cannot restore "${point.volname}" as a container: ${point.type === "lxc" ? "it has no archive" : "it is the backup of a VM"}`,
   );
+}
+
+/**
+ * What no digest was compared of is looked at first: an archive that was cut off where a member ends, tar would take for
+ * a whole one, and one with a second name may be a file of somebody else.
+ */
+async function checkUnrecorded(point: Point, file: RegularFile, signal: AbortSignal): Promise<void> {
+  if (point.manifest === undefined) await inspectArchive(file, signal);
+  if (file.links === 1) return;
+  const digest = point.manifest?.files.find(({ name }) => name === path.basename(file.path))?.digest;
+  if (digest !== undefined && (await verifyArchive(file, digest, signal))) return;
+  throw new PointDamagedError(`Cannot use "${file.path}": it has ${file.links} names, and is not the recorded archive`);
+}
+
+/**
+ * PVE opens a tar by its name. This one lies in a folder of root's alone and leads to the descriptor that was checked,
+ * whatever the archive's own name leads to by now. It ends with this process.
+ */
+async function linkTo(file: RegularFile, folder: ViewFolder): Promise<string> {
+  const link = path.join(folder.path, path.basename(file.path));
+  try {
+    await symlink(`/proc/${process.pid}/fd/${file.handle.fd}`, link);
+    return link;
+  } catch (error) {
+    throw environmentError("create", link, error);
+  }
 }
 
 /** Debian 12's squashfuse 0.1.105 gives attributes of security.* the names of trusted.*, and the other way round. */

@@ -314,6 +314,9 @@ export class DirectoryProvider implements BackupProvider {
     await this.#endBackup();
     await this.#compressor?.[Symbol.asyncDispose]();
     this.#compressor = undefined;
+    const store = await this.#store?.catch(() => undefined);
+    this.#store = undefined;
+    await store?.[Symbol.asyncDispose]();
   }
 
   readonly #warn = (message: string): void => this.#context.log("warn", message);

@@ -2,16 +2,19 @@
 // One VM backup: from the question which disks may be incremental, to the committed point.
 import { AlignedPool, Throttle } from "../block/index.ts";
 import { CleanupStack, formatBytes, HostError, messageOf, RequestError } from "../core/index.ts";
+import type { RegularFile } from "../host/index.ts";
 import { type ClusterCompressor, type Compression, Qcow2Chain, Qcow2Writer } from "../qcow2/index.ts";
 import {
   assertSound,
   backingFileName,
+  type ChainLock,
   checkDeviceName,
   deviceFileName,
   FIREWALL_CONFIG_FILE,
   GUEST_CONFIG_FILE,
   type GuestIdentity,
   type GuestLock,
+  type OpenChain,
   type Point,
   parseVmgenid,
   readGuestIdentity,
@@ -41,11 +44,18 @@ export interface VmBackupEnvironment {
 }
 
 /** What was promised for a device when PVE asked. */
-type Promised = { readonly kind: "base"; readonly base: Point } | { readonly kind: "full"; readonly reason: string };
+type Promised = PromisedBase | { readonly kind: "full"; readonly reason: string };
+
+/** Its chain is open from the question to the commit: what was checked is what is built on. */
+interface PromisedBase {
+  readonly kind: "base";
+  readonly base: Point;
+  readonly chain: OpenChain;
+}
 
 /** How a device is backed up now. */
 type Decision =
-  | { readonly mode: "incremental"; readonly base: Point }
+  | { readonly mode: "incremental"; readonly base: Point; readonly chain: OpenChain }
   | { readonly mode: "full"; readonly reason: string };
 
 /** Owned by the provider from backup_init to backup_cleanup. */
@@ -56,7 +66,7 @@ export class VmBackup implements AsyncDisposable {
   readonly #lock: GuestLock;
   readonly #staged: StagedPoint;
   readonly #promised = new Map<string, Promised>();
-  #isBaseHeld = false;
+  #baseLock: ChainLock | undefined;
   #point: Point | undefined;
 
   private constructor(environment: VmBackupEnvironment, lock: GuestLock, staged: StagedPoint, owned: CleanupStack) {
@@ -109,24 +119,24 @@ export class VmBackup implements AsyncDisposable {
         answers.set(device, "new");
         continue;
       }
-      this.#promised.set(device, await this.#promise(decision.base, device, signal));
+      this.#owned.use(decision.chain);
+      this.#promised.set(device, await this.#promise(decision, signal));
       answers.set(device, this.#promised.get(device)?.kind === "base" ? "use" : "new");
     }
     return answers;
   }
 
   /**
-   * Holds the base until the commit, so that nobody removes it in between; all devices share one base. Of its
-   * chain only the top is read: the images below were read when they were the top.
+   * Holds the base until the commit, so that nobody removes it in between; all devices share one base. Its chain is
+   * sound all the way down.
    */
-  async #promise(base: Point, device: string, signal: AbortSignal): Promise<Promised> {
+  async #promise({ base, chain }: Omit<PromisedBase, "kind">, signal: AbortSignal): Promise<Promised> {
     try {
-      if (!this.#isBaseHeld) this.#owned.use(await this.#environment.store.lockChainShared(base, signal, "required"));
-      this.#isBaseHeld = true;
-      const image = base.devices.get(device);
-      if (image !== undefined) await assertSound(`build on "${base.volname}"`, image.path, signal);
-      await using _opens = await this.#openChain(base, device, signal); // what cannot be opened is no base
-      return { kind: "base", base };
+      this.#baseLock ??= this.#owned.use(await this.#environment.store.lockChainShared(base, signal, "required"));
+      await this.#environment.store.assertChainSound(`build on "${base.volname}"`, this.vmid, chain, signal);
+      await Qcow2Chain.over(openFiles(chain), signal); // what cannot be opened cannot be a base
+      await chain.assertUnchanged("everything");
+      return { kind: "base", base, chain };
     } catch (error) {
       signal.throwIfAborted();
       if (!(error instanceof HostError)) throw error;
@@ -178,6 +188,7 @@ export class VmBackup implements AsyncDisposable {
         }),
       );
     }
+    await this.#baseLock?.assertHeld();
     const point = await this.#staged.commit({ devices, process: guest.process }, signal);
     this.#point = point;
     log("info", `backup "${point.volname}" is complete: ${formatBytes(point.occupiedBytes)} on the storage`);
@@ -205,7 +216,8 @@ export class VmBackup implements AsyncDisposable {
         throw new RequestError(`Cannot back up "${device}": PVE reuses a bitmap that this storage did not ask for`);
       }
       const question = { vmid: this.vmid, device, sizeBytes: volume.size, guest, signal };
-      return { mode: "incremental", base: await this.#environment.store.recheckBase(question, promised.base.uuid) };
+      await this.#environment.store.recheckBase(question, promised);
+      return { mode: "incremental", base: promised.base, chain: promised.chain };
     }
     if (this.#environment.mode === "full") return { mode: "full", reason: "vm-backup-mode is full" };
     if (promised === undefined) return { mode: "full", reason: "PVE did not ask for an incremental backup of it" };
@@ -221,12 +233,12 @@ export class VmBackup implements AsyncDisposable {
     let base: Qcow2Chain | undefined;
     let backing: { file: string; format: "qcow2" } | undefined;
     if (decision.mode === "incremental") {
-      base = stack.use(await this.#openChain(decision.base, device, signal));
+      base = await Qcow2Chain.over(openFiles(decision.chain), signal);
       backing = { file: backingFileName(decision.base.folderName, device), format: "qcow2" };
     }
-    const path = this.#staged.pathOf(deviceFileName(device));
+    const file = this.#staged.newFile(deviceFileName(device));
     const target = stack.use(
-      await Qcow2Writer.create({ path, virtualBytes: volume.size, backing, compression, compressor, signal }),
+      await Qcow2Writer.create({ file, virtualBytes: volume.size, backing, compression, compressor, signal }),
     );
     const copied = await copyDevice({
       device,
@@ -240,7 +252,8 @@ export class VmBackup implements AsyncDisposable {
     });
     const image = await target.finish();
     log("info", copied.summary);
-    await assertSound(`commit "${device}"`, path, signal); // what was just written, read back
+    await using written = await this.#staged.openFile(deviceFileName(device));
+    await assertSound(`commit "${device}"`, written, signal); // read back
     return {
       name: device,
       virtualBytes: volume.size,
@@ -255,11 +268,6 @@ export class VmBackup implements AsyncDisposable {
     };
   }
 
-  async #openChain(base: Point, device: string, signal: AbortSignal): Promise<Qcow2Chain> {
-    const { paths } = await this.#environment.store.resolveChain(base, device, signal);
-    return await Qcow2Chain.open(paths, signal);
-  }
-
   async #openSource(device: string, volume: VmVolume, signal: AbortSignal): Promise<CopySource & AsyncDisposable> {
     const { fileHandles: calls, log, storeid, timeouts } = this.#environment;
     const { fileHandle: handle } = volume;
@@ -268,6 +276,8 @@ export class VmBackup implements AsyncDisposable {
     return await FileHandleSource.open({ device, volume, handle, storeid, calls, timeouts, log }, signal);
   }
 }
+
+const openFiles = ({ images }: OpenChain): RegularFile[] => images.map(({ file }) => file);
 
 interface DeviceJob {
   readonly device: string;

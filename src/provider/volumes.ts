@@ -19,5 +19,5 @@ export function toVolumeEntry(entry: PointEntry): VolumeEntry {
 
 export function toVolumeInfo(point: Point): Awaited<ReturnType<BackupProvider["volumeInfo"]>> {
   const size = Math.max(1, point.occupiedBytes);
-  return { size, used: size, format: "directory", path: point.folder };
+  return { size, used: size, format: "directory", path: point.path };
 }

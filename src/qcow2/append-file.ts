@@ -3,7 +3,7 @@
 // Its first 64 KiB come last. One write is in flight at a time, of all that waits by then: a file system
 // lets only one write make a file longer, and more of them at once spend a core on waiting for each other.
 import { constants } from "node:fs";
-import { type FileHandle, open, rm } from "node:fs/promises";
+import type { FileHandle } from "node:fs/promises";
 import {
   AlignedPool,
   type Digest,
@@ -13,6 +13,7 @@ import {
   tryCreateDigester,
 } from "../block/index.ts";
 import { environmentError, errnoOf, KIB, MIB } from "../core/index.ts";
+import { type NewFile, reopen } from "../host/index.ts";
 import { HEAD_BYTES } from "./constants.ts";
 import { writeAllFully, writeFully } from "./file-io.ts";
 
@@ -42,6 +43,7 @@ const DONE = Promise.resolve();
 /** Owner of a new file. Calls of append() must not overlap: the caller has an order anyway. */
 export class AppendFile implements AsyncDisposable {
   readonly path: string;
+  readonly #file: NewFile;
   readonly #handle: FileHandle;
   #direct: FileHandle | undefined;
   readonly #digester: Digester;
@@ -58,8 +60,9 @@ export class AppendFile implements AsyncDisposable {
   #isFinished = false;
   #isDisposed = false;
 
-  private constructor(path: string, handle: FileHandle, direct: FileHandle | undefined, signal: AbortSignal) {
-    this.path = path;
+  private constructor(file: NewFile, handle: FileHandle, direct: FileHandle | undefined, signal: AbortSignal) {
+    this.path = file.path;
+    this.#file = file;
     this.#handle = handle;
     this.#direct = direct;
     this.#signal = signal;
@@ -69,23 +72,20 @@ export class AppendFile implements AsyncDisposable {
   }
 
   /**
-   * Creates `path`, mode 0600; it must not exist.
+   * Creates the file; it must not exist.
    *
    * @param isAligned every append ends at a multiple of 4096 whenever a borrowed one follows, and so does the file
    * @throws EnvironmentError if it exists or cannot be created
    */
-  static async create(path: string, isAligned: boolean, signal: AbortSignal): Promise<AppendFile> {
-    let handle: FileHandle;
-    try {
-      handle = await open(path, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o600);
-    } catch (error) {
-      throw environmentError("create", path, error);
-    }
+  static async create(file: NewFile, isAligned: boolean, signal: AbortSignal): Promise<AppendFile> {
+    const handle = await file.create().catch((error: unknown) => {
+      throw environmentError("create", file.path, error);
+    });
     // Opened apart: a file system without O_DIRECT may create the file and then refuse it.
     const direct = isAligned
-      ? await open(path, constants.O_WRONLY | constants.O_DIRECT).catch(() => undefined)
+      ? await reopen(handle, constants.O_WRONLY | constants.O_DIRECT).catch(() => undefined)
       : undefined;
-    return new AppendFile(path, handle, direct, signal);
+    return new AppendFile(file, handle, direct, signal);
   }
 
   /** Where the next byte goes. */
@@ -271,7 +271,7 @@ export class AppendFile implements AsyncDisposable {
     await this.#pump;
     // Unlink first: that works on an open file, and a failing close must not keep the partial one.
     try {
-      await rm(this.path, { force: true });
+      await this.#file.remove();
     } finally {
       await this.#close();
     }

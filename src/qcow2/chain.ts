@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A disk as the guest saw it: an image over its backing images, each given by path. What a header
-// names is never opened.
-import { CleanupStack, MIB, RequestError } from "../core/index.ts";
+// A disk as the guest saw it: an image over its backing images, each given as an open file. What a
+// header names is never opened.
+import { MIB, RequestError } from "../core/index.ts";
+import type { RegularFile } from "../host/index.ts";
 import { Qcow2FormatError } from "./errors.ts";
 import type { Qcow2Header } from "./header.ts";
 import { Qcow2Image } from "./image.ts";
@@ -11,44 +12,42 @@ export const MAX_CHAIN_IMAGES = 1024;
 /** All L1 tables of a chain together: 256 images of a disk of 64 TiB, at 64 KiB a cluster. */
 export const MAX_CHAIN_L1_BYTES = 256 * MIB;
 
-export class Qcow2Chain implements AsyncDisposable {
+export class Qcow2Chain {
   readonly #images: readonly Qcow2Image[];
-  readonly #owned: CleanupStack;
 
-  private constructor(images: readonly Qcow2Image[], owned: CleanupStack) {
+  private constructor(images: readonly Qcow2Image[]) {
     this.#images = images;
-    this.#owned = owned;
   }
 
   /**
-   * Opens a chain, the top image first, the base last.
+   * Reads a chain, the top image first, the base last. The files are borrowed: whoever opened them closes them.
    *
    * @throws Qcow2FormatError if an image is unsound or comes twice, if their L1 tables are too large, if one that is
    *   not the last has no backing file or a format other than qcow2 for it, or if the last one has a backing file;
    *   EnvironmentError if one cannot be read
    */
-  static async open(paths: readonly string[], signal: AbortSignal): Promise<Qcow2Chain> {
-    if (paths.length === 0 || paths.length > MAX_CHAIN_IMAGES) {
-      throw new RequestError(`Cannot open a chain of ${paths.length} images: 1 to ${MAX_CHAIN_IMAGES} are wanted`);
+  static async over(files: readonly RegularFile[], signal: AbortSignal): Promise<Qcow2Chain> {
+    if (files.length === 0 || files.length > MAX_CHAIN_IMAGES) {
+      throw new RequestError(`Cannot open a chain of ${files.length} images: 1 to ${MAX_CHAIN_IMAGES} are wanted`);
     }
-    await using owned = new CleanupStack();
     const images: Qcow2Image[] = [];
     const seen = new Set<string>();
     let l1Bytes = 0;
-    for (const [index, path] of paths.entries()) {
+    for (const [index, file] of files.entries()) {
+      const { path } = file;
       signal.throwIfAborted();
-      const image = owned.use(await Qcow2Image.open(path));
-      const { dev, ino } = await image.file.handle.stat({ bigint: true });
+      const image = await Qcow2Image.over(file);
+      const { dev, ino } = await file.handle.stat({ bigint: true });
       if (seen.has(`${dev}:${ino}`)) throw new Qcow2FormatError(`Cannot open chain: "${path}" comes twice in it`);
       seen.add(`${dev}:${ino}`);
-      checkLink(path, image.header, index === paths.length - 1);
+      checkLink(path, image.header, index === files.length - 1);
       l1Bytes += image.l1Bytes;
       if (l1Bytes > MAX_CHAIN_L1_BYTES) {
         throw new Qcow2FormatError(`Cannot open chain: with "${path}" its L1 tables have ${l1Bytes} bytes, too many`);
       }
       images.push(image);
     }
-    return new Qcow2Chain(images, owned.move());
+    return new Qcow2Chain(images);
   }
 
   /** Size of the disk: that of the top image. */
@@ -84,10 +83,6 @@ export class Qcow2Chain implements AsyncDisposable {
       else if (run.entry.kind === "zero") part.fill(0);
       else await image.readRun(run, part);
     }
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#owned[Symbol.asyncDispose]();
   }
 }
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The refcounts that an image records, read block by block, a bounded number of them in memory.
 
+import type { RegularFile } from "../host/index.ts";
 import type { ErrorList } from "./check-report.ts";
 import { TABLE_ENTRY_BYTES } from "./constants.ts";
 import { Qcow2FormatError } from "./errors.ts";
-import { type ImageFile, readTable } from "./file-io.ts";
+import { readTable } from "./file-io.ts";
 import type { Qcow2Header } from "./header.ts";
 import { decodeRefcount, decodeRefcountTableEntry } from "./tables.ts";
 
@@ -15,11 +16,11 @@ export class RecordedRefcounts {
   /** Host offset of each block; 0 where there is none. */
   readonly blockOffsets: readonly number[];
   readonly clustersPerBlock: number;
-  readonly #file: ImageFile;
+  readonly #file: RegularFile;
   readonly #header: Qcow2Header;
   readonly #blocks = new Map<number, Buffer>();
 
-  private constructor(file: ImageFile, header: Qcow2Header, blockOffsets: readonly number[]) {
+  private constructor(file: RegularFile, header: Qcow2Header, blockOffsets: readonly number[]) {
     this.#file = file;
     this.#header = header;
     this.blockOffsets = blockOffsets;
@@ -27,7 +28,7 @@ export class RecordedRefcounts {
   }
 
   /** Reads the refcount table (at most 8 MiB); unusable entries go to `errors` and count as absent. */
-  static async open(file: ImageFile, header: Qcow2Header, errors: ErrorList): Promise<RecordedRefcounts> {
+  static async open(file: RegularFile, header: Qcow2Header, errors: ErrorList): Promise<RecordedRefcounts> {
     const { clusterBytes } = header;
     const table = await readTable(file, header.refcountTableOffset, header.refcountTableClusters * clusterBytes);
     const offsets: number[] = [];
@@ -73,7 +74,7 @@ export class RecordedRefcounts {
   }
 }
 
-function blockOffset(entry: bigint, index: number, file: ImageFile, clusterBytes: number, errors: ErrorList): number {
+function blockOffset(entry: bigint, index: number, file: RegularFile, clusterBytes: number, errors: ErrorList): number {
   try {
     const offset = decodeRefcountTableEntry(entry, clusterBytes);
     if (offset + clusterBytes <= file.fileBytes) return offset;

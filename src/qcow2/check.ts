@@ -2,14 +2,15 @@
 // Checks the tables of an image as `qemu-img check` does: every reference against the refcounts, in
 // the file, in nobody else's place. Streamed; memory is bounded by the window of clusters.
 import { UnsupportedError } from "../core/index.ts";
+import type { RegularFile } from "../host/index.ts";
 import { RecordedRefcounts } from "./check-refcounts.ts";
 import { type CheckReport, ErrorList } from "./check-report.ts";
 import { ReferenceWindow, WINDOW_CLUSTERS } from "./check-window.ts";
 import { TABLE_ENTRY_BYTES } from "./constants.ts";
 import { Qcow2FormatError } from "./errors.ts";
-import { type ImageFile, openImageFile, readTable } from "./file-io.ts";
+import { readTable } from "./file-io.ts";
 import type { Qcow2Header } from "./header.ts";
-import { readHeaderOf } from "./read-header.ts";
+import { readQcow2Header } from "./read-header.ts";
 import { decodeL1Entry, decodeL2Entry, type L2Entry } from "./tables.ts";
 
 export interface CheckOptions {
@@ -24,16 +25,15 @@ export interface CheckOptions {
 const MAX_ERRORS = 1000;
 
 /**
- * Checks the tables of one image; its data, and its backing file, are not read.
+ * Checks the tables of one open image; its data, and its backing file, are not read.
  *
  * @throws Qcow2FormatError if header, L1 or refcount table are unusable; UnsupportedError for an image with
  *   internal snapshots or bitmaps, whose clusters we do not count; EnvironmentError if reading fails
  */
-export async function checkQcow2(path: string, options: CheckOptions): Promise<CheckReport> {
-  await using file = await openImageFile(path);
-  const header = await readHeaderOf(file);
+export async function checkQcow2(file: RegularFile, options: CheckOptions): Promise<CheckReport> {
+  const header = await readQcow2Header(file);
   if (header.snapshots > 0 || header.hasBitmaps) {
-    throw new UnsupportedError(`Cannot check "${path}": it holds internal snapshots or bitmaps`);
+    throw new UnsupportedError(`Cannot check "${file.path}": it holds internal snapshots or bitmaps`);
   }
   const errors = new ErrorList();
   const refcounts = await RecordedRefcounts.open(file, header, errors);
@@ -61,7 +61,7 @@ export async function checkQcow2(path: string, options: CheckOptions): Promise<C
 class Check {
   leakedClusters = 0;
   readonly counts = { dataClusters: 0, compressedClusters: 0, zeroClusters: 0 };
-  readonly #file: ImageFile;
+  readonly #file: RegularFile;
   readonly #header: Qcow2Header;
   readonly #refcounts: RecordedRefcounts;
   readonly #l1: Buffer;
@@ -70,7 +70,7 @@ class Check {
   #window = new ReferenceWindow(0, 0);
 
   constructor(
-    file: ImageFile,
+    file: RegularFile,
     header: Qcow2Header,
     refcounts: RecordedRefcounts,
     l1: Buffer,

@@ -2,23 +2,23 @@
 // The digest of an image on disk, in the writer's order: from byte 65536 to the end, then the head.
 import { type Digest, type DigestAlgorithm, mustCreateDigester } from "../block/index.ts";
 import { MIB } from "../core/index.ts";
+import type { RegularFile } from "../host/index.ts";
 import { HEAD_BYTES } from "./constants.ts";
-import { openImageFile, readUpTo } from "./file-io.ts";
+import { readUpTo } from "./file-io.ts";
 
 /**
- * Digests a file of any kind: `(tail -c +65537 F; head -c 65536 F) | xxhsum -H2` prints the same.
+ * Digests an open file of any kind: `(tail -c +65537 F; head -c 65536 F) | xxhsum -H2` prints the same.
  *
  * @param onProgress called with the bytes read so far
  * @throws UnsupportedError if this system lacks the algorithm, EnvironmentError if reading fails
  */
 export async function digestQcow2File(
-  path: string,
+  file: RegularFile,
   algorithm: DigestAlgorithm,
   signal: AbortSignal,
   onProgress?: (doneBytes: number) => void,
 ): Promise<Digest> {
-  const digester = mustCreateDigester(algorithm, path);
-  await using file = await openImageFile(path);
+  const digester = mustCreateDigester(algorithm, file.path);
   const buffer = Buffer.alloc(MIB);
   for (let at = HEAD_BYTES; ; ) {
     signal.throwIfAborted();
@@ -34,7 +34,7 @@ export async function digestQcow2File(
 }
 
 /** True if the file's digest is `expected`; throws as digestQcow2File() does. */
-export async function verifyDigest(path: string, expected: Digest, signal: AbortSignal): Promise<boolean> {
-  const actual = await digestQcow2File(path, expected.algorithm, signal);
+export async function verifyDigest(file: RegularFile, expected: Digest, signal: AbortSignal): Promise<boolean> {
+  const actual = await digestQcow2File(file, expected.algorithm, signal);
   return actual.value === expected.value;
 }

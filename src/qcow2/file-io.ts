@@ -1,50 +1,21 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Reads and writes that finish what the kernel left short, and the one way images are opened.
-import { constants } from "node:fs";
-import { type FileHandle, open } from "node:fs/promises";
+// Reads and writes that finish what the kernel left short.
+import type { FileHandle } from "node:fs/promises";
 import { environmentError } from "../core/index.ts";
+import type { RegularFile } from "../host/index.ts";
 import { Qcow2FormatError } from "./errors.ts";
-
-/** An image open for reading; `path` is for messages. */
-export interface ImageFile extends AsyncDisposable {
-  readonly path: string;
-  readonly handle: FileHandle;
-  readonly fileBytes: number;
-}
-
-/**
- * Opens a regular file for reading. Nothing that blocks (a FIFO) or is no file is waited for.
- *
- * @throws EnvironmentError if it cannot be opened, Qcow2FormatError if it is no regular file
- */
-export async function openImageFile(path: string): Promise<ImageFile> {
-  let handle: FileHandle;
-  try {
-    handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
-  } catch (error) {
-    throw environmentError("open", path, error);
-  }
-  try {
-    const stat = await handle.stat();
-    if (!stat.isFile()) throw new Qcow2FormatError(`Cannot open "${path}": it is no regular file`);
-    return { path, handle, fileBytes: stat.size, [Symbol.asyncDispose]: () => handle.close() };
-  } catch (error) {
-    await handle.close();
-    throw environmentError("open", path, error);
-  }
-}
 
 /**
  * Fills `target` from `offset` on.
  *
  * @throws Qcow2FormatError if the file ends before, EnvironmentError if reading fails
  */
-export async function readExactly(file: ImageFile, target: Buffer, offset: number): Promise<void> {
+export async function readExactly(file: RegularFile, target: Buffer, offset: number): Promise<void> {
   const got = await readUpTo(file, target, offset);
   if (got < target.length) throw endsBefore(file, offset + got, offset, target.length);
 }
 
-function endsBefore(file: ImageFile, end: number, offset: number, wanted: number): Qcow2FormatError {
+function endsBefore(file: RegularFile, end: number, offset: number, wanted: number): Qcow2FormatError {
   return new Qcow2FormatError(
     `Cannot read "${file.path}": it ends at byte ${end}, ${wanted} bytes from ${offset} on are wanted`,
   );
@@ -55,7 +26,7 @@ function endsBefore(file: ImageFile, end: number, offset: number, wanted: number
  *
  * @throws Qcow2FormatError if the file ends before, EnvironmentError if reading fails
  */
-export async function readTable(file: ImageFile, offset: number, length: number): Promise<Buffer> {
+export async function readTable(file: RegularFile, offset: number, length: number): Promise<Buffer> {
   if (offset + length > file.fileBytes) throw endsBefore(file, file.fileBytes, offset, length);
   const table = Buffer.alloc(length);
   await readExactly(file, table, offset);
@@ -63,7 +34,7 @@ export async function readTable(file: ImageFile, offset: number, length: number)
 }
 
 /** As readExactly(), but ends at the end of the file. Returns the number of bytes read. */
-export async function readUpTo(file: ImageFile, target: Buffer, offset: number): Promise<number> {
+export async function readUpTo(file: RegularFile, target: Buffer, offset: number): Promise<number> {
   let done = 0;
   try {
     while (done < target.length) {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One image, open for reading: its header, its L1 table, and where each guest cluster lives.
 import { alignDown } from "../core/index.ts";
+import type { RegularFile } from "../host/index.ts";
 import { TABLE_ENTRY_BYTES } from "./constants.ts";
 import { decompressCluster } from "./decompress.ts";
 import { Qcow2FormatError } from "./errors.ts";
-import { type ImageFile, openImageFile, readExactly, readTable, readUpTo } from "./file-io.ts";
+import { readExactly, readTable, readUpTo } from "./file-io.ts";
 import type { Qcow2Header } from "./header.ts";
-import { readHeaderOf } from "./read-header.ts";
+import { readQcow2Header } from "./read-header.ts";
 import { decodeL1Entry, decodeL2Entry, type L2Entry, l2CoverageBytes } from "./tables.ts";
 
 /** L2 tables of one image that stay in memory, in bytes. */
@@ -20,9 +21,9 @@ export interface ImageRun {
   readonly entry: L2Entry;
 }
 
-export class Qcow2Image implements AsyncDisposable {
+export class Qcow2Image {
   readonly header: Qcow2Header;
-  readonly file: ImageFile;
+  readonly file: RegularFile;
   readonly #l1: Buffer;
   readonly #l2Bytes: number;
   /** In order of use: the first is the oldest. */
@@ -30,7 +31,7 @@ export class Qcow2Image implements AsyncDisposable {
   readonly #maxTables: number;
   #lastCluster: { readonly hostOffset: number; readonly bytes: Buffer } | undefined;
 
-  private constructor(file: ImageFile, header: Qcow2Header, l1: Buffer) {
+  private constructor(file: RegularFile, header: Qcow2Header, l1: Buffer) {
     this.file = file;
     this.header = header;
     this.#l1 = l1;
@@ -38,18 +39,16 @@ export class Qcow2Image implements AsyncDisposable {
     this.#maxTables = Math.max(MIN_CACHED_TABLES, Math.floor(L2_CACHE_BYTES / header.clusterBytes));
   }
 
-  /** @throws EnvironmentError if the file cannot be read, Qcow2FormatError if it is not a sound plain image */
-  static async open(path: string): Promise<Qcow2Image> {
-    const file = await openImageFile(path);
-    try {
-      const header = await readHeaderOf(file);
-      const entries = Math.ceil(header.virtualBytes / l2CoverageBytes(header.clusterBytes));
-      const l1 = await readTable(file, header.l1Offset, entries * TABLE_ENTRY_BYTES);
-      return new Qcow2Image(file, header, l1);
-    } catch (error) {
-      await file[Symbol.asyncDispose]();
-      throw error;
-    }
+  /**
+   * Reads header and L1 table. The file is borrowed: whoever opened it closes it.
+   *
+   * @throws EnvironmentError if the file cannot be read, Qcow2FormatError if it is not a sound plain image
+   */
+  static async over(file: RegularFile): Promise<Qcow2Image> {
+    const header = await readQcow2Header(file);
+    const entries = Math.ceil(header.virtualBytes / l2CoverageBytes(header.clusterBytes));
+    const l1 = await readTable(file, header.l1Offset, entries * TABLE_ENTRY_BYTES);
+    return new Qcow2Image(file, header, l1);
   }
 
   /** What the L1 table takes in memory. */
@@ -127,10 +126,6 @@ export class Qcow2Image implements AsyncDisposable {
       this.#tables.delete(oldest);
     }
     return table;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.file[Symbol.asyncDispose]();
   }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
+import type { RegularFile } from "../host/index.ts";
 import { HEADER_BYTES_V2 } from "./constants.ts";
-import { type ImageFile, openImageFile, readUpTo } from "./file-io.ts";
+import { readUpTo } from "./file-io.ts";
 import { decodeClusterBits, decodeQcow2Header, type Qcow2Header } from "./header.ts";
 
 /**
@@ -8,13 +9,7 @@ import { decodeClusterBits, decodeQcow2Header, type Qcow2Header } from "./header
  *
  * @throws EnvironmentError if the file cannot be read, Qcow2FormatError as decodeQcow2Header() does
  */
-export async function readQcow2Header(path: string): Promise<Qcow2Header> {
-  await using file = await openImageFile(path);
-  return await readHeaderOf(file);
-}
-
-/** The same for an image that is open already. */
-export async function readHeaderOf(file: ImageFile): Promise<Qcow2Header> {
+export async function readQcow2Header(file: RegularFile): Promise<Qcow2Header> {
   const fixed = Buffer.alloc(HEADER_BYTES_V2);
   const got = await readUpTo(file, fixed, 0);
   const clusterBits = decodeClusterBits(fixed.subarray(0, got), file.path);

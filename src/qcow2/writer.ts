@@ -3,6 +3,7 @@
 // first error. The layout is ImageLayout's, the bytes are AppendFile's.
 import { type Digest, type Extent, splitAt } from "../block/index.ts";
 import { CleanupStack, RequestError } from "../core/index.ts";
+import type { NewFile } from "../host/index.ts";
 import { AppendFile } from "./append-file.ts";
 import type { CompressionKind } from "./compress-protocol.ts";
 import { type ClusterCompressor, type CompressedRun, createCompressor, MAX_COMPRESS_BYTES } from "./compressor.ts";
@@ -14,8 +15,8 @@ import type { ImageShape } from "./table-builder.ts";
 export type Compression = "none" | CompressionKind;
 
 export interface Qcow2WriterOptions {
-  /** Created with mode 0600; must not exist. */
-  readonly path: string;
+  /** Created by the writer; must not exist. */
+  readonly file: NewFile;
   /** Size of the disk in bytes; rounded up to a sector of 512, QEMU's unit. */
   readonly virtualBytes: number;
   /** As it will stand in the header; a relative name counts from the image's own folder. */
@@ -96,7 +97,7 @@ export class Qcow2Writer implements AsyncDisposable {
         throw new RequestError(`Cannot compress with ${options.compression}: the compressor makes ${compressor.kind}`);
       }
     }
-    const file = owned.use(await AppendFile.create(options.path, shape.clusterBits >= 12, options.signal));
+    const file = owned.use(await AppendFile.create(options.file, shape.clusterBits >= 12, options.signal));
     return new Qcow2Writer(file, shape, compressor, owned.move(), options.signal);
   }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // attributes.json: what may change after commit. Beside the manifest, so that notes never rewrite it.
-import { join } from "node:path";
 import { errnoOf, messageOf, RequestError } from "../core/index.ts";
+import type { Folder } from "../host/index.ts";
 import type { DurableIo } from "./durable.ts";
-import { checkFormat, Fields, formatJson, parseJson, readSmallFile } from "./json.ts";
+import { checkFormat, Fields, formatJson, parseJson } from "./json.ts";
 import { ATTRIBUTES_FILE } from "./layout.ts";
 
 export interface Attributes {
@@ -26,7 +26,7 @@ const MAX_ATTRIBUTES_BYTES = 1024 * 1024;
 const ATTRIBUTES_FORMAT = "pve-backup-host-attributes";
 const ATTRIBUTES_VERSION = 1;
 
-/** @throws JsonProblem */
+/** @throws FileProblem */
 export function parseAttributes(bytes: Buffer): Attributes {
   const fields = new Fields(parseJson(bytes));
   checkFormat(fields, ATTRIBUTES_FORMAT, ATTRIBUTES_VERSION);
@@ -52,22 +52,22 @@ function parseVerify(fields: Fields): VerifyState {
  * The attributes of a point. No file means none; a file that cannot be understood counts as protected,
  * because it may have said so.
  */
-export async function readAttributes(folder: string, warn: (message: string) => void): Promise<Attributes> {
+export async function readAttributes(folder: Folder, warn: (message: string) => void): Promise<Attributes> {
   try {
-    return parseAttributes(await readSmallFile(join(folder, ATTRIBUTES_FILE), MAX_ATTRIBUTES_BYTES));
+    return parseAttributes(await folder.readFile(ATTRIBUTES_FILE, MAX_ATTRIBUTES_BYTES));
   } catch (error) {
     if (errnoOf(error) === "ENOENT") return { protected: false };
-    warn(`Cannot read the attributes of "${folder}": ${messageOf(error)}; it counts as protected`);
+    warn(`Cannot read the attributes of "${folder.path}": ${messageOf(error)}; it counts as protected`);
     return { protected: true };
   }
 }
 
 /** @throws RequestError for notes that are too long, EnvironmentError */
-export async function writeAttributes(folder: string, attributes: Attributes, io: DurableIo): Promise<void> {
+export async function writeAttributes(folder: Folder, attributes: Attributes, io: DurableIo): Promise<void> {
   const notesBytes = Buffer.byteLength(attributes.notes ?? "");
   if (notesBytes > MAX_NOTES_BYTES) {
     throw new RequestError(`Cannot store notes: they have ${notesBytes} bytes, at most ${MAX_NOTES_BYTES} are allowed`);
   }
   const value = { format: ATTRIBUTES_FORMAT, version: ATTRIBUTES_VERSION, ...attributes };
-  await io.replaceFile(join(folder, ATTRIBUTES_FILE), formatJson(value));
+  await io.replaceFile(folder, ATTRIBUTES_FILE, formatJson(value));
 }

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Full or incremental: whether the newest point of a guest may be built on. Two witnesses must agree
-// with the store; everything doubtful makes a full backup, and says why.
-import { formatBytes, HostError } from "../core/index.ts";
+// Full or incremental: whether the newest point of a guest may be built on. The witnesses must agree with
+// the store, the one outside it and what it remembers itself; everything doubtful makes a full backup, and says why.
+import { CleanupStack, formatBytes, HostError } from "../core/index.ts";
 import { isSameProcess } from "../host/index.ts";
-import { type CatalogEntry, type CompleteEntry, scanGuest } from "./catalog.ts";
-import { MAX_CHAIN_LENGTH, resolveChain } from "./chain.ts";
+import { type CatalogEntry, type CompleteEntry, openGuest, scanGuest } from "./catalog.ts";
+import { MAX_CHAIN_LENGTH, type OpenChain, openChain } from "./chain.ts";
 import type { StoreContext } from "./context.ts";
 import { BaseUnusableError } from "./errors.ts";
 import type { GuestIdentity } from "./guest-identity.ts";
 import { checkDeviceName, checkVmid } from "./layout.ts";
 import { completePoint, type Point } from "./point.ts";
+import { type FoundState, readState } from "./state.ts";
 import { Witness, type WitnessRecord, type WitnessState } from "./witness.ts";
 
 export interface BaseQuestion {
@@ -22,7 +23,8 @@ export interface BaseQuestion {
 }
 
 export type BaseDecision =
-  | { readonly usable: true; readonly base: Point }
+  /** `chain` is open, and the caller's to close. */
+  | { readonly usable: true; readonly base: Point; readonly chain: OpenChain }
   /** `reason` ends the log line "full backup: ...". */
   | { readonly usable: false; readonly reason: string };
 
@@ -40,12 +42,15 @@ export async function decideBase(context: StoreContext, question: BaseQuestion):
     const entries = await scanGuest(context, question.vmid, question.signal);
     const record = checkWitness(await readWitness(context, question.vmid), entries, context.storeid);
     const newest = checkNewest(entries, record, context.storeid);
+    checkState(await readGuestState(context, question.vmid), newest, context.storeid);
     checkGuest(newest.manifest.guest, question.guest);
     checkGuest(record.guest, question.guest);
     const base = completePoint(context, newest.name, newest.manifest, newest.occupiedBytes);
-    await checkDevice(context, base, question);
+    await using owned = new CleanupStack();
+    const chain = owned.use(await openBaseChain(context, base, question));
     checkForeign(entries, record);
-    return { usable: true, base };
+    owned.move();
+    return { usable: true, base, chain };
   } catch (error) {
     if (error instanceof NotUsable) return { usable: false, reason: error.message };
     throw error;
@@ -60,11 +65,15 @@ export async function decideBase(context: StoreContext, question: BaseQuestion):
 export async function recheckBase(
   context: StoreContext,
   question: BaseQuestion,
-  promisedUuid: string | undefined,
-): Promise<Point> {
+  promised: { readonly base: Point; readonly chain: OpenChain },
+): Promise<void> {
   const decision = await decideBase(context, question);
   const reason = decision.usable ? "a newer backup took its place" : decision.reason;
-  if (decision.usable && decision.base.uuid === promisedUuid) return decision.base;
+  await using _chain = decision.usable ? decision.chain : undefined;
+  if (decision.usable && decision.base.uuid === promised.base.uuid) {
+    promised.chain.assertSame(decision.chain);
+    return;
+  }
   throw new BaseUnusableError(
     `Cannot back up ${question.device} incrementally: its base is no longer usable (${reason})`,
     { hint: "nothing is lost: the next backup is a full one" },
@@ -136,21 +145,38 @@ function checkGuest(then: GuestIdentity, now: GuestIdentity): void {
   if (!isSameProcess(then.process, now.process)) throw new NotUsable("no vmgenid and QEMU was restarted");
 }
 
-async function checkDevice(context: StoreContext, base: Point, question: BaseQuestion): Promise<void> {
+/** The third witness, which no copy of the one outside can bring back to an older state. */
+function checkState(found: FoundState, newest: CompleteEntry, storeid: string): void {
+  if (found.kind === "none") throw new NotUsable("state.json is missing, which names the last backup");
+  if (found.kind === "damaged") {
+    throw new NotUsable(`state.json cannot be used, which names the last backup: ${found.reason}`);
+  }
+  const last = found.state.newest.get(storeid);
+  if (last?.uuid === newest.manifest.uuid) return;
+  if (last === undefined) throw new NotUsable("state.json names no last backup through this storage");
+  throw new NotUsable(`state.json names ${last.archive} as the last backup through this storage`);
+}
+
+async function readGuestState(context: StoreContext, vmid: number): Promise<FoundState> {
+  await using guest = await openGuest(context, vmid);
+  return guest === undefined ? { kind: "none" } : await readState(guest);
+}
+
+async function openBaseChain(context: StoreContext, base: Point, question: BaseQuestion): Promise<OpenChain> {
   const { device, sizeBytes, signal } = question;
   const found = base.type === "qemu" ? base.devices.get(device) : undefined;
   if (found === undefined) throw new NotUsable("it is not part of the last backup");
   if (found.virtualBytes !== sizeBytes) {
     throw new NotUsable(`size changed from ${sizeText(found.virtualBytes)} to ${sizeText(sizeBytes)}`);
   }
-  const chain = await resolveChain(context, base, device, signal).catch((error: unknown) => {
+  const chain = await openChain(context, base, device, signal).catch((error: unknown) => {
     signal.throwIfAborted();
     if (error instanceof HostError) throw new NotUsable(`base damaged: ${error.message}`);
     throw error;
   });
-  if (chain.paths.length >= MAX_CHAIN_LENGTH) {
-    throw new NotUsable(`its chain has ${chain.paths.length} images already`);
-  }
+  if (chain.images.length < MAX_CHAIN_LENGTH) return chain;
+  await chain[Symbol.asyncDispose]();
+  throw new NotUsable(`its chain has ${chain.images.length} images already`);
 }
 
 /** Exact where rounding would hide a difference. */

@@ -1,22 +1,17 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The commit of a point: files synced, manifest last, witness in flight, rename, then the rest.
-import type { Stats } from "node:fs";
-import { chmod } from "node:fs/promises";
-import { join } from "node:path";
 import { type Digest, tryCreateDigester } from "../block/index.ts";
 import { environmentError, errnoOf, HostError, messageOf, RequestError } from "../core/index.ts";
-import type { ProcessIdentity } from "../host/index.ts";
+import { FileProblem, type ProcessIdentity, type RegularFile, readWhole } from "../host/index.ts";
 import { foreignFolders } from "./base.ts";
-import { occupiedBytesOf, scanGuest, statFiles } from "./catalog.ts";
-import { checkImage, resolveChain } from "./chain.ts";
-import type { StoreContext } from "./context.ts";
-import { FILE_MODE } from "./durable.ts";
+import { type FileTable, lookAtFiles, occupiedBytesOf, scanGuest } from "./catalog.ts";
+import { checkImage, openChain } from "./chain.ts";
+import { checkSameStore, type StoreContext } from "./context.ts";
 import { BaseUnusableError, PointDamagedError } from "./errors.ts";
 import { type GuestIdentity, MAX_GUEST_CONFIG_BYTES, parseVmgenid } from "./guest-identity.ts";
 import type { GuestLock } from "./guest-lock.ts";
-import { readImageFile, unreadableFile } from "./image-file.ts";
-import { JsonProblem, readSmallFile } from "./json.ts";
-import { deviceFileName, GUEST_CONFIG_FILE, isPlainFileName, MANIFEST_FILE } from "./layout.ts";
+import { openImageFile, unreadableFile } from "./image-file.ts";
+import { deviceFileName, GUEST_CONFIG_FILE, MANIFEST_FILE } from "./layout.ts";
 import {
   cutLine,
   formatManifest,
@@ -27,7 +22,8 @@ import {
   parseManifest,
 } from "./manifest.ts";
 import { completePoint, openPoint, type Point } from "./point.ts";
-import { publish, type StagedFolder } from "./publish.ts";
+import { assertOnlyOurs, publish } from "./publish.ts";
+import type { StagedPoint } from "./staged-point.ts";
 
 /** What a job reports about one device; the store reads size and header from the file itself. */
 export interface StagedDevice {
@@ -60,12 +56,14 @@ export interface CommitParts {
 export async function commitPoint(
   context: StoreContext,
   lock: GuestLock,
-  staged: StagedFolder,
+  staged: StagedPoint,
   parts: CommitParts,
   signal: AbortSignal,
 ): Promise<Point> {
   await lock.assertHeld();
-  const files = await syncFiles(context, staged, parts);
+  await lookAtStaged(staged);
+  const files: ManifestFile[] = [];
+  for (const name of [...staged.files.keys()].sort()) files.push(await syncFile(context, staged, name, parts));
   const devices: ManifestDevice[] = [];
   for (const device of parts.devices) devices.push(await checkDevice(context, staged, device, signal));
   const guest = await readGuest(staged, parts);
@@ -75,48 +73,52 @@ export async function commitPoint(
     ...(parts.container === undefined ? {} : { container: parts.container }),
     files,
   });
-  const occupiedBytes = occupiedBytesOf((await statStaged(staged)).values());
+  const occupiedBytes = occupiedBytesOf((await lookAtStaged(staged)).values());
   const foreign = foreignFolders(await scanGuest(context, staged.name.vmid, signal));
   signal.throwIfAborted();
+  await checkSameStore(context);
   await publish(context, lock, staged, { guest, foreign });
   return completePoint(context, staged.name, manifest, occupiedBytes);
 }
 
-/** Nobody else works here: what the folder names and cannot be looked at must not fall out of the manifest. */
-async function statStaged({ folder }: StagedFolder): Promise<Map<string, Stats>> {
-  return await statFiles(folder, "must stay").catch((error: unknown) => {
-    throw unreadableFile(folder, error);
+/** What the job did not write does not get in, and what it wrote is still there. */
+async function lookAtStaged(staged: StagedPoint): Promise<FileTable> {
+  const { folder } = staged;
+  const found = await lookAtFiles(folder, "must stay").catch((error: unknown) => {
+    throw unreadableFile(folder.path, error);
   });
+  assertOnlyOurs(staged, found);
+  return found;
 }
 
-/** Every file of the staging folder, on the disk, private, and as long as it was reported to be. */
-async function syncFiles(context: StoreContext, staged: StagedFolder, parts: CommitParts): Promise<ManifestFile[]> {
-  const files: ManifestFile[] = [];
-  for (const [name, found] of [...(await statStaged(staged))].sort(([a], [b]) => (a < b ? -1 : 1))) {
-    const path = join(staged.folder, name);
-    if (!found.isFile() || !isPlainFileName(name) || name === MANIFEST_FILE) {
-      throw new RequestError(`Cannot commit "${path}": it does not belong into a backup`);
-    }
-    await chmod(path, FILE_MODE).catch(() => undefined); // CIFS has no modes of its own
-    await context.io.syncFile(path);
-    const device = parts.devices.find((one) => deviceFileName(one.name) === name);
-    if (device !== undefined && device.fileBytes !== found.size) {
-      throw new PointDamagedError(
-        `Cannot commit "${path}": it has ${found.size} bytes, ${device.fileBytes} were written`,
-      );
-    }
-    const digest = device?.digest ?? parts.digests?.get(name) ?? (await digestSmallFile(path, found.size));
-    files.push({ name, sizeBytes: found.size, ...(digest === undefined ? {} : { digest }) });
+/** A file of the point: on the disk, as long as it was reported to be, and with its digest. */
+async function syncFile(
+  context: StoreContext,
+  staged: StagedPoint,
+  name: string,
+  parts: CommitParts,
+): Promise<ManifestFile> {
+  await using file = await staged.openFile(name);
+  const { fileBytes: sizeBytes, handle, path } = file;
+  if (name === MANIFEST_FILE) throw new RequestError(`Cannot commit "${path}": a job does not write it`);
+  await context.io.syncFile(handle, path);
+  const device = parts.devices.find((one) => deviceFileName(one.name) === name);
+  if (device !== undefined && device.fileBytes !== sizeBytes) {
+    throw new PointDamagedError(`Cannot commit "${path}": it has ${sizeBytes} bytes, ${device.fileBytes} were written`);
   }
-  return files;
+  const digest = device?.digest ?? parts.digests?.get(name) ?? (await digestSmallFile(file, staged.written.get(name)));
+  return { name, sizeBytes, ...(digest === undefined ? {} : { digest }) };
 }
 
-async function digestSmallFile(path: string, sizeBytes: number): Promise<Digest | undefined> {
-  if (sizeBytes > MAX_GUEST_CONFIG_BYTES) return undefined;
+async function digestSmallFile(file: RegularFile, written: Buffer | undefined): Promise<Digest | undefined> {
+  if (file.fileBytes > MAX_GUEST_CONFIG_BYTES) return undefined;
   const digester = tryCreateDigester("sha256"); // which every system can compare
-  const bytes = await readSmallFile(path, MAX_GUEST_CONFIG_BYTES).catch((error: unknown) => {
-    throw unreadableFile(path, error);
+  const bytes = await readWhole(file, MAX_GUEST_CONFIG_BYTES).catch((error: unknown) => {
+    throw unreadableFile(file.path, error);
   });
+  if (written !== undefined && !written.equals(bytes)) {
+    throw new PointDamagedError(`Cannot commit "${file.path}": it does not hold what was written to it`);
+  }
   digester?.update(bytes);
   return digester?.finish();
 }
@@ -124,14 +126,13 @@ async function digestSmallFile(path: string, sizeBytes: number): Promise<Digest 
 /** The image must say what the manifest will say, and its base must still be whole. */
 async function checkDevice(
   context: StoreContext,
-  staged: StagedFolder,
+  staged: StagedPoint,
   device: StagedDevice,
   signal: AbortSignal,
 ): Promise<ManifestDevice> {
   const file = deviceFileName(device.name);
-  const path = join(staged.folder, file);
-  const image = await readImageFile(path);
-  checkImage(path, image, device, device.base?.folderName);
+  await using image = await openImageFile(staged.folder, file);
+  checkImage(image, device, device.base?.folderName);
   if (device.base !== undefined) await checkBase(context, staged, device.name, device.base, signal);
   const { name, virtualBytes, reason, compression, readBytes, writtenBytes, zeroBytes, base } = device;
   return {
@@ -151,7 +152,7 @@ async function checkDevice(
 
 async function checkBase(
   context: StoreContext,
-  staged: StagedFolder,
+  staged: StagedPoint,
   device: string,
   promised: { readonly folderName: string; readonly uuid: string | undefined },
   signal: AbortSignal,
@@ -161,7 +162,7 @@ async function checkBase(
     if (base.uuid === undefined || base.uuid !== promised.uuid) {
       throw new BaseUnusableError(`Cannot commit ${device}: its base ${promised.folderName} is another backup now`);
     }
-    await resolveChain(context, base, device, signal);
+    await using _whole = await openChain(context, base, device, signal);
   } catch (error) {
     signal.throwIfAborted();
     if (!(error instanceof HostError) || error instanceof BaseUnusableError) throw error;
@@ -171,10 +172,10 @@ async function checkBase(
   }
 }
 
-async function readGuest(staged: StagedFolder, parts: CommitParts): Promise<GuestIdentity> {
-  const path = join(staged.folder, GUEST_CONFIG_FILE);
-  const config = await readSmallFile(path, MAX_GUEST_CONFIG_BYTES).catch((error: unknown) => {
-    if (!(error instanceof JsonProblem) && errnoOf(error) !== "ENOENT") throw environmentError("read", path, error);
+async function readGuest(staged: StagedPoint, parts: CommitParts): Promise<GuestIdentity> {
+  const path = staged.folder.pathOf(GUEST_CONFIG_FILE);
+  const config = await staged.folder.readFile(GUEST_CONFIG_FILE, MAX_GUEST_CONFIG_BYTES).catch((error: unknown) => {
+    if (!(error instanceof FileProblem) && errnoOf(error) !== "ENOENT") throw environmentError("read", path, error);
     throw new RequestError(`Cannot commit "backup/${staged.name.archive}": ${GUEST_CONFIG_FILE}: ${messageOf(error)}`);
   });
   const vmgenid = parseVmgenid(config);
@@ -186,10 +187,10 @@ async function readGuest(staged: StagedFolder, parts: CommitParts): Promise<Gues
 
 async function writeManifest(
   context: StoreContext,
-  staged: StagedFolder,
+  staged: StagedPoint,
   content: Pick<Manifest, "guest" | "devices" | "container" | "files">,
 ): Promise<Manifest> {
-  const { uuid, sequence, name, folder } = staged;
+  const { uuid, sequence, name } = staged;
   const bytes = formatManifest({
     uuid,
     sequence,
@@ -202,7 +203,7 @@ async function writeManifest(
     ...content,
   });
   const manifest = parseManifest(bytes); // what we could not read back must not be written
-  await context.io.createFile(join(folder, MANIFEST_FILE), bytes);
-  await context.io.syncFolder(folder);
+  await staged.writeFile(MANIFEST_FILE, bytes);
+  await context.io.syncFolder(staged.folder);
   return manifest;
 }

@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What the modules of the store share: where it is, who we are, and how bytes become durable.
+// What the modules of the store share: its folder, who we are, and how bytes become durable.
 import { join } from "node:path";
+import { environmentError } from "../core/index.ts";
+import { type FileIdentity, FileProblem, Folder, isSameFile } from "../host/index.ts";
 import type { DurableIo } from "./durable.ts";
+import { StoreUnavailableError } from "./errors.ts";
 import { guestFolder } from "./layout.ts";
 import type { LockTiming } from "./lock-record.ts";
 
-/** Which folder a path led to: device and inode, as stat() says them. */
-export interface StoreIdentity {
-  readonly dev: bigint;
-  readonly ino: bigint;
-}
-
 export interface StoreContext {
   readonly path: string;
-  /** Of the folder that was opened; another one at the same path is not this store. */
-  readonly identity: StoreIdentity;
+  /** Opened once: everything below it is reached through this descriptor. */
+  readonly folder: Folder;
   readonly storeid: string;
   /** Prefix before /etc/pve, /run and /var/lib; empty on a real system. */
   readonly root: string;
@@ -25,6 +22,39 @@ export interface StoreContext {
   readonly warn: (message: string) => void;
 }
 
+const MOUNT_HINT = "check that the share is mounted";
+
+/** For messages, and for PVE, which shows it: we open nothing by it. */
 export function pointFolder(context: StoreContext, vmid: number, folderName: string): string {
   return join(guestFolder(context.path, vmid), folderName);
+}
+
+/** @throws StoreUnavailableError with one clear sentence */
+export async function openStoreFolder(path: string): Promise<Folder> {
+  return await Folder.open(path).catch((error: unknown) => {
+    const { message } =
+      error instanceof FileProblem
+        ? new Error(`Cannot use storage path "${path}": ${error.message}`)
+        : environmentError("use storage path", path, error);
+    throw new StoreUnavailableError(message, { cause: error, hint: MOUNT_HINT });
+  });
+}
+
+/** That the store's path still leads to some folder. @throws StoreUnavailableError */
+export async function checkAvailable({ path }: StoreContext): Promise<FileIdentity> {
+  await using folder = await openStoreFolder(path);
+  return folder.identity;
+}
+
+/**
+ * For whoever is about to write: the path still leads to the folder that was opened.
+ *
+ * @throws StoreUnavailableError
+ */
+export async function checkSameStore(context: StoreContext): Promise<void> {
+  if (isSameFile(await checkAvailable(context), context.folder.identity)) return;
+  throw new StoreUnavailableError(
+    `Cannot use storage path "${context.path}": another file system is mounted there, or the share is gone`,
+    { hint: MOUNT_HINT },
+  );
 }

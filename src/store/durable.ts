@@ -1,71 +1,51 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The acts that make a point durable. An interface, so that tests see their order and make each fail.
 import { randomUUID } from "node:crypto";
-import { constants } from "node:fs";
-import { mkdir, open, rename, rm } from "node:fs/promises";
-import { dirname, join } from "node:path";
-import { environmentError, errnoOf } from "../core/index.ts";
+import type { FileHandle } from "node:fs/promises";
+import { EnvironmentError, environmentError, errnoOf, type HostError } from "../core/index.ts";
+import { FileProblem, type Folder } from "../host/index.ts";
 import { TEMP_PREFIX } from "./layout.ts";
 
-export const FILE_MODE = 0o600;
-export const FOLDER_MODE = 0o700;
-
 export interface DurableIo {
-  /** Creates a new file with `bytes` and syncs it; its name is durable only after syncFolder(). */
-  createFile(path: string, bytes: Buffer): Promise<void>;
   /** Replaces or creates a file at once and durably: readers see the old or the new bytes. */
-  replaceFile(path: string, bytes: Buffer): Promise<void>;
-  syncFile(path: string): Promise<void>;
-  syncFolder(path: string): Promise<void>;
-  rename(from: string, to: string): Promise<void>;
+  replaceFile(folder: Folder, name: string, bytes: Buffer): Promise<void>;
+  /** What was written to an open file. @param path for messages */
+  syncFile(handle: FileHandle, path: string): Promise<void>;
+  syncFolder(folder: Folder): Promise<void>;
+  rename(from: Folder, name: string, to: Folder, newName: string): Promise<void>;
 }
-
-const CREATE_FLAGS = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
 
 /** The real thing; every failure is an EnvironmentError. */
 export const durableIo: DurableIo = {
-  async createFile(path, bytes) {
-    await explain("write", path, () => create(path, bytes));
-  },
-
-  async replaceFile(path, bytes) {
-    const staged = join(dirname(path), `${TEMP_PREFIX}${randomUUID()}`);
+  async replaceFile(folder, name, bytes) {
+    const staged = `${TEMP_PREFIX}${randomUUID()}`;
+    const path = folder.pathOf(name);
     try {
       await explain("write", path, async () => {
-        await create(staged, bytes);
-        await rename(staged, path);
+        await using handle = await folder.createFile(staged);
+        await handle.writeFile(bytes);
+        await sync(() => handle.sync());
       });
+      await explain("write", path, () => folder.rename(staged, folder, name));
     } catch (error) {
-      await rm(staged, { force: true }).catch(() => undefined);
+      await folder.removeFile(staged).catch(() => undefined);
       throw error;
     }
-    await this.syncFolder(dirname(path));
+    await this.syncFolder(folder);
   },
 
-  async syncFile(path) {
-    await explain("sync", path, async () => {
-      await using handle = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW);
-      await sync(() => handle.sync());
-    });
+  async syncFile(handle, path) {
+    await explain("sync", path, () => sync(() => handle.sync()));
   },
 
-  async syncFolder(path) {
-    await explain("sync", path, async () => {
-      await using handle = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
-      await sync(() => handle.sync());
-    });
+  async syncFolder(folder) {
+    await explain("sync", folder.path, () => sync(() => folder.sync()));
   },
 
-  async rename(from, to) {
-    await explain("rename", from, () => rename(from, to));
+  async rename(from, name, to, newName) {
+    await explain("rename", from.pathOf(name), () => from.rename(name, to, newName));
   },
 };
-
-async function create(path: string, bytes: Buffer): Promise<void> {
-  await using handle = await open(path, CREATE_FLAGS, FILE_MODE);
-  await handle.writeFile(bytes);
-  await sync(() => handle.sync());
-}
 
 /** File systems without fsync (CIFS for folders, the cluster file system of PVE) answer EINVAL. */
 async function sync(act: () => Promise<void>): Promise<void> {
@@ -77,21 +57,24 @@ async function sync(act: () => Promise<void>): Promise<void> {
   }
 }
 
-async function explain(act: string, path: string, work: () => Promise<void>): Promise<void> {
+/** Words what `work` throws: `Cannot <act> "<path>": ...`. */
+export async function explain<T>(act: string, path: string, work: () => Promise<T>): Promise<T> {
   try {
-    await work();
+    return await work();
   } catch (error) {
-    throw environmentError(act, path, error);
+    throw wordProblem(act, path, error);
   }
 }
 
-/** Creates a folder that only its owner may enter; true if it was not there before. */
-export async function makeFolder(path: string): Promise<boolean> {
-  try {
-    await mkdir(path, { mode: FOLDER_MODE });
-    return true;
-  } catch (error) {
-    if (errnoOf(error) === "EEXIST") return false;
-    throw environmentError("create", path, error);
-  }
+/** What lies at the path is not what must be there, or the system's error. */
+export function wordProblem(act: string, path: string, error: unknown): HostError {
+  if (!(error instanceof FileProblem)) return environmentError(act, path, error);
+  return new EnvironmentError(`Cannot ${act} "${path}": ${error.message}`, { cause: error });
+}
+
+/** Opens a folder of the store, making it if it is not there. @throws EnvironmentError, also if it is a link */
+export async function openOrMakeFolder(parent: Folder, name: string): Promise<Folder> {
+  const path = parent.pathOf(name);
+  await explain("create", path, () => parent.makeFolder(name));
+  return await explain("open", path, () => parent.openFolder(name));
 }

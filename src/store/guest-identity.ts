@@ -2,8 +2,7 @@
 // Which incarnation of a guest a bitmap belongs to: its vmgenid, which PVE changes at every rollback,
 // and the QEMU process that holds the bitmap.
 import { join } from "node:path";
-import { type ProcessIdentity, readProcess } from "../host/index.ts";
-import { readSmallFile } from "./json.ts";
+import { type ProcessIdentity, readProcess, readRegularFile } from "../host/index.ts";
 import { checkVmid, UUID_PATTERN } from "./layout.ts";
 
 /** Absent parts are unknown, and unknown never matches. */
@@ -49,5 +48,5 @@ export async function readGuestProcess(vmid: number, root: string): Promise<Proc
 
 /** Whatever the problem is: an identity that cannot be read is unknown, and the backup becomes a full one. */
 async function readIfThere(path: string, maxBytes: number): Promise<Buffer | undefined> {
-  return await readSmallFile(path, maxBytes).catch(() => undefined);
+  return await readRegularFile(path, maxBytes).catch(() => undefined);
 }

@@ -1,21 +1,26 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The writer's lock of one guest. Whoever writes points, removes points or sweeps leftovers holds it.
-import { join } from "node:path";
-import { checkSameStore } from "./catalog.ts";
-import type { StoreContext } from "./context.ts";
-import { makeFolder } from "./durable.ts";
+import { CleanupStack } from "../core/index.ts";
+import type { Folder } from "../host/index.ts";
+import { checkSameStore, type StoreContext } from "./context.ts";
+import { openOrMakeFolder } from "./durable.ts";
 import { LockedError } from "./errors.ts";
-import { GUEST_LOCK_FILE, guestFolder } from "./layout.ts";
+import { checkVmid, GUEST_LOCK_FILE } from "./layout.ts";
 import { LockFile } from "./lock-file.ts";
 
 /** Held from the start of a backup to its commit. Disposing releases it. */
 export class GuestLock implements AsyncDisposable {
   readonly vmid: number;
+  /** The guest's folder, as long as the lock is held. */
+  readonly folder: Folder;
   readonly #file: LockFile;
+  readonly #owned: CleanupStack;
 
-  private constructor(vmid: number, file: LockFile) {
+  private constructor(vmid: number, folder: Folder, file: LockFile, owned: CleanupStack) {
     this.vmid = vmid;
+    this.folder = folder;
     this.#file = file;
+    this.#owned = owned;
   }
 
   /**
@@ -25,15 +30,13 @@ export class GuestLock implements AsyncDisposable {
    *   EnvironmentError; the reason of `signal`
    */
   static async acquire(context: StoreContext, vmid: number, signal: AbortSignal): Promise<GuestLock> {
-    const folder = guestFolder(context.path, vmid);
+    checkVmid(vmid);
     await checkSameStore(context);
-    await makeFolder(folder);
-    const path = join(folder, GUEST_LOCK_FILE);
-    return new GuestLock(vmid, await LockFile.acquire(path, `guest ${vmid}`, context.timing, signal));
-  }
-
-  get path(): string {
-    return this.#file.path;
+    await using owned = new CleanupStack();
+    const folder = owned.use(await openOrMakeFolder(context.folder, String(vmid)));
+    const place = { folder, name: GUEST_LOCK_FILE, what: `guest ${vmid}` };
+    const file = owned.use(await LockFile.acquire(place, context.timing, signal));
+    return new GuestLock(vmid, folder, file, owned.move());
   }
 
   /** Aborts with a LockedError when somebody took the lock over or removed it. */
@@ -55,6 +58,6 @@ export class GuestLock implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#file[Symbol.asyncDispose]();
+    await this.#owned[Symbol.asyncDispose]();
   }
 }

@@ -1,50 +1,98 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// One image file of a point, looked at through one open handle: size, header, fingerprint of the header.
+// One image file of a point, opened once: size, header, fingerprint of the header. Whoever reads its tables and its
+// data later reads them through the same descriptor.
 import { createHash } from "node:crypto";
 import { environmentError, errnoOf, type HostError, messageOf } from "../core/index.ts";
+import {
+  FileProblem,
+  type FileStamp,
+  type Folder,
+  formatStamp,
+  type RegularFile,
+  readStamp,
+  readStampAgain,
+} from "../host/index.ts";
 import { decodeQcow2Header, type Qcow2Header } from "../qcow2/index.ts";
 import { PointDamagedError } from "./errors.ts";
-import { JsonProblem, openRegular } from "./json.ts";
 
 /** Our writer's header cluster: everything a header says is in it. */
 export const HEADER_BYTES = 64 * 1024;
 
-export interface ImageFile {
-  readonly fileBytes: number;
+/** An image, open until it is disposed. */
+export interface ImageFile extends AsyncDisposable {
+  readonly file: RegularFile;
+  /** The file as it was when its header was read. */
+  readonly stamp: FileStamp;
   readonly header: Qcow2Header;
   /** SHA-256 of the first 64 KiB, or of the whole file where it is shorter. */
   readonly headerSha256: string;
 }
 
 /**
- * Looks at an image. External data files, encryption and unknown features are refused by the decoder.
+ * Opens an image of a point. External data files, encryption and unknown features are refused by the decoder.
  *
- * @throws PointDamagedError if it is missing, no regular file, or no image we can use; EnvironmentError
+ * @throws PointDamagedError if it is missing, not a regular file, or not an image we can use; EnvironmentError
  */
-export async function readImageFile(path: string): Promise<ImageFile> {
+export async function openImageFile(folder: Folder, name: string): Promise<ImageFile> {
+  const path = folder.pathOf(name);
+  let file: RegularFile | undefined;
   try {
-    await using handle = await openRegular(path);
-    const { size } = await handle.stat();
-    const bytes = Buffer.alloc(Math.min(HEADER_BYTES, size));
-    let filled = 0;
-    while (filled < bytes.length) {
-      const { bytesRead } = await handle.read(bytes, filled, bytes.length - filled, filled);
-      if (bytesRead === 0) throw new JsonProblem("it became shorter while it was read");
-      filled += bytesRead;
-    }
+    file = await folder.openFile(name);
+    const stamp = await readStamp(file.handle); // before the header: what changes it from now on changes the stamp
+    const bytes = await readHead(file);
     const headerSha256 = createHash("sha256").update(bytes).digest("hex");
-    return { fileBytes: size, header: decodeQcow2Header(bytes, path), headerSha256 };
+    const header = decodeQcow2Header(bytes, path);
+    const { handle } = file;
+    return { file, stamp, header, headerSha256, [Symbol.asyncDispose]: () => handle.close() };
   } catch (error) {
-    if (error instanceof JsonProblem) throw damagedFile(path, messageOf(error));
+    await file?.[Symbol.asyncDispose]();
+    if (error instanceof FileProblem) throw damagedFile(path, messageOf(error));
     if (errnoOf(error) === "ENOENT") throw damagedFile(path, "it is missing");
     if (errnoOf(error) !== undefined) throw environmentError("read", path, error);
     throw new PointDamagedError(messageOf(error), { cause: error });
   }
 }
 
-/** What reading a file of a point threw, for the caller: no file of ours is damage, the rest the system's. */
+/**
+ * What must be as it was. "everything": also owner, mode and names, as no content can change without the inode's time.
+ * "content": for hours in which somebody may make a hard link of the file, or protect it.
+ */
+export type Unchanged = "everything" | "content";
+
+/** @throws PointDamagedError if the file is no longer what was opened and checked; EnvironmentError */
+export async function assertUnchanged({ file, stamp }: ImageFile, what: Unchanged): Promise<void> {
+  const now = await readStampAgain(file.handle).catch((error: unknown) => {
+    throw environmentError("look at", file.path, error);
+  });
+  const relevant = what === "everything" ? now : { ...now, ctimeNs: stamp.ctimeNs };
+  if (formatStamp(relevant) !== formatStamp(stamp)) {
+    throw damagedFile(file.path, "it was changed while it was in use");
+  }
+}
+
+async function readHead({ handle, fileBytes }: RegularFile): Promise<Buffer> {
+  const bytes = Buffer.alloc(Math.min(HEADER_BYTES, fileBytes));
+  let filled = 0;
+  while (filled < bytes.length) {
+    const { bytesRead } = await handle.read(bytes, filled, bytes.length - filled, filled);
+    if (bytesRead === 0) throw new FileProblem("it became shorter while it was read");
+    filled += bytesRead;
+  }
+  return bytes;
+}
+
+/**
+ * For files of which no digest is recorded: a second name may lie outside the store, and the file be somebody else's.
+ *
+ * @throws FileProblem
+ */
+export function refuseShared({ links }: Pick<RegularFile, "links">): void {
+  if (links > 1) throw new FileProblem(`it has ${links} names (hard links), and no digest of it is recorded`);
+}
+
+/** What reading a file of a point threw, for the caller: what is not a file of ours is damage, the rest the system's. */
 export function unreadableFile(path: string, error: unknown): HostError {
-  return error instanceof JsonProblem ? damagedFile(path, messageOf(error)) : environmentError("read", path, error);
+  return error instanceof FileProblem ? damagedFile(path, messageOf(error)) : environmentError("read", path, error);
 }
 
 export function damagedFile(path: string, state: string): PointDamagedError {

@@ -3,7 +3,7 @@
 export type { ProcessIdentity } from "../host/index.ts";
 export type { Attributes, VerifyState } from "./attributes.ts";
 export type { BaseDecision, BaseQuestion } from "./base.ts";
-export { MAX_CHAIN_LENGTH, type ResolvedChain } from "./chain.ts";
+export { MAX_CHAIN_LENGTH, type OpenChain } from "./chain.ts";
 export type { CommitParts, StagedDevice } from "./commit.ts";
 export * from "./errors.ts";
 export { type GuestIdentity, parseVmgenid, readGuestIdentity, readGuestProcess } from "./guest-identity.ts";
@@ -27,6 +27,7 @@ export {
 export { LOCK_TIMING, type LockTiming } from "./lock-record.ts";
 export type { Manifest, ManifestContainer, ManifestDevice, ManifestFile } from "./manifest.ts";
 export type { Point, PointDevice } from "./point.ts";
+export type { ChainLock } from "./point-lock.ts";
 export { assertSound } from "./sound-image.ts";
 export type { StagedPoint } from "./staged-point.ts";
 export { type PointEntry, Store, type StoreOptions } from "./store.ts";

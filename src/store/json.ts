@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Strict reading of small JSON files that anybody may have written. A wrong field is a JsonProblem,
+// Strict reading of small JSON files that anybody may have written. A wrong field is a FileProblem,
 // which the caller words into an error of its own.
-import { constants } from "node:fs";
-import { type FileHandle, open } from "node:fs/promises";
-import { messageOf } from "../core/index.ts";
-
-/** Why a file cannot be used, as a clause: "field uuid is missing". */
-export class JsonProblem extends Error {}
+import { FileProblem } from "../host/index.ts";
 
 /** Largest file any of the parsers is given. */
 export const MAX_JSON_BYTES = 16 * 1024 * 1024;
@@ -18,7 +13,7 @@ export class Fields {
 
   constructor(value: unknown, where = "") {
     if (typeof value !== "object" || value === null || Array.isArray(value)) {
-      throw new JsonProblem(`${where === "" ? "it" : `field ${where}`} is not a JSON object`);
+      throw new FileProblem(`${where === "" ? "it" : `field ${where}`} is not a JSON object`);
     }
     this.#value = value;
     this.#where = where;
@@ -80,8 +75,8 @@ export class Fields {
     return value;
   }
 
-  problem(name: string, state: string): JsonProblem {
-    return new JsonProblem(`field ${this.#path(name)} ${state}`);
+  problem(name: string, state: string): FileProblem {
+    return new FileProblem(`field ${this.#path(name)} ${state}`);
   }
 
   #path(name: string): string {
@@ -89,64 +84,25 @@ export class Fields {
   }
 }
 
-/** @throws JsonProblem if `bytes` is no JSON */
+/** @throws FileProblem if `bytes` is not JSON */
 export function parseJson(bytes: Buffer): unknown {
   try {
     return JSON.parse(bytes.toString("utf8"));
-  } catch (error) {
-    throw new JsonProblem(`it is not JSON: ${messageOf(error)}`);
+  } catch {
+    throw new FileProblem("it is not valid JSON"); // V8 would quote it, and it may be anybody's
   }
 }
 
 /** Checks `format` and `version`: what a newer release wrote must not be guessed at. */
 export function checkFormat(fields: Fields, format: string, version: number): void {
-  if (fields.raw("format") !== format) throw new JsonProblem(`it is not a ${format} file`);
+  if (fields.raw("format") !== format) throw new FileProblem(`it is not a ${format} file`);
   const found = fields.count("version");
   if (found > version) {
-    throw new JsonProblem(`it was written by a newer version (format ${found}, this version reads up to ${version})`);
+    throw new FileProblem(`it was written by a newer version (format ${found}, this version reads up to ${version})`);
   }
-  if (found < 1) throw new JsonProblem("field version is not a whole number in range");
+  if (found < 1) throw new FileProblem("field version is not a whole number in range");
 }
 
 export function formatJson(value: unknown): Buffer {
   return Buffer.from(`${JSON.stringify(value, null, 2)}\n`, "utf8");
-}
-
-/**
- * Opens a regular file for reading; symbolic links, pipes and devices are refused.
- *
- * @throws JsonProblem if it is no regular file; the system's error if it cannot be opened
- */
-export async function openRegular(path: string): Promise<FileHandle> {
-  // O_NONBLOCK: opening a pipe that somebody put there must not hang.
-  const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
-  const handle = await open(path, flags).catch((error: NodeJS.ErrnoException) => {
-    throw error.code === "ELOOP" ? new JsonProblem("it is a symbolic link, not a file") : error;
-  });
-  try {
-    if (!(await handle.stat()).isFile()) throw new JsonProblem("it is not a regular file");
-    return handle;
-  } catch (error) {
-    await handle.close();
-    throw error;
-  }
-}
-
-/**
- * Reads a whole regular file of at most `maxBytes`.
- *
- * @throws JsonProblem if it is no regular file or larger; the system's error if it cannot be read
- */
-export async function readSmallFile(path: string, maxBytes: number = MAX_JSON_BYTES): Promise<Buffer> {
-  await using handle = await openRegular(path);
-  const { size } = await handle.stat();
-  if (size > maxBytes) throw new JsonProblem(`it is larger than ${maxBytes} bytes`);
-  const bytes = Buffer.alloc(size);
-  let filled = 0;
-  while (filled < size) {
-    const { bytesRead } = await handle.read(bytes, filled, size - filled, filled);
-    if (bytesRead === 0) throw new JsonProblem("it became shorter while it was read");
-    filled += bytesRead;
-  }
-  return bytes;
 }

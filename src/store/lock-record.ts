@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What stands in a lock file, and when its holder counts as dead.
 import { randomUUID } from "node:crypto";
-import { type FileHandle, open, rm } from "node:fs/promises";
+import type { FileHandle } from "node:fs/promises";
 import { hostname } from "node:os";
-import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { environmentError, errnoOf } from "../core/index.ts";
-import { isRunning, isSameProcess, type ProcessIdentity, readHostId, readProcess } from "../host/index.ts";
-import { FILE_MODE } from "./durable.ts";
-import { checkFormat, Fields, JsonProblem, openRegular, parseJson } from "./json.ts";
+import {
+  FileProblem,
+  type Folder,
+  isRunning,
+  isSameProcess,
+  type ProcessIdentity,
+  readBootId,
+  readHostId,
+  readProcess,
+} from "../host/index.ts";
+import { checkFormat, Fields, parseJson } from "./json.ts";
 import { TEMP_PREFIX, UUID_PATTERN } from "./layout.ts";
 
 export interface LockTiming {
@@ -37,6 +44,8 @@ export interface SeenLock {
   /** Undefined where the content is unreadable: then only its age can tell. */
   readonly record: LockRecord | undefined;
   readonly mtimeMs: number;
+  /** What has the lock's name and is not a file at all: "it is a symbolic link, not a file". Never broken. */
+  readonly problem?: string;
 }
 
 const LOCK_FORMAT = "pve-backup-host-lock";
@@ -86,20 +95,20 @@ export function decodeLockRecord(bytes: Buffer): LockRecord | undefined {
       heartbeat: fields.count("heartbeat"),
     };
   } catch (error) {
-    if (error instanceof JsonProblem) return undefined;
+    if (error instanceof FileProblem) return undefined;
     throw error;
   }
 }
 
 /** Reads a lock file; undefined if there is none (any more). */
-export async function readLock(path: string): Promise<SeenLock | undefined> {
+export async function readLock(folder: Folder, name: string): Promise<SeenLock | undefined> {
   try {
-    await using handle = await openRegular(path); // opening asks the server: no attribute cache in between
-    return await readLockFrom(handle);
+    await using file = await folder.openFile(name); // opening asks the server: no attribute cache in between
+    return await readLockFrom(file.handle);
   } catch (error) {
     if (errnoOf(error) === "ENOENT" || errnoOf(error) === "ESTALE") return undefined;
-    if (error instanceof JsonProblem) return { record: undefined, mtimeMs: Number.POSITIVE_INFINITY };
-    throw environmentError("read", path, error);
+    if (error instanceof FileProblem) return { record: undefined, mtimeMs: Number.NaN, problem: error.message };
+    throw environmentError("read", folder.pathOf(name), error);
   }
 }
 
@@ -111,9 +120,13 @@ export async function readLockFrom(handle: FileHandle): Promise<SeenLock> {
   return { record: decodeLockRecord(bytes.subarray(0, bytesRead)), mtimeMs };
 }
 
-/** Whether the process table here can tell of the holder. */
+/**
+ * Whether the process table here can tell of the holder. The boot is part of it: nodes made of one image have the same
+ * machine id and name. A lock that this host held before it was started again is watched like another host's.
+ */
 export async function isOfThisHost({ record }: Pick<SeenLock, "record">): Promise<boolean> {
-  return record !== undefined && record.hostId === (await readHostId());
+  if (record === undefined || record.hostId !== (await readHostId())) return false;
+  return record.process.bootId === (await readBootId());
 }
 
 /** True if the holder was a process of this host that is gone, or this one, which released it: no clock is asked. */
@@ -130,17 +143,28 @@ export async function isHolderDead({ record }: SeenLock): Promise<boolean> {
  *
  * @throws the abort reason of `signal`
  */
-export async function isStale(path: string, seen: SeenLock, timing: LockTiming, signal: AbortSignal): Promise<boolean> {
+export async function isStale(
+  folder: Folder,
+  name: string,
+  seen: SeenLock,
+  timing: LockTiming,
+  signal: AbortSignal,
+): Promise<boolean> {
+  if (seen.problem !== undefined) return false; // none of us made it
   if (await isOfThisHost(seen)) return await isHolderDead(seen);
-  if (!Number.isFinite(seen.mtimeMs)) return false; // no file that one of us wrote
-  const ageMs = (await readServerNowMs(dirname(path))) - seen.mtimeMs;
+  const ageMs = (await readServerNowMs(folder)) - seen.mtimeMs;
   if (Math.abs(ageMs) <= timing.staleMs) return false;
   const watchMs = ageMs > 0 ? timing.observeMs : timing.staleMs + timing.observeMs;
   await sleep(watchMs, undefined, { signal }).catch((error: unknown) => {
     signal.throwIfAborted(); // the reason, not Node's own AbortError
     throw error;
   });
-  const again = await readLock(path);
+  return await isUnmoved(folder, name, seen);
+}
+
+/** True if the lock is there as it was seen: its holder gave no sign of life since. */
+export async function isUnmoved(folder: Folder, name: string, seen: SeenLock): Promise<boolean> {
+  const again = await readLock(folder, name);
   return again !== undefined && isSameLock(seen, again) && again.mtimeMs === seen.mtimeMs;
 }
 
@@ -155,17 +179,17 @@ export function isSameLock(a: SeenLock, b: SeenLock): boolean {
 }
 
 /** What the file server calls now: the mtime of a file it has just written. */
-export async function readServerNowMs(folder: string): Promise<number> {
-  const path = join(folder, `${TEMP_PREFIX}${randomUUID()}`);
+export async function readServerNowMs(folder: Folder): Promise<number> {
+  const name = `${TEMP_PREFIX}${randomUUID()}`;
   try {
-    await using handle = await open(path, "wx", FILE_MODE);
+    await using handle = await folder.createFile(name);
     await handle.write("now");
     await handle.sync().catch(() => undefined);
     return (await handle.stat()).mtimeMs;
   } catch (error) {
-    throw environmentError("write", path, error);
+    throw environmentError("write", folder.pathOf(name), error);
   } finally {
-    await rm(path, { force: true }).catch(() => undefined);
+    await folder.removeFile(name).catch(() => undefined);
   }
 }
 

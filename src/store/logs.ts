@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Task logs: one beside each point, and those of failed jobs for a bounded time. Bounded in size and count.
-import { lstat, readdir, rm } from "node:fs/promises";
-import { join } from "node:path";
 import { environmentError, messageOf, RequestError } from "../core/index.ts";
-import { checkSameStore } from "./catalog.ts";
-import type { StoreContext } from "./context.ts";
-import { makeFolder } from "./durable.ts";
-import { JsonProblem, openRegular } from "./json.ts";
-import { FAILED_LOGS_FOLDER, formatArchiveName, guestFolder, LOG_FILE, type PointType } from "./layout.ts";
-import type { Point } from "./point.ts";
+import { FileProblem, type Folder, openRegularFile } from "../host/index.ts";
+import { checkSameStore, type StoreContext } from "./context.ts";
+import { openOrMakeFolder, wordProblem } from "./durable.ts";
+import { FAILED_LOGS_FOLDER, formatArchiveName, LOG_FILE, type PointType } from "./layout.ts";
+import { openPointFolder, type Point } from "./point.ts";
 
 export const MAX_LOG_BYTES = 4 * 1024 * 1024;
 export const MAX_FAILED_LOGS = 20;
@@ -19,8 +16,10 @@ const CUT_MARK = Buffer.from("\n[... cut: the log was too long ...]\n");
 const FAILED_LOG_PATTERN = /^(?:qemu|lxc)-[0-9]{1,12}\.log$/;
 
 /** Copies a task log beside a point. @throws EnvironmentError, RequestError */
-export async function storeLog(context: StoreContext, point: Pick<Point, "folder">, path: string): Promise<void> {
-  await context.io.replaceFile(join(point.folder, LOG_FILE), await readLog(path));
+export async function storeLog(context: StoreContext, point: Point, path: string): Promise<void> {
+  const bytes = await readLog(path);
+  await using folder = await openPointFolder(context, point);
+  await context.io.replaceFile(folder, LOG_FILE, bytes);
 }
 
 /** Keeps the task log of a job that made no point. @throws StoreUnavailableError, EnvironmentError, RequestError */
@@ -31,39 +30,37 @@ export async function keepFailedLog(
 ): Promise<void> {
   const { folderName } = formatArchiveName(job.vmid, job.type, job.epoch);
   const bytes = await readLog(path);
-  const parent = guestFolder(context.path, job.vmid);
   await checkSameStore(context);
-  await makeFolder(parent);
-  const folder = join(parent, FAILED_LOGS_FOLDER);
-  await makeFolder(folder);
-  const kept = join(folder, `${folderName}.log`);
-  await context.io.replaceFile(kept, bytes);
+  await using guest = await openOrMakeFolder(context.folder, String(job.vmid));
+  await using folder = await openOrMakeFolder(guest, FAILED_LOGS_FOLDER);
+  const kept = `${folderName}.log`;
+  await context.io.replaceFile(folder, kept, bytes);
   try {
-    await pruneFailedLogs(folder, (await lstat(kept)).mtimeMs);
+    const nowMs = (await folder.look(kept))?.mtimeMs; // by the server's clock
+    if (nowMs !== undefined) await pruneFailedLogs(folder, nowMs);
   } catch (error) {
-    throw environmentError("clear up", folder, error);
+    throw wordProblem("clear up", folder.path, error);
   }
 }
 
 /** Removes the oldest logs beyond the limits of count and age; throws the system's error. */
-export async function pruneFailedLogs(folder: string, nowMs: number): Promise<void> {
-  const logs: Array<{ path: string; mtimeMs: number }> = [];
-  for (const name of (await readdir(folder)).filter((one) => FAILED_LOG_PATTERN.test(one))) {
-    const path = join(folder, name);
-    const found = await lstat(path).catch(() => undefined);
-    if (found?.isFile()) logs.push({ path, mtimeMs: found.mtimeMs });
+export async function pruneFailedLogs(folder: Folder, nowMs: number): Promise<void> {
+  const logs: Array<{ name: string; mtimeMs: number }> = [];
+  for (const name of (await folder.list()).filter((one) => FAILED_LOG_PATTERN.test(one))) {
+    const found = await folder.look(name);
+    if (found?.kind === "file") logs.push({ name, mtimeMs: found.mtimeMs });
   }
   logs.sort((a, b) => b.mtimeMs - a.mtimeMs);
-  for (const [at, { path, mtimeMs }] of logs.entries()) {
-    if (at >= MAX_FAILED_LOGS || nowMs - mtimeMs > MAX_FAILED_LOG_AGE_MS) await rm(path, { force: true });
+  for (const [at, { name, mtimeMs }] of logs.entries()) {
+    if (at >= MAX_FAILED_LOGS || nowMs - mtimeMs > MAX_FAILED_LOG_AGE_MS) await folder.removeFile(name);
   }
 }
 
 /** A log, or its beginning and its end where it is too long. */
 async function readLog(path: string): Promise<Buffer> {
   try {
-    await using handle = await openRegular(path);
-    const { size } = await handle.stat();
+    await using file = await openRegularFile(path);
+    const { handle, fileBytes: size } = file;
     const read = async (start: number, length: number): Promise<Buffer> => {
       const bytes = Buffer.alloc(length);
       let filled = 0;
@@ -78,7 +75,7 @@ async function readLog(path: string): Promise<Buffer> {
     const tailBytes = MAX_LOG_BYTES - HEAD_BYTES - CUT_MARK.length;
     return Buffer.concat([await read(0, HEAD_BYTES), CUT_MARK, await read(size - tailBytes, tailBytes)]);
   } catch (error) {
-    if (error instanceof JsonProblem) throw new RequestError(`Cannot keep log "${path}": ${messageOf(error)}`);
+    if (error instanceof FileProblem) throw new RequestError(`Cannot keep log "${path}": ${messageOf(error)}`);
     throw environmentError("read", path, error);
   }
 }

@@ -3,8 +3,9 @@
 // docs/store-format.md describes every field.
 import type { Digest } from "../block/index.ts";
 import { oneLine } from "../core/index.ts";
+import { FileProblem } from "../host/index.ts";
 import type { GuestIdentity } from "./guest-identity.ts";
-import { checkFormat, Fields, formatJson, JsonProblem, parseJson } from "./json.ts";
+import { checkFormat, Fields, formatJson, parseJson } from "./json.ts";
 import {
   CONTAINER_ARCHIVE_PATTERN,
   isDeviceName,
@@ -99,7 +100,7 @@ export function formatManifest(manifest: Manifest): Buffer {
 /**
  * Inverse of formatManifest().
  *
- * @throws JsonProblem saying what is wrong
+ * @throws FileProblem saying what is wrong
  */
 export function parseManifest(bytes: Buffer): Manifest {
   const fields = new Fields(parseJson(bytes));
@@ -196,18 +197,18 @@ function plainFile(fields: Fields, name: string): string {
 
 function checkConsistent(manifest: Manifest): void {
   const files = new Set(manifest.files.map((file) => file.name));
-  if (files.size !== manifest.files.length) throw new JsonProblem("a file is listed twice");
+  if (files.size !== manifest.files.length) throw new FileProblem("a file is listed twice");
   if (manifest.container !== undefined) {
-    if (manifest.type !== "lxc") throw new JsonProblem("it records an archive, but is not of a container");
-    if (!files.has(manifest.container.archive)) throw new JsonProblem("the container's archive is not listed");
+    if (manifest.type !== "lxc") throw new FileProblem("it records an archive, but is not of a container");
+    if (!files.has(manifest.container.archive)) throw new FileProblem("the container's archive is not listed");
   }
   const names = new Set<string>();
   for (const device of manifest.devices) {
-    if (names.has(device.name)) throw new JsonProblem(`device ${device.name} is listed twice`);
+    if (names.has(device.name)) throw new FileProblem(`device ${device.name} is listed twice`);
     names.add(device.name);
-    if (!files.has(device.file)) throw new JsonProblem(`the file of device ${device.name} is not listed`);
+    if (!files.has(device.file)) throw new FileProblem(`the file of device ${device.name} is not listed`);
     if (device.base !== undefined && device.base.uuid === manifest.uuid) {
-      throw new JsonProblem(`device ${device.name} is its own base`);
+      throw new FileProblem(`device ${device.name} is its own base`);
     }
   }
 }

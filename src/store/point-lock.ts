@@ -2,15 +2,14 @@
 // Locks on single points: many readers, or one remover. Both sides create their own file first and look
 // for the other's afterwards, so that at least one of two at the same time sees the other.
 import { randomUUID } from "node:crypto";
-import { readdir } from "node:fs/promises";
-import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { CleanupStack, environmentError, errnoOf, messageOf } from "../core/index.ts";
-import { resolveChain } from "./chain.ts";
+import { CleanupStack, errnoOf, messageOf } from "../core/index.ts";
+import type { Folder } from "../host/index.ts";
+import { openChain } from "./chain.ts";
 import type { StoreContext } from "./context.ts";
-import { makeFolder } from "./durable.ts";
+import { explain, openOrMakeFolder } from "./durable.ts";
 import { LockedError } from "./errors.ts";
-import { guestFolder, POINT_LOCKS_FOLDER, volnameOf } from "./layout.ts";
+import { checkVmid, POINT_LOCKS_FOLDER, volnameOf } from "./layout.ts";
 import { inspectLock, LockFile } from "./lock-file.ts";
 import { describeHolder, type SeenLock } from "./lock-record.ts";
 import type { Point } from "./point.ts";
@@ -35,20 +34,45 @@ export async function lockChainShared(
   point: Point,
   signal: AbortSignal,
   need: LockNeed,
-): Promise<AsyncDisposable> {
-  await using held = new CleanupStack();
+): Promise<ChainLock> {
+  await using owned = new CleanupStack();
+  const locks: LockFile[] = [];
   let problem: string | undefined;
-  for (const folder of await foldersOfChain(context, point, signal)) {
-    const cannotLock = (error: unknown): void => {
-      if (need === "required" || !CANNOT_LOCK.has(errnoOf(error) ?? "")) throw error;
-      problem ??= messageOf(error);
-    };
-    await lockShared(context, point.vmid, folder, held, cannotLock, signal);
+  const cannotLock = (error: unknown): void => {
+    if (need === "required" || !CANNOT_LOCK.has(errnoOf(error) ?? "")) throw error;
+    problem ??= messageOf(error);
+  };
+  const folders = await foldersOfChain(context, point, signal);
+  const locksFolder = await openLocksFolder(context, point.vmid, owned).catch(cannotLock);
+  for (const folderName of folders) {
+    if (locksFolder === undefined) break;
+    const lock = await lockShared(context, locksFolder, { ...point, folderName }, cannotLock, signal);
+    if (lock !== undefined) locks.push(owned.use(lock));
   }
   if (problem !== undefined) context.warn(`Reading "${point.volname}" without a lock: ${problem}`);
   // Between looking and locking somebody may have removed a part of it.
   await foldersOfChain(context, point, signal);
-  return held.move();
+  return new ChainLock(locks, owned.move());
+}
+
+/** Readers' locks on the points of a chain. */
+export class ChainLock implements AsyncDisposable {
+  readonly #locks: readonly LockFile[];
+  readonly #owned: CleanupStack;
+
+  constructor(locks: readonly LockFile[], owned: CleanupStack) {
+    this.#locks = locks;
+    this.#owned = owned;
+  }
+
+  /** @throws LockedError if somebody took one for dead: what was read since may be half of what it was */
+  async assertHeld(): Promise<void> {
+    for (const lock of this.#locks) await lock.assertHeld();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#owned[Symbol.asyncDispose]();
+  }
 }
 
 /**
@@ -63,14 +87,13 @@ export async function lockPointExclusive(
 ): Promise<AsyncDisposable> {
   const { vmid, folderName } = point;
   const what = describe(vmid, folderName);
-  const folder = await locksFolder(context, vmid);
   await using held = new CleanupStack();
-  held.use(await LockFile.acquire(join(folder, exclusiveName(folderName)), what, context.timing, signal));
-  const names = await readdir(folder).catch((error: unknown) => {
-    throw environmentError("list", folder, error);
-  });
+  const folder = await openLocksFolder(context, vmid, held);
+  const place = { folder, name: exclusiveName(folderName), what };
+  held.use(await LockFile.acquire(place, context.timing, signal));
+  const names = await explain("list", folder.path, () => folder.list());
   for (const name of names.filter((one) => one.startsWith(sharedPrefix(folderName)))) {
-    const holder = await inspectLock(join(folder, name), context.timing, signal);
+    const holder = await inspectLock(folder, name, context.timing, signal);
     if (holder !== undefined) {
       throw new LockedError(`Cannot lock ${what}: it is being read by ${describeHolder(holder)}`);
     }
@@ -84,12 +107,15 @@ export async function lockAttributes(
   point: { readonly vmid: number; readonly folderName: string },
   signal: AbortSignal,
 ): Promise<AsyncDisposable> {
-  const path = join(await locksFolder(context, point.vmid), `${point.folderName}.attributes`);
+  await using held = new CleanupStack();
+  const folder = await openLocksFolder(context, point.vmid, held);
   const what = `the attributes of ${describe(point.vmid, point.folderName)}`;
+  const place = { folder, name: `${point.folderName}.attributes`, what };
   const endMs = performance.now() + ATTRIBUTES_WAIT_MS;
   for (;;) {
     try {
-      return await LockFile.acquire(path, what, context.timing, signal);
+      held.use(await LockFile.acquire(place, context.timing, signal));
+      return held.move();
     } catch (error) {
       if (!(error instanceof LockedError) || performance.now() > endMs) throw error;
       await sleep(ATTRIBUTES_POLL_MS, undefined, { signal }).catch(() => signal.throwIfAborted());
@@ -100,50 +126,52 @@ export async function lockAttributes(
 async function foldersOfChain(context: StoreContext, point: Point, signal: AbortSignal): Promise<Set<string>> {
   const folders = new Set([point.folderName]);
   for (const device of point.devices.keys()) {
-    const chain = await resolveChain(context, point, device, signal);
+    await using chain = await openChain(context, point, device, signal);
     for (const folder of chain.folders) folders.add(folder);
   }
   return folders;
 }
 
-/** @param cannotLock takes what kept the lock from being made, and throws it on if that must not be */
+/**
+ * @param cannotLock takes what kept the lock from being made, and throws it on if that must not be
+ * @returns undefined where it could not be made
+ */
 async function lockShared(
   context: StoreContext,
-  vmid: number,
-  folderName: string,
-  held: CleanupStack,
+  folder: Folder,
+  { vmid, folderName }: Pick<Point, "vmid" | "folderName">,
   cannotLock: (error: unknown) => void,
   signal: AbortSignal,
-): Promise<void> {
+): Promise<LockFile | undefined> {
   const what = describe(vmid, folderName);
-  const folder = locksFolderOf(context, vmid);
+  await using held = new CleanupStack();
+  let lock: LockFile | undefined;
   try {
-    await makeFolder(folder);
-    const path = join(folder, `${sharedPrefix(folderName)}${randomUUID()}`);
-    held.use(await LockFile.acquire(path, what, context.timing, signal));
+    const place = { folder, name: `${sharedPrefix(folderName)}${randomUUID()}`, what };
+    lock = held.use(await LockFile.acquire(place, context.timing, signal));
   } catch (error) {
     cannotLock(error);
   }
   // Also without a lock of our own: a full store is where somebody removes.
   let remover: SeenLock | undefined;
   try {
-    remover = await inspectLock(join(folder, exclusiveName(folderName)), context.timing, signal);
+    remover = await inspectLock(folder, exclusiveName(folderName), context.timing, signal);
   } catch (error) {
     cannotLock(error);
   }
   if (remover !== undefined) {
     throw new LockedError(`Cannot read ${what}: it is being removed by ${describeHolder(remover)}`);
   }
+  held.move();
+  return lock;
 }
 
-async function locksFolder(context: StoreContext, vmid: number): Promise<string> {
-  const folder = locksFolderOf(context, vmid);
-  await makeFolder(folder);
-  return folder;
+/** The folder of the locks of a guest's points, made if it is not there; it is `owner`'s. */
+async function openLocksFolder(context: StoreContext, vmid: number, owner: CleanupStack): Promise<Folder> {
+  const guest = String(checkVmid(vmid));
+  await using folder = await explain("open", context.folder.pathOf(guest), () => context.folder.openFolder(guest));
+  return owner.use(await openOrMakeFolder(folder, POINT_LOCKS_FOLDER));
 }
-
-const locksFolderOf = (context: StoreContext, vmid: number): string =>
-  join(guestFolder(context.path, vmid), POINT_LOCKS_FOLDER);
 
 const sharedPrefix = (folderName: string): string => `${folderName}.shared-`;
 const exclusiveName = (folderName: string): string => `${folderName}.exclusive`;

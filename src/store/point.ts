@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One backup that can be restored.
-import { join } from "node:path";
 import { tryCreateDigester } from "../block/index.ts";
 import { errnoOf } from "../core/index.ts";
-import { type CatalogEntry, classifyFolder } from "./catalog.ts";
+import { type Folder, type RegularFile, readWhole } from "../host/index.ts";
+import { type CatalogEntry, classifyFolder, openGuest } from "./catalog.ts";
 import { pointFolder, type StoreContext } from "./context.ts";
 import { PointDamagedError, PointNotFoundError } from "./errors.ts";
 import { MAX_GUEST_CONFIG_BYTES } from "./guest-identity.ts";
-import { damagedFile, readImageFile, unreadableFile } from "./image-file.ts";
-import { readSmallFile } from "./json.ts";
+import { damagedFile, openImageFile, refuseShared, unreadableFile } from "./image-file.ts";
 import {
   type ArchiveName,
   deviceFileName,
@@ -22,8 +21,8 @@ import type { DeviceMode, Manifest, ManifestBase } from "./manifest.ts";
 
 export interface PointDevice {
   readonly name: string;
-  /** The image of this point alone: the top of its chain. */
-  readonly path: string;
+  /** Name of the image of this point alone: the top of its chain. */
+  readonly file: string;
   readonly virtualBytes: number;
   readonly mode: DeviceMode;
   /** Recorded base of an incremental device; legacy points record none. */
@@ -34,15 +33,18 @@ export interface PointDevice {
 export interface Point extends ArchiveName {
   readonly kind: "complete" | "legacy";
   readonly volname: string;
-  readonly folder: string;
+  /** For messages, and for PVE, which shows it. */
+  readonly path: string;
   readonly occupiedBytes: number;
   readonly uuid: string | undefined;
   readonly sequence: number | undefined;
   readonly storeid: string | undefined;
   readonly manifest: Manifest | undefined;
   readonly devices: ReadonlyMap<string, PointDevice>;
-  /** Path of a container's archive. */
+  /** Name of a container's archive. */
   readonly containerArchive: string | undefined;
+  /** Opens a file of the point. @throws PointDamagedError if it is missing or not a regular file; EnvironmentError */
+  openFile(name: string): Promise<RegularFile>;
   /** Byte-exact. @throws PointDamagedError if it is not what was committed */
   guestConfig(): Promise<Buffer>;
   /** Byte-exact; undefined if the guest had none. */
@@ -56,7 +58,8 @@ export interface Point extends ArchiveName {
  */
 export async function openPoint(context: StoreContext, archive: string): Promise<Point> {
   const name = parseArchiveName(archive);
-  const entry = await classifyFolder(context, name);
+  await using guest = await openGuest(context, name.vmid);
+  const entry = guest === undefined ? undefined : await classifyFolder(guest, name);
   if (entry === undefined) throw new PointNotFoundError(`Cannot open "${volnameOf(name.archive)}": no such backup`);
   if (entry.kind === "damaged") {
     throw new PointDamagedError(`Cannot use "${volnameOf(name.archive)}": ${entry.reason}`);
@@ -66,74 +69,105 @@ export async function openPoint(context: StoreContext, archive: string): Promise
     : await legacyPoint(context, entry);
 }
 
+/** @throws PointDamagedError, PointNotFoundError, EnvironmentError */
+export async function openPointFolder(
+  context: StoreContext,
+  { vmid, folderName, archive }: ArchiveName,
+): Promise<Folder> {
+  await using guest = await openGuest(context, vmid);
+  try {
+    if (guest !== undefined) return await guest.openFolder(folderName);
+  } catch (error) {
+    if (errnoOf(error) !== "ENOENT") throw unreadableFile(pointFolder(context, vmid, folderName), error);
+  }
+  throw new PointNotFoundError(`Cannot open "${volnameOf(archive)}": no such backup`);
+}
+
 export function completePoint(
   context: StoreContext,
   name: ArchiveName,
   manifest: Manifest,
   occupiedBytes: number,
 ): Point {
-  const folder = pointFolder(context, name.vmid, name.folderName);
   const devices = new Map<string, PointDevice>();
   for (const { name: device, file, virtualBytes, mode, base } of manifest.devices) {
-    devices.set(device, { name: device, path: join(folder, file), virtualBytes, mode, base });
+    devices.set(device, { name: device, file, virtualBytes, mode, base });
   }
-  const archive = name.type === "lxc" ? pickContainerArchive(manifest.files.map((file) => file.name)) : undefined;
   return {
     ...name,
     kind: "complete",
     volname: volnameOf(name.archive),
-    folder,
+    path: pointFolder(context, name.vmid, name.folderName),
     occupiedBytes,
     uuid: manifest.uuid,
     sequence: manifest.sequence,
     storeid: manifest.storeid,
     manifest,
     devices,
-    containerArchive: archive === undefined ? undefined : join(folder, archive),
-    guestConfig: async () => await readRecorded(folder, manifest, GUEST_CONFIG_FILE),
+    containerArchive:
+      name.type === "lxc" ? pickContainerArchive(manifest.files.map(({ name: file }) => file)) : undefined,
+    openFile: async (file) => await openFileOf(context, name, file),
+    guestConfig: async () => await readRecorded(context, name, manifest, GUEST_CONFIG_FILE),
     firewallConfig: async () =>
       manifest.files.some((file) => file.name === FIREWALL_CONFIG_FILE)
-        ? await readRecorded(folder, manifest, FIREWALL_CONFIG_FILE)
+        ? await readRecorded(context, name, manifest, FIREWALL_CONFIG_FILE)
         : undefined,
   };
 }
 
 async function legacyPoint(context: StoreContext, entry: Extract<CatalogEntry, { kind: "legacy" }>): Promise<Point> {
   const { name } = entry;
-  const folder = pointFolder(context, name.vmid, name.folderName);
+  await using folder = await openPointFolder(context, name);
   const devices = new Map<string, PointDevice>();
   for (const device of entry.devices) {
-    const path = join(folder, deviceFileName(device));
-    const { header } = await readImageFile(path);
-    const mode: DeviceMode = header.backing === undefined ? "full" : "incremental";
-    devices.set(device, { name: device, path, virtualBytes: header.virtualBytes, mode, base: undefined });
+    const file = deviceFileName(device);
+    await using image = await openImageFile(folder, file);
+    const { backing, virtualBytes } = image.header;
+    const mode: DeviceMode = backing === undefined ? "full" : "incremental";
+    devices.set(device, { name: device, file, virtualBytes, mode, base: undefined });
   }
   return {
     ...name,
     kind: "legacy",
     volname: volnameOf(name.archive),
-    folder,
+    path: folder.path,
     occupiedBytes: entry.occupiedBytes,
     uuid: undefined,
     sequence: undefined,
     storeid: undefined,
     manifest: undefined,
     devices,
-    containerArchive: entry.containerArchive === undefined ? undefined : join(folder, entry.containerArchive),
-    guestConfig: async () => await readConfig(join(folder, GUEST_CONFIG_FILE)),
+    containerArchive: entry.containerArchive,
+    openFile: async (file) => await openFileOf(context, name, file),
+    guestConfig: async () => await readConfig(context, name, GUEST_CONFIG_FILE, false),
     firewallConfig: async () =>
-      await readConfig(join(folder, FIREWALL_CONFIG_FILE)).catch((error: unknown) => {
+      await readConfig(context, name, FIREWALL_CONFIG_FILE, false).catch((error: unknown) => {
         if (errnoOf(error) === "ENOENT") return undefined;
         throw error;
       }),
   };
 }
 
+async function openFileOf(context: StoreContext, name: ArchiveName, file: string): Promise<RegularFile> {
+  await using folder = await openPointFolder(context, name);
+  try {
+    return await folder.openFile(file);
+  } catch (error) {
+    const path = folder.pathOf(file);
+    throw errnoOf(error) === "ENOENT" ? damagedFile(path, "it is missing") : unreadableFile(path, error);
+  }
+}
+
 /** Reads a config and compares it with what the manifest records. */
-async function readRecorded(folder: string, manifest: Manifest, file: string): Promise<Buffer> {
-  const path = join(folder, file);
-  const bytes = await readConfig(path);
+async function readRecorded(
+  context: StoreContext,
+  name: ArchiveName,
+  manifest: Manifest,
+  file: string,
+): Promise<Buffer> {
+  const path = `${pointFolder(context, name.vmid, name.folderName)}/${file}`;
   const recorded = manifest.files.find((one) => one.name === file);
+  const bytes = await readConfig(context, name, file, recorded?.digest !== undefined);
   if (recorded === undefined) throw damagedFile(path, "the manifest does not know it");
   if (bytes.length !== recorded.sizeBytes) {
     throw damagedFile(path, `it has ${bytes.length} bytes, ${recorded.sizeBytes} are recorded`);
@@ -146,10 +180,19 @@ async function readRecorded(folder: string, manifest: Manifest, file: string): P
   return bytes;
 }
 
-async function readConfig(path: string): Promise<Buffer> {
+/** @param isRecorded the caller compares the bytes with a digest */
+async function readConfig(
+  context: StoreContext,
+  name: ArchiveName,
+  file: string,
+  isRecorded: boolean,
+): Promise<Buffer> {
+  await using folder = await openPointFolder(context, name);
   try {
-    return await readSmallFile(path, MAX_GUEST_CONFIG_BYTES);
+    await using opened = await folder.openFile(file);
+    if (!isRecorded) refuseShared(opened);
+    return await readWhole(opened, MAX_GUEST_CONFIG_BYTES);
   } catch (error) {
-    throw unreadableFile(path, error);
+    throw unreadableFile(folder.pathOf(file), error);
   }
 }

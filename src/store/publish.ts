@@ -1,33 +1,28 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The moment a point becomes visible: witness in flight, rename, then what may fail without harm.
-import { lstat } from "node:fs/promises";
-import { environmentError, errnoOf, messageOf } from "../core/index.ts";
-import { pointFolder, type StoreContext } from "./context.ts";
-import { PointExistsError } from "./errors.ts";
+// The moment a point becomes visible: witness in flight, rename, a look at what has the name now, then the records of
+// it. Only what is really there settles the witness.
+import { messageOf, RequestError } from "../core/index.ts";
+import { type Folder, isSameFile } from "../host/index.ts";
+import { classifyFolder, type FileTable, lookAtFiles, openGuest } from "./catalog.ts";
+import type { StoreContext } from "./context.ts";
+import { explain } from "./durable.ts";
+import { PointDamagedError, PointExistsError } from "./errors.ts";
 import type { GuestIdentity } from "./guest-identity.ts";
 import type { GuestLock } from "./guest-lock.ts";
-import { type ArchiveName, guestFolder } from "./layout.ts";
-import { openPoint } from "./point.ts";
-import { readState, writeState } from "./state.ts";
+import { unreadableFile } from "./image-file.ts";
+import type { ArchiveName } from "./layout.ts";
+import type { StagedPoint } from "./staged-point.ts";
+import { type GuestState, readState, writeState } from "./state.ts";
 import { Witness } from "./witness.ts";
-
-/** What the commit needs to know of a staged point. */
-export interface StagedFolder {
-  readonly uuid: string;
-  readonly sequence: number;
-  readonly name: ArchiveName;
-  readonly folder: string;
-}
 
 /** Witness in flight, rename, settle. The rename is the commit. */
 export async function publish(
   context: StoreContext,
   lock: GuestLock,
-  staged: StagedFolder,
+  staged: StagedPoint,
   { guest, foreign }: { readonly guest: GuestIdentity; readonly foreign: readonly string[] },
 ): Promise<void> {
   const { name, uuid } = staged;
-  const parent = guestFolder(context.path, name.vmid);
   const witness = await Witness.locate(context.root, context.storeid, name.vmid, context.io);
   const before = await witness.readBytes();
   try {
@@ -35,62 +30,105 @@ export async function publish(
     const known = previous.kind === "record" ? previous.record : { guest: {}, foreign: [] };
     await witness.write({ ...known, inFlight: uuid });
     await lock.assertHeld();
-    await assertFree(context, name);
-    await renameOnce(context, staged);
+    await assertFree(lock.folder, name);
+    await renameOnce(context, lock.folder, staged);
   } catch (error) {
     await witness.restore(before).catch((second: unknown) => {
       context.warn(`Cannot put back "${witness.path}": ${messageOf(second)}; the next backup is a full one`);
     });
     throw error;
   }
-  const attempt = async (consequence: string, work: () => Promise<void>): Promise<boolean> => {
+  await assertPublished(context, staged);
+  const attempt = async (work: () => Promise<void>): Promise<boolean> => {
     try {
       await work();
       return true;
     } catch (error) {
-      context.warn(`The backup is complete, but: ${messageOf(error)}; ${consequence}`);
+      context.warn(`The backup is complete, but: ${messageOf(error)}; the next backup is a full one`);
       return false;
     }
   };
-  const isDurable = await attempt("the next backup is a full one", async () => {
-    await context.io.syncFolder(parent);
-    await context.io.syncFolder(context.path); // of a guest's first backup the folder is new, too
+  const isDurable = await attempt(async () => {
+    await context.io.syncFolder(lock.folder);
+    await context.io.syncFolder(context.folder); // of a guest's first backup the folder is new, too
   });
-  await attempt("the store finds its state without it", () => writeNewState(context, staged));
-  // Not durable: a power cut may take the point away, so its witness stays in flight.
-  if (isDurable) await attempt("the next backup is a full one", () => witness.write({ settled: uuid, guest, foreign }));
+  const isRemembered = await attempt(() => writeNewState(context, lock.folder, staged));
+  // Not durable: a power cut may take the point away. Not remembered: the store names an older one as the last. In both
+  // cases the witness stays in flight, and no bitmap is believed.
+  if (isDurable && isRemembered) await attempt(() => witness.write({ settled: uuid, guest, foreign }));
 }
 
 /** @throws PointExistsError if anything has the name of the point */
-export async function assertFree(context: StoreContext, name: ArchiveName): Promise<void> {
-  const found = await lstat(pointFolder(context, name.vmid, name.folderName)).catch((error: unknown) => {
-    if (errnoOf(error) === "ENOENT") return undefined;
-    throw environmentError("look at", context.path, error);
-  });
+export async function assertFree(guest: Folder, name: ArchiveName): Promise<void> {
+  const path = guest.pathOf(name.folderName);
+  const found = await explain("look at", path, () => guest.look(name.folderName));
   if (found !== undefined) {
     throw new PointExistsError(`Cannot create "backup/${name.archive}": a backup of this second exists already`);
   }
 }
 
 /** On a network share the reply to a rename can get lost: what the folder says counts. */
-async function renameOnce(context: StoreContext, staged: StagedFolder): Promise<void> {
-  const target = pointFolder(context, staged.name.vmid, staged.name.folderName);
+async function renameOnce(context: StoreContext, guest: Folder, staged: StagedPoint): Promise<void> {
+  const { folder, name, stagingName } = staged;
   try {
-    await context.io.rename(staged.folder, target);
+    await context.io.rename(guest, stagingName, guest, name.folderName);
   } catch (error) {
-    const isStaged = await lstat(staged.folder).then(
-      () => true,
-      () => false,
-    );
-    const published = isStaged ? undefined : await openPoint(context, staged.name.archive).catch(() => undefined);
-    if (published?.uuid !== staged.uuid) throw error;
+    if (!(await guest.isNamed(name.folderName, folder.identity).catch(() => false))) throw error;
   }
 }
 
-async function writeNewState(context: StoreContext, staged: StagedFolder): Promise<void> {
-  const folder = guestFolder(context.path, staged.name.vmid);
-  const state = await readState(folder, context.warn);
-  const newest = new Map(state.newest);
+/**
+ * Looks at what was published, by the way that everybody else will come: the folder that has the name is the one that
+ * was made, and it holds what was written and nothing else.
+ *
+ * @throws PointDamagedError, EnvironmentError; the witness stays in flight then
+ */
+async function assertPublished(context: StoreContext, staged: StagedPoint): Promise<void> {
+  const { folder, name, uuid } = staged;
+  const act = `Cannot commit "backup/${name.archive}"`;
+  const changed = (what: string): PointDamagedError =>
+    new PointDamagedError(`${act}: ${what}, somebody else changes the storage`, {
+      hint: "nothing is lost: the next backup is a full one",
+    });
+  await using guest = await openGuest(context, name.vmid);
+  const isThere = guest !== undefined && (await guest.isNamed(name.folderName, folder.identity));
+  if (guest === undefined || !isThere) throw changed("what has its name is not the folder that was written");
+  try {
+    assertOnlyOurs(staged, await lookAtFiles(folder, "must stay"));
+  } catch (error) {
+    throw error instanceof PointDamagedError || error instanceof RequestError
+      ? changed(error.message.replace(/^Cannot commit /, ""))
+      : unreadableFile(folder.path, error);
+  }
+  const entry = await classifyFolder(guest, name);
+  if (entry?.kind === "damaged") throw changed(`it is damaged, ${entry.reason}`);
+  if (entry?.kind !== "complete" || entry.manifest.uuid !== uuid) throw changed("its manifest is another one");
+}
+
+/**
+ * The folder holds exactly the files that the job has created.
+ *
+ * @throws RequestError naming what it has not created; PointDamagedError naming what is gone or another file now
+ */
+export function assertOnlyOurs({ files, folder }: Pick<StagedPoint, "files" | "folder">, found: FileTable): void {
+  const foreign = [...found.keys()].find((name) => !files.has(name));
+  if (foreign !== undefined) {
+    throw new RequestError(`Cannot commit "${folder.pathOf(foreign)}": this backup did not write it`);
+  }
+  for (const [name, created] of files) {
+    const now = found.get(name);
+    const path = folder.pathOf(name);
+    if (now === undefined) throw new PointDamagedError(`Cannot commit "${path}": it is gone`);
+    if (now.kind !== "file" || !isSameFile(now, created)) {
+      throw new PointDamagedError(`Cannot commit "${path}": it is not the file that was created for the backup`);
+    }
+  }
+}
+
+async function writeNewState(context: StoreContext, guest: Folder, staged: StagedPoint): Promise<void> {
+  const found = await readState(guest);
+  const before: GuestState = found.kind === "state" ? found.state : { sequence: 0, newest: new Map() };
+  const newest = new Map(before.newest);
   newest.set(context.storeid, { uuid: staged.uuid, archive: staged.name.archive });
-  await writeState(folder, { sequence: Math.max(state.sequence, staged.sequence), newest }, context.io);
+  await writeState(guest, { sequence: staged.sequence, newest }, context.io);
 }

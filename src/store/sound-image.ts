@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The tables of an image, read before anybody relies on them: a lost table reads as zeroes, silently.
+import type { RegularFile } from "../host/index.ts";
 import { checkQcow2, Qcow2FormatError } from "../qcow2/index.ts";
 import { PointDamagedError } from "./errors.ts";
 
@@ -11,14 +12,14 @@ import { PointDamagedError } from "./errors.ts";
  * @param act begins the sentence: `Cannot <act>: ...`
  * @throws PointDamagedError; UnsupportedError if nobody can tell; EnvironmentError; the reason of `signal`
  */
-export async function assertSound(act: string, path: string, signal: AbortSignal): Promise<void> {
-  const { errors, errorCount, leakedClusters } = await checkQcow2(path, { signal }).catch((error: unknown) => {
+export async function assertSound(act: string, file: RegularFile, signal: AbortSignal): Promise<void> {
+  const { errors, errorCount, leakedClusters } = await checkQcow2(file, { signal }).catch((error: unknown) => {
     if (error instanceof Qcow2FormatError) throw new PointDamagedError(error.message, { cause: error });
     throw error;
   });
   if (errorCount === 0 && leakedClusters === 0) return;
   const state = errors[0] ?? `${leakedClusters} clusters belong to no table`;
-  throw new PointDamagedError(`Cannot ${act}: the tables of "${path}" are damaged: ${state}`, {
+  throw new PointDamagedError(`Cannot ${act}: the tables of "${file.path}" are damaged: ${state}`, {
     hint: "check the health of the storage; 'qemu-img check -r' would give up what is lost",
   });
 }

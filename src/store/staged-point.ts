@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // A point in the making: a hidden folder until commit(), gone without it.
 import { randomUUID } from "node:crypto";
-import { rm } from "node:fs/promises";
-import { join } from "node:path";
+import type { FileHandle } from "node:fs/promises";
 import { environmentError, RequestError } from "../core/index.ts";
+import { type FileIdentity, type Folder, isSameFile, type NewFile, type RegularFile } from "../host/index.ts";
 import { scanGuest } from "./catalog.ts";
 import { type CommitParts, commitPoint } from "./commit.ts";
-import { pointFolder, type StoreContext } from "./context.ts";
-import { makeFolder } from "./durable.ts";
+import type { StoreContext } from "./context.ts";
+import { explain } from "./durable.ts";
+import { PointDamagedError } from "./errors.ts";
 import type { GuestLock } from "./guest-lock.ts";
+import { unreadableFile } from "./image-file.ts";
 import {
   type ArchiveName,
   formatArchiveName,
@@ -17,9 +19,9 @@ import {
   quote,
   STAGING_PREFIX,
 } from "./layout.ts";
-import { MAX_SEQUENCE } from "./manifest.ts";
 import type { Point } from "./point.ts";
 import { assertFree } from "./publish.ts";
+import { nextSequence } from "./sequence.ts";
 import { readState } from "./state.ts";
 import { sweepGuest } from "./sweep.ts";
 
@@ -38,18 +40,24 @@ export class StagedPoint implements AsyncDisposable {
   readonly sequence: number;
   readonly name: ArchiveName;
   /** Where the files are written until commit. */
-  readonly folder: string;
+  readonly folder: Folder;
   readonly #context: StoreContext;
   readonly #lock: GuestLock;
+  readonly #files = new Map<string, FileIdentity>();
+  readonly #written = new Map<string, Buffer>();
   #isOver = false;
 
-  private constructor(context: StoreContext, lock: GuestLock, name: ArchiveName, sequence: number) {
+  private constructor(
+    context: StoreContext,
+    lock: GuestLock,
+    staged: Pick<StagedPoint, "name" | "sequence" | "uuid" | "folder">,
+  ) {
     this.#context = context;
     this.#lock = lock;
-    this.name = name;
-    this.sequence = sequence;
-    this.uuid = randomUUID();
-    this.folder = pointFolder(context, name.vmid, `${STAGING_PREFIX}${this.uuid}`);
+    this.name = staged.name;
+    this.sequence = staged.sequence;
+    this.uuid = staged.uuid;
+    this.folder = staged.folder;
   }
 
   /**
@@ -60,23 +68,91 @@ export class StagedPoint implements AsyncDisposable {
   static async begin(context: StoreContext, request: BeginRequest): Promise<StagedPoint> {
     const { lock, signal } = request;
     const name = formatArchiveName(lock.vmid, request.type, request.epoch);
-    await assertFree(context, name);
-    await sweepGuest(context, lock); // asks for the lock first
-    const staged = new StagedPoint(context, lock, name, await nextSequence(context, lock.vmid, signal));
+    await lock.assertHeld();
+    await assertFree(lock.folder, name);
+    await sweepGuest(context, lock, signal);
+    const entries = await scanGuest(context, lock.vmid, signal);
+    const sequence = nextSequence(context, entries, await readState(lock.folder));
     signal.throwIfAborted();
-    await makeFolder(staged.folder);
-    return staged;
+    const uuid = randomUUID();
+    const stagingName = `${STAGING_PREFIX}${uuid}`;
+    const path = lock.folder.pathOf(stagingName);
+    await explain("create", path, () => lock.folder.makeFolder(stagingName));
+    const folder = await explain("open", path, () => lock.folder.openFolder(stagingName));
+    return new StagedPoint(context, lock, { name, sequence, uuid, folder });
   }
 
-  /** Path of a file to be written. @throws RequestError for a name that is no plain file name */
+  /** Name of the staging folder in the guest's folder. */
+  get stagingName(): string {
+    return `${STAGING_PREFIX}${this.uuid}`;
+  }
+
+  /** What was created so far, by name. */
+  get files(): ReadonlyMap<string, FileIdentity> {
+    return this.#files;
+  }
+
+  /** What writeFile() wrote, by name. */
+  get written(): ReadonlyMap<string, Buffer> {
+    return this.#written;
+  }
+
+  /** For messages. @throws RequestError for a name that is not a plain file name */
   pathOf(name: string): string {
     if (!isPlainFileName(name)) throw new RequestError(`Cannot use file name ${quote(name)} in a backup`);
-    return join(this.folder, name);
+    return this.folder.pathOf(name);
   }
 
-  /** Writes a small file (a config) with the right mode. @throws EnvironmentError */
+  /** A file of the point for whoever fills it. @throws RequestError for a name that is not a plain file name */
+  newFile(name: string): NewFile {
+    return {
+      path: this.pathOf(name),
+      create: () => this.#create(name),
+      remove: async () => {
+        this.#files.delete(name);
+        await this.folder.removeFile(name);
+      },
+    };
+  }
+
+  /** Writes a small file (a config). @throws EnvironmentError */
   async writeFile(name: string, bytes: Buffer): Promise<void> {
-    await this.#context.io.createFile(this.pathOf(name), bytes);
+    const path = this.pathOf(name);
+    await explain("write", path, async () => {
+      await using handle = await this.#create(name);
+      await handle.writeFile(bytes);
+      await this.#context.io.syncFile(handle, path);
+    });
+    this.#written.set(name, bytes);
+  }
+
+  /**
+   * Opens a file that this job has created, and no other that took its name.
+   *
+   * @throws PointDamagedError if it is gone or another one now; EnvironmentError
+   */
+  async openFile(name: string): Promise<RegularFile> {
+    const path = this.folder.pathOf(name);
+    const file = await this.folder.openFile(name).catch((error: unknown) => {
+      throw unreadableFile(path, error);
+    });
+    const found = await file.handle.stat({ bigint: true });
+    const created = this.#files.get(name);
+    if (created !== undefined && isSameFile(found, created)) return file;
+    await file[Symbol.asyncDispose]();
+    throw new PointDamagedError(`Cannot commit "${path}": it is not the file that was created for the backup`);
+  }
+
+  async #create(name: string): Promise<FileHandle> {
+    const handle = await this.folder.createFile(name);
+    try {
+      const { dev, ino } = await handle.stat({ bigint: true });
+      this.#files.set(name, { dev, ino });
+      return handle;
+    } catch (error) {
+      await handle.close();
+      throw error;
+    }
   }
 
   /**
@@ -94,24 +170,18 @@ export class StagedPoint implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    if (this.#isOver) return;
+    if (!this.#isOver) await this.#discard();
     this.#isOver = true;
+    await this.folder[Symbol.asyncDispose]();
+  }
+
+  /** After the rename there is nothing of this name; whatever else has it by now is nothing of ours. */
+  async #discard(): Promise<void> {
     try {
-      await rm(this.folder, { recursive: true, force: true });
+      await this.#lock.folder.remove(this.stagingName);
     } catch (error) {
-      const { message } = environmentError("remove", this.folder, error);
+      const { message } = environmentError("remove", this.folder.path, error);
       this.#context.warn(`${message}; the next backup tries again`);
     }
   }
-}
-
-async function nextSequence(context: StoreContext, vmid: number, signal: AbortSignal): Promise<number> {
-  const state = await readState(pointFolder(context, vmid, "."), context.warn);
-  let highest = state.sequence;
-  for (const entry of await scanGuest(context, vmid, signal)) {
-    if (entry.kind === "complete") highest = Math.max(highest, entry.manifest.sequence);
-  }
-  if (highest >= MAX_SEQUENCE)
-    throw new RequestError(`Cannot number the next backup of guest ${vmid}: ${highest} is used`);
-  return highest + 1;
 }

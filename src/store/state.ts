@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// state.json of one guest: the highest commit sequence ever given out, also to points that are gone.
-// A convenience of the store; what decides about bases is the witness.
-import { join } from "node:path";
+// state.json of one guest: what the store gave out, also to points that are gone. The highest commit sequence, and
+// for each storage id the point that was committed last: a third witness beside the one outside the store and the
+// points themselves.
 import { environmentError, errnoOf, messageOf } from "../core/index.ts";
+import { FileProblem, type Folder } from "../host/index.ts";
 import type { DurableIo } from "./durable.ts";
-import { checkFormat, Fields, formatJson, JsonProblem, parseJson, readSmallFile } from "./json.ts";
+import { checkFormat, Fields, formatJson, parseJson } from "./json.ts";
 import { STATE_FILE, STOREID_PATTERN, UUID_PATTERN } from "./layout.ts";
 import { MAX_SEQUENCE } from "./manifest.ts";
 
@@ -24,7 +25,7 @@ const STATE_VERSION = 1;
 const MAX_STATE_BYTES = 1024 * 1024;
 const MAX_STORAGE_IDS = 1000;
 
-/** @throws JsonProblem */
+/** @throws FileProblem */
 export function parseState(bytes: Buffer): GuestState {
   const fields = new Fields(parseJson(bytes));
   checkFormat(fields, STATE_FORMAT, STATE_VERSION);
@@ -42,24 +43,25 @@ export function parseState(bytes: Buffer): GuestState {
   return { sequence: fields.count("sequence", MAX_SEQUENCE), newest };
 }
 
-/**
- * The state of a guest; a missing or damaged file counts as empty: the manifests know the rest.
- *
- * @throws EnvironmentError if the file is there and cannot be read
- */
-export async function readState(folder: string, warn: (message: string) => void): Promise<GuestState> {
-  const path = join(folder, STATE_FILE);
+/** What was found: nothing, a state, or a file that cannot be understood. */
+export type FoundState =
+  | { readonly kind: "none" }
+  | { readonly kind: "damaged"; readonly reason: string }
+  | { readonly kind: "state"; readonly state: GuestState };
+
+/** @throws EnvironmentError if the file is there and cannot be read */
+export async function readState(folder: Folder): Promise<FoundState> {
   try {
-    return parseState(await readSmallFile(path, MAX_STATE_BYTES));
+    return { kind: "state", state: parseState(await folder.readFile(STATE_FILE, MAX_STATE_BYTES)) };
   } catch (error) {
-    if (errnoOf(error) !== "ENOENT" && !(error instanceof JsonProblem)) throw environmentError("read", path, error);
-    if (error instanceof JsonProblem) warn(`Cannot use "${path}": ${messageOf(error)}; the manifests count`);
-    return { sequence: 0, newest: new Map() };
+    if (errnoOf(error) === "ENOENT") return { kind: "none" };
+    if (error instanceof FileProblem) return { kind: "damaged", reason: messageOf(error) };
+    throw environmentError("read", folder.pathOf(STATE_FILE), error);
   }
 }
 
-export async function writeState(folder: string, state: GuestState, io: DurableIo): Promise<void> {
+export async function writeState(folder: Folder, state: GuestState, io: DurableIo): Promise<void> {
   const newest = Object.fromEntries(state.newest);
   const value = { format: STATE_FORMAT, version: STATE_VERSION, sequence: state.sequence, newest };
-  await io.replaceFile(join(folder, STATE_FILE), formatJson(value));
+  await io.replaceFile(folder, STATE_FILE, formatJson(value));
 }

@@ -4,17 +4,19 @@ import { isAbsolute, normalize } from "node:path";
 import { messageOf, orderedMap, RequestError } from "../core/index.ts";
 import { type Attributes, readAttributes, writeAttributes } from "./attributes.ts";
 import { type BaseDecision, type BaseQuestion, decideBase, recheckBase } from "./base.ts";
-import { type CatalogEntry, checkAvailable, listGuests, scanGuest } from "./catalog.ts";
-import { type ResolvedChain, resolveChain } from "./chain.ts";
-import { pointFolder, type StoreContext } from "./context.ts";
+import { type CatalogEntry, listGuests, scanGuest } from "./catalog.ts";
+import { type OpenChain, openChain } from "./chain.ts";
+import { openStoreFolder, type StoreContext } from "./context.ts";
 import { type DurableIo, durableIo } from "./durable.ts";
-import { StoreUnavailableError } from "./errors.ts";
+import { PointNotFoundError, StoreUnavailableError } from "./errors.ts";
 import { GuestLock } from "./guest-lock.ts";
 import { checkVmid, type PointType, quote, STOREID_PATTERN, volnameOf } from "./layout.ts";
 import { LOCK_TIMING, type LockTiming } from "./lock-record.ts";
 import { keepFailedLog, storeLog } from "./logs.ts";
-import { openPoint, type Point } from "./point.ts";
-import { type LockNeed, lockAttributes, lockChainShared, lockPointExclusive } from "./point-lock.ts";
+import { openPoint, openPointFolder, type Point } from "./point.ts";
+import { type ChainLock, type LockNeed, lockAttributes, lockChainShared, lockPointExclusive } from "./point-lock.ts";
+import { assertSound } from "./sound-image.ts";
+import { SoundMemory } from "./sound-memory.ts";
 import { type BeginRequest, StagedPoint } from "./staged-point.ts";
 
 export interface StoreOptions {
@@ -55,8 +57,10 @@ export interface PointEntry {
 const OPEN_DEADLINE_MS = 10_000;
 const ROWS_IN_FLIGHT = 16;
 
-export class Store {
+export class Store implements AsyncDisposable {
   readonly #context: StoreContext;
+  /** Of the guest that was asked about last. */
+  #sound: SoundMemory | undefined;
 
   private constructor(context: StoreContext) {
     this.#context = context;
@@ -67,8 +71,8 @@ export class Store {
     const { path, storeid, root, nodename, warn = () => undefined, timing = LOCK_TIMING, io = durableIo } = options;
     if (!isAbsolute(path)) throw new RequestError(`Cannot use storage path ${quote(path)}: an absolute path is wanted`);
     if (!STOREID_PATTERN.test(storeid)) throw new RequestError(`Cannot use storage id ${quote(storeid)}`);
-    const identity = await withDeadline(path, checkAvailable(path));
-    return new Store({ path: normalize(path), identity, storeid, root, nodename, io, timing, warn });
+    const folder = await withDeadline(path, openStoreFolder(normalize(path)));
+    return new Store({ path: normalize(path), folder, storeid, root, nodename, io, timing, warn });
   }
 
   get path(): string {
@@ -114,14 +118,34 @@ export class Store {
     return await decideBase(this.#context, question);
   }
 
-  /** @throws BaseUnusableError unless the base with `promisedUuid` is still the answer */
-  async recheckBase(question: BaseQuestion, promisedUuid: string | undefined): Promise<Point> {
-    return await recheckBase(this.#context, question, promisedUuid);
+  /** @throws BaseUnusableError unless `promised` is still the answer, file by file */
+  async recheckBase(
+    question: BaseQuestion,
+    promised: { readonly base: Point; readonly chain: OpenChain },
+  ): Promise<void> {
+    await recheckBase(this.#context, question, promised);
   }
 
-  /** @throws PointDamagedError, PointNotFoundError */
-  async resolveChain(point: Point, device: string, signal: AbortSignal): Promise<ResolvedChain> {
-    return await resolveChain(this.#context, point, device, signal);
+  /** Opens the images behind a device; the caller closes them. @throws PointDamagedError, PointNotFoundError */
+  async openChain(point: Point, device: string, signal: AbortSignal): Promise<OpenChain> {
+    return await openChain(this.#context, point, device, signal);
+  }
+
+  /**
+   * Reads the tables of a chain that is to be built on, all the way down. Below the topmost image those that have not
+   * changed since they were last read are taken as they were found.
+   *
+   * @throws as assertSound()
+   */
+  async assertChainSound(act: string, vmid: number, { images }: OpenChain, signal: AbortSignal): Promise<void> {
+    const memory = this.#sound?.vmid === vmid ? this.#sound : await SoundMemory.load(this.#context, vmid);
+    this.#sound = memory;
+    for (const [depth, { file, stamp }] of images.entries()) {
+      if (depth > 0 && memory.has(stamp)) continue;
+      await assertSound(act, file, signal);
+      memory.add(stamp);
+    }
+    await memory.save();
   }
 
   /**
@@ -130,7 +154,7 @@ export class Store {
    * @param need "required" where reading without a lock will not do; "if possible" warns and goes on
    * @throws LockedError, PointDamagedError
    */
-  async lockChainShared(point: Point, signal: AbortSignal, need: LockNeed = "if possible"): Promise<AsyncDisposable> {
+  async lockChainShared(point: Point, signal: AbortSignal, need: LockNeed = "if possible"): Promise<ChainLock> {
     return await lockChainShared(this.#context, point, signal, need);
   }
 
@@ -141,20 +165,22 @@ export class Store {
 
   async readAttributes(archive: string, signal: AbortSignal): Promise<Attributes> {
     const point = await this.openPoint(archive, signal);
-    return await readAttributes(point.folder, this.#context.warn);
+    await using folder = await openPointFolder(this.#context, point);
+    return await readAttributes(folder, this.#context.warn);
   }
 
   /** Changes the given attributes and keeps the others; notes of "" are removed. */
   async updateAttributes(archive: string, change: Partial<Attributes>, signal: AbortSignal): Promise<void> {
     const point = await this.openPoint(archive, signal);
     await using _lock = await lockAttributes(this.#context, point, signal);
-    const { notes, ...rest } = { ...(await readAttributes(point.folder, this.#context.warn)), ...change };
+    await using folder = await openPointFolder(this.#context, point);
+    const { notes, ...rest } = { ...(await readAttributes(folder, this.#context.warn)), ...change };
     const attributes = notes === undefined || notes === "" ? rest : { ...rest, notes };
-    await writeAttributes(point.folder, attributes, this.#context.io);
+    await writeAttributes(folder, attributes, this.#context.io);
   }
 
   /** Copies a task log beside a point, bounded in size. */
-  async storeLog(point: Pick<Point, "folder">, path: string): Promise<void> {
+  async storeLog(point: Point, path: string): Promise<void> {
     await storeLog(this.#context, point, path);
   }
 
@@ -164,6 +190,10 @@ export class Store {
     path: string,
   ): Promise<void> {
     await keepFailedLog(this.#context, job, path);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#context.folder[Symbol.asyncDispose]();
   }
 
   async #scanOrWarn(vmid: number, isOneOfMany: boolean, signal: AbortSignal): Promise<CatalogEntry[]> {
@@ -177,13 +207,26 @@ export class Store {
     }
   }
 
+  /** Undefined for a point that went away since it was listed. */
+  async #attributesOf(entry: Exclude<CatalogEntry, { kind: "damaged" }>): Promise<Attributes | undefined> {
+    if (!entry.hasAttributes) return { protected: false };
+    try {
+      await using folder = await openPointFolder(this.#context, entry.name);
+      return await readAttributes(folder, this.#context.warn);
+    } catch (error) {
+      if (!(error instanceof PointNotFoundError)) this.#context.warn(messageOf(error));
+      return undefined;
+    }
+  }
+
   async #row(entry: CatalogEntry): Promise<PointEntry | undefined> {
-    const { archive, vmid, type, epoch, folderName } = entry.name;
+    const { archive, vmid, type, epoch } = entry.name;
     if (entry.kind === "damaged") {
       this.#context.warn(`Cannot list "${volnameOf(archive)}": ${entry.reason}`);
       return undefined;
     }
-    const attributes = await readAttributes(pointFolder(this.#context, vmid, folderName), this.#context.warn);
+    const attributes = await this.#attributesOf(entry);
+    if (attributes === undefined) return undefined;
     const manifest = entry.kind === "complete" ? entry.manifest : undefined;
     const base = manifest?.devices.find((device) => device.base !== undefined)?.base;
     return {

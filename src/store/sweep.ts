@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Removes what jobs that died left behind. Only under the guest's lock: then nobody writes there.
-import { lstat, readdir, rm } from "node:fs/promises";
-import { join } from "node:path";
-import { environmentError, errnoOf } from "../core/index.ts";
+import { setTimeout as sleep } from "node:timers/promises";
+import { errnoOf } from "../core/index.ts";
+import { Folder } from "../host/index.ts";
 import type { StoreContext } from "./context.ts";
+import { explain, wordProblem } from "./durable.ts";
 import type { GuestLock } from "./guest-lock.ts";
 import {
   FAILED_LOGS_FOLDER,
-  guestFolder,
+  GUEST_LOCK_FILE,
   POINT_LOCKS_FOLDER,
   parseFolderName,
   STAGING_PREFIX,
@@ -15,70 +16,100 @@ import {
   TRASH_PREFIX,
 } from "./layout.ts";
 import { breakLock } from "./lock-file.ts";
-import { isHolderDead, isOfThisHost, readLock } from "./lock-record.ts";
+import { isHolderDead, isOfThisHost, isUnmoved, readLock, type SeenLock } from "./lock-record.ts";
 import { pruneFailedLogs } from "./logs.ts";
 import { witnessFolder } from "./witness.ts";
 
 /** Temporary files live for moments, but some are made without the guest's lock. */
 const TEMP_FILE_MAX_AGE_MS = 60 * 60 * 1000;
-/** No living holder is silent for a day. */
+/** Younger locks of other hosts are not even watched: no living holder is silent for a day. */
 const POINT_LOCK_MAX_AGE_MS = 24 * 60 * 60 * 1000;
+
+/** Does something to a thing in a folder; what cannot be done is warned of. */
+type Attempt = (path: string, work: () => Promise<void>) => Promise<void>;
 
 /**
  * Sweeps one guest's folder. What cannot be removed is warned of and left: it must not stop a backup.
  *
- * @throws LockedError if `lock` is not held any more
+ * @param lock asked a moment ago whether it is held
+ * @throws EnvironmentError if the lock cannot be looked at; the reason of `signal`
  */
-export async function sweepGuest(context: StoreContext, lock: GuestLock): Promise<void> {
-  await lock.assertHeld();
-  const folder = guestFolder(context.path, lock.vmid);
-  const { mtimeMs: nowMs } = await lstat(lock.path).catch((error: unknown) => {
-    throw environmentError("look at", lock.path, error);
-  }); // the server's clock, at the last heartbeat
-  const attempt = async (what: string, work: () => Promise<void>): Promise<void> => {
+export async function sweepGuest(context: StoreContext, lock: GuestLock, signal: AbortSignal): Promise<void> {
+  const { folder: guest } = lock;
+  const nowMs = await serverNowMs(guest);
+  const attempt: Attempt = async (path, work) => {
     try {
       await work();
     } catch (error) {
-      if (errnoOf(error) !== "ENOENT") context.warn(environmentError("sweep", what, error).message);
+      signal.throwIfAborted();
+      if (errnoOf(error) !== "ENOENT") context.warn(wordProblem("sweep", path, error).message);
     }
   };
-  await attempt(folder, async () => {
-    for (const name of await readdir(folder)) {
-      const path = join(folder, name);
+  await attempt(guest.path, async () => {
+    for (const name of await guest.list()) {
+      const path = guest.pathOf(name);
       if (name.startsWith(STAGING_PREFIX) || name.startsWith(TRASH_PREFIX)) {
-        await attempt(path, () => rm(path, { recursive: true, force: true }));
+        await attempt(path, () => guest.remove(name));
       } else if (parseFolderName(lock.vmid, name) !== undefined) {
-        await attempt(path, () => sweepTempFiles(path, nowMs));
+        await attempt(path, () => within(guest, name, (folder) => sweepTempFiles(folder, nowMs)));
       }
     }
-    await sweepTempFiles(folder, nowMs);
+    await sweepTempFiles(guest, nowMs);
   });
-  const locks = join(folder, POINT_LOCKS_FOLDER);
-  await attempt(locks, () => sweepPointLocks(locks, nowMs));
-  await attempt(join(folder, FAILED_LOGS_FOLDER), () => pruneFailedLogs(join(folder, FAILED_LOGS_FOLDER), nowMs));
+  await attempt(guest.pathOf(POINT_LOCKS_FOLDER), () =>
+    within(guest, POINT_LOCKS_FOLDER, (folder) => sweepPointLocks(context, folder, nowMs, signal)),
+  );
+  await attempt(guest.pathOf(FAILED_LOGS_FOLDER), () =>
+    within(guest, FAILED_LOGS_FOLDER, (folder) => pruneFailedLogs(folder, nowMs)),
+  );
   await attempt(context.storeid, async () => {
-    const witnesses = await witnessFolder(context);
-    await attempt(witnesses, () => sweepTempFiles(witnesses, Date.now())); // another file system, another clock
+    const path = await witnessFolder(context);
+    await attempt(path, async () => {
+      await using witnesses = await Folder.open(path);
+      await sweepTempFiles(witnesses, Date.now()); // another file system, another clock
+    });
   });
 }
 
-async function sweepTempFiles(folder: string, nowMs: number): Promise<void> {
-  if (!(await lstat(folder)).isDirectory()) return;
-  for (const name of (await readdir(folder)).filter((one) => one.startsWith(TEMP_PREFIX))) {
-    const path = join(folder, name);
-    const found = await lstat(path).catch(() => undefined);
-    if (found !== undefined && nowMs - found.mtimeMs > TEMP_FILE_MAX_AGE_MS) await rm(path, { force: true });
+/** The server's clock, at the last heartbeat. */
+async function serverNowMs(guest: Folder): Promise<number> {
+  const path = guest.pathOf(GUEST_LOCK_FILE);
+  const found = await explain("look at", path, () => guest.look(GUEST_LOCK_FILE));
+  return found?.mtimeMs ?? Date.now(); // the lock was lost just now: whoever wants to commit hears of it
+}
+
+async function within(parent: Folder, name: string, work: (folder: Folder) => Promise<void>): Promise<void> {
+  await using folder = await parent.openFolder(name);
+  await work(folder);
+}
+
+async function sweepTempFiles(folder: Folder, nowMs: number): Promise<void> {
+  for (const name of (await folder.list()).filter((one) => one.startsWith(TEMP_PREFIX))) {
+    const found = await folder.look(name);
+    const isOld = found !== undefined && nowMs - found.mtimeMs > TEMP_FILE_MAX_AGE_MS;
+    if (isOld && found.kind !== "folder") await folder.removeFile(name);
   }
 }
 
-async function sweepPointLocks(folder: string, nowMs: number): Promise<void> {
+/** Locks of this host go by the process table. Those of others are watched first: a server's clock may have jumped. */
+async function sweepPointLocks(
+  context: StoreContext,
+  folder: Folder,
+  nowMs: number,
+  signal: AbortSignal,
+): Promise<void> {
   await sweepTempFiles(folder, nowMs);
-  for (const name of (await readdir(folder)).filter((one) => !one.startsWith(TEMP_PREFIX))) {
-    const path = join(folder, name);
-    const seen = await readLock(path);
-    if (seen === undefined) continue;
-    // A clock that jumps forward must not end a reader that can be seen to live.
-    const isDead = (await isOfThisHost(seen)) ? await isHolderDead(seen) : nowMs - seen.mtimeMs > POINT_LOCK_MAX_AGE_MS;
-    if (isDead) await breakLock(path, seen);
+  const silent = new Map<string, SeenLock>();
+  for (const name of (await folder.list()).filter((one) => !one.startsWith(TEMP_PREFIX))) {
+    const seen = await readLock(folder, name);
+    if (seen === undefined || seen.problem !== undefined) continue;
+    if (await isOfThisHost(seen)) {
+      if (await isHolderDead(seen)) await breakLock(folder, name, seen);
+    } else if (nowMs - seen.mtimeMs > POINT_LOCK_MAX_AGE_MS) {
+      silent.set(name, seen);
+    }
   }
+  if (silent.size === 0) return;
+  await sleep(context.timing.observeMs, undefined, { signal }).catch(() => signal.throwIfAborted());
+  for (const [name, seen] of silent) if (await isUnmoved(folder, name, seen)) await breakLock(folder, name, seen);
 }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The witness: a record outside the store that names the last point committed for a guest through
 // one storage id. The bitmap knows what changed since *that* point, whatever the disk at the path says.
-import { mkdir, rm, stat } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { mkdir, stat } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 import { environmentError, errnoOf, messageOf } from "../core/index.ts";
-import { type DurableIo, FOLDER_MODE } from "./durable.ts";
+import { FileProblem, FOLDER_MODE, Folder, readRegularFile } from "../host/index.ts";
+import { type DurableIo, explain } from "./durable.ts";
 import type { GuestIdentity } from "./guest-identity.ts";
-import { checkFormat, Fields, formatJson, JsonProblem, parseJson, readSmallFile } from "./json.ts";
+import { checkFormat, Fields, formatJson, parseJson } from "./json.ts";
 import { checkVmid, STOREID_PATTERN, UUID_PATTERN } from "./layout.ts";
 import { parseGuestIdentity } from "./manifest.ts";
 
@@ -87,50 +88,54 @@ export class Witness {
   /** The file as it is, to put it back; undefined if there is none. */
   async readBytes(): Promise<Buffer | undefined> {
     try {
-      return await readSmallFile(this.path, MAX_WITNESS_BYTES);
+      return await readRegularFile(this.path, MAX_WITNESS_BYTES);
     } catch (error) {
       if (errnoOf(error) === "ENOENT") return undefined;
-      if (error instanceof JsonProblem) return Buffer.alloc(0); // no file of ours: damaged, and replaced
+      if (error instanceof FileProblem) return Buffer.alloc(0); // not a file of ours: damaged, and replaced
       throw environmentError("read", this.path, error);
     }
   }
 
   async write(record: Omit<WitnessRecord, "storeid" | "vmid">): Promise<void> {
-    await this.#makeFolders();
+    await using folder = await this.#openFolder();
     const value = { storeid: this.#storeid, vmid: this.#vmid, ...record };
-    await this.#io.replaceFile(this.path, formatJson({ format: WITNESS_FORMAT, version: WITNESS_VERSION, ...value }));
+    const bytes = formatJson({ format: WITNESS_FORMAT, version: WITNESS_VERSION, ...value });
+    await this.#io.replaceFile(folder, this.#name, bytes);
   }
 
   /** Undoes write(): `bytes` is what readBytes() gave before. */
   async restore(bytes: Buffer | undefined): Promise<void> {
-    if (bytes === undefined) await rm(this.path, { force: true });
-    else await this.#io.replaceFile(this.path, bytes);
+    await using folder = await this.#openFolder();
+    if (bytes === undefined) await folder.removeFile(this.#name);
+    else await this.#io.replaceFile(folder, this.#name, bytes);
   }
 
   #decode(bytes: Buffer): WitnessState {
     try {
       const record = parseWitness(bytes);
       if (record.storeid !== this.#storeid || record.vmid !== this.#vmid) {
-        throw new JsonProblem("it belongs to another guest or storage");
+        throw new FileProblem("it belongs to another guest or storage");
       }
       return { kind: "record", record };
     } catch (error) {
-      if (error instanceof JsonProblem) return { kind: "damaged", reason: messageOf(error) };
+      if (error instanceof FileProblem) return { kind: "damaged", reason: messageOf(error) };
       throw error;
     }
   }
 
-  async #makeFolders(): Promise<void> {
+  get #name(): string {
+    return basename(this.path);
+  }
+
+  /** Made if it is not there. */
+  async #openFolder(): Promise<Folder> {
     const folder = dirname(this.path);
-    try {
-      await mkdir(folder, { recursive: true, mode: FOLDER_MODE });
-    } catch (error) {
-      throw environmentError("create", folder, error);
-    }
+    await explain("create", folder, () => mkdir(folder, { recursive: true, mode: FOLDER_MODE }));
+    return await explain("open", folder, () => Folder.open(folder));
   }
 }
 
-/** @throws JsonProblem */
+/** @throws FileProblem */
 export function parseWitness(bytes: Buffer): WitnessRecord {
   const fields = new Fields(parseJson(bytes));
   checkFormat(fields, WITNESS_FORMAT, WITNESS_VERSION);

@@ -11,7 +11,7 @@ const ALLOWED: Readonly<Record<string, readonly string[]>> = {
   block: ["core"],
   host: ["core"],
   nbd: ["core", "block"],
-  qcow2: ["core", "block"],
+  qcow2: ["core", "block", "host"],
   archive: ["core", "block", "host"],
   device: ["core", "block", "host"],
   store: ["core", "block", "host", "qcow2"],

@@ -21,17 +21,18 @@ const remove = (file: string) => async (folder: string) => await rm(path.join(fo
 const away = (name: string) => async (folder: string) =>
   await rename(path.join(folder, name), path.join(folder, `old-${name}`));
 
-const WAYS: readonly Way[] = [
-  ["the backup is renamed", away("qemu-1001")],
-  ["the backup is deleted", remove("qemu-1001")],
-  ["its base is renamed", away("qemu-1000")],
-  ["its base is deleted", remove("qemu-1000")],
-  ["one image of its base is deleted", remove(`qemu-1000/${OTHER}.qcow2`)],
-  ["the whole guest is deleted", remove(".")],
+/** Its images are open: what only changes its name is served on, what is deleted is not begun. */
+const WAYS: ReadonlyArray<readonly [...Way, next: "goes on" | "is refused", cleanup: "works" | "fails"]> = [
+  ["the backup is renamed", away("qemu-1001"), "goes on", "works"],
+  ["the backup is deleted", remove("qemu-1001"), "is refused", "works"],
+  ["its base is renamed", away("qemu-1000"), "goes on", "works"],
+  ["its base is deleted", remove("qemu-1000"), "is refused", "works"],
+  ["one image of its base is deleted", remove(`qemu-1000/${OTHER}.qcow2`), "is refused", "works"],
+  ["the whole guest is deleted, with the restore's own lock", remove("."), "is refused", "fails"],
 ];
 
 describe("a VM's restore during which", () => {
-  it.each(WAYS)("%s", TIMEOUT, async (_what, act) => {
+  it.each(WAYS)("%s", TIMEOUT, async (_what, act, next, cleanup) => {
     await using node = await TestNode.create();
     const disks = [DISK, OTHER].map((device) => ({ device, sizeBytes: 8 * MIB }));
     await using guest = await startGuest(node, { disks });
@@ -47,8 +48,15 @@ describe("a VM's restore during which", () => {
       const { qemuImgPath } = await provider.restoreVmVolumeInit(volname, DISK, never);
       await act(path.join(node.storePath, String(VMID)));
       expect(await compareRaw(qemuImgPath, oracles.get(DISK) ?? "none")).toMatchObject({ identical: true });
-      await expect(provider.restoreVmVolumeInit(volname, OTHER, never)).rejects.toThrow(SENTENCE);
-      await provider.restoreVmVolumeCleanup(volname, DISK);
+      const second = provider.restoreVmVolumeInit(volname, OTHER, never);
+      if (next === "is refused") await expect(second).rejects.toThrow(SENTENCE);
+      else {
+        const right = await compareRaw((await second).qemuImgPath, oracles.get(OTHER) ?? "none");
+        expect(right).toMatchObject({ identical: true });
+      }
+      const given = provider.restoreVmVolumeCleanup(volname, DISK);
+      if (cleanup === "fails") await expect(given).rejects.toThrow(/its lock file is gone$/);
+      else await given;
       await provider.restoreVmCleanup(volname);
       expect(await readdir(path.join(node.root, "run/pve-backup-host"))).toEqual([]);
       await expect(provider.restoreVmInit(volname, never)).rejects.toThrow(SENTENCE);
@@ -92,22 +100,25 @@ async function backUpTree(node: TestNode, mode: "tar" | "squashfs"): Promise<{ v
   return { volname: `backup/${archiveName}`, tree };
 }
 
+const ARCHIVES = { tar: "archive.tar", squashfs: "archive.sqfs" } as const;
+
 describe("a container's restore during which the backup", () => {
   it.each([
     ["tar", "deleted", remove("lxc-1000")],
     ["tar", "renamed", away("lxc-1000")],
     ["squashfs", "deleted", remove("lxc-1000")],
     ["squashfs", "renamed", away("lxc-1000")],
-  ] as const)("(%s) is %s goes on with what it has, or has nothing", TIMEOUT, async (mode, _what, act) => {
+  ] as const)("(%s) is %s goes on with what it has", TIMEOUT, async (mode, _what, act) => {
     await using node = await TestNode.create({ "dir-compression": "none" });
     const { volname, tree } = await backUpTree(node, mode);
     await using provider = node.provider();
     const offer = await provider.restoreContainerInit(volname, never);
+    const archive = await readFile(path.join(node.storePath, volname.replace("backup/", ""), ARCHIVES[mode]));
     await act(path.join(node.storePath, String(CTID)));
     if ("archiveDirectory" in offer) {
       await runTool("diff", ["-r", tree, offer.archiveDirectory]);
     } else {
-      await expect(readFile(offer.tarPath)).rejects.toThrow("ENOENT"); // PVE's own sentence then
+      expect((await readFile(offer.tarPath)).equals(archive)).toBe(true);
     }
     await provider.restoreContainerCleanup(volname);
     expect(await readdir(path.join(node.root, "run/pve-backup-host")).catch(() => [])).toEqual([]);

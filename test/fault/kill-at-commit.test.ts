@@ -12,15 +12,15 @@ const INTERRUPTED = "full: the last backup was interrupted during its commit";
 
 /** Where Node stands still; what is true if it never goes on. */
 const MOMENTS = [
-  { hold: "before rename 1 pve-backup-host/bk/100.json$", isListed: false, next: "incremental" },
-  { hold: "after rename 1 pve-backup-host/bk/100.json$", isListed: false, next: INTERRUPTED },
+  { hold: "before rename 1 priv/pve-backup-host/bk/100.json$", isListed: false, next: "incremental" },
+  { hold: "after rename 1 priv/pve-backup-host/bk/100.json$", isListed: false, next: INTERRUPTED },
   { hold: "before rename 1 /qemu-[0-9]+$", isListed: false, next: INTERRUPTED },
   { hold: "after rename 1 /qemu-[0-9]+$", isListed: true, next: INTERRUPTED },
   { hold: "after rename 1 /state.json$", isListed: true, next: INTERRUPTED },
-  { hold: "before rename 2 pve-backup-host/bk/100.json$", isListed: true, next: INTERRUPTED },
-  { hold: "after rename 2 pve-backup-host/bk/100.json$", isListed: true, next: "incremental" },
-  { hold: "before rm 1 /[.]lock$", isListed: true, next: "incremental" },
-  { hold: "after rm 1 /[.]lock$", isListed: true, next: "incremental" },
+  { hold: "before rename 2 priv/pve-backup-host/bk/100.json$", isListed: true, next: INTERRUPTED },
+  { hold: "after rename 2 priv/pve-backup-host/bk/100.json$", isListed: true, next: "incremental" },
+  { hold: "before unlink 1 /[.]lock$", isListed: true, next: "incremental" },
+  { hold: "after unlink 1 /[.]lock$", isListed: true, next: "incremental" },
 ] as const;
 
 const staged = stagePerTest();

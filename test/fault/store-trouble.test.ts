@@ -41,7 +41,7 @@ describe("a storage path that is no store", () => {
     await writeFile(file, "");
     for (const [odd, text] of [
       [missing, `Cannot use storage path "${missing}": no such file or directory (ENOENT)`],
-      [file, `Cannot use storage path "${file}": it is not a folder`],
+      [file, `Cannot use storage path "${file}": it is not a directory`],
     ] as const) {
       await using provider = node.provider({ path: odd });
       for (const call of [

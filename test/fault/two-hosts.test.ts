@@ -160,7 +160,7 @@ describe.concurrent("a host that stood still until its lock was broken", () => {
     expect(message).toMatch(
       isDone
         ? /^Cannot go on with guest 100: its lock file is gone$/
-        : new RegExp(`^Cannot go on with guest 100: it was taken over by process ${process.pid} on `),
+        : new RegExp(`^Cannot go on with guest 100: its lock was taken over by process ${process.pid} on `),
     );
     await bridge.call("backup_cleanup", { vmid: VMID, vmtype: "qemu", success: false, error: message });
     await ledger.expectSettled();

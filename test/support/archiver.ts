@@ -4,16 +4,18 @@ import { runTool } from "../../fixtures/lab/index.ts";
 import { takeHandoff } from "../../src/provider/container-handoff.ts";
 import type { ContainerHandoff } from "../../src/provider/index.ts";
 
-const GUEST_CONFIG = Buffer.from("hostname: ct\n").toString("base64");
+const GUEST_CONFIG = "hostname: ct\n";
 
 /** Fills the archive with `write`, and commits it. @throws what the provider refuses it with */
 export async function playArchiver(
   { archivePath, socketPath, token }: ContainerHandoff,
   write: (archive: string) => Promise<void>,
+  guestConfig = GUEST_CONFIG,
 ): Promise<void> {
   using channel = await takeHandoff(socketPath, token);
   await write(archivePath);
-  channel.send({ commit: { files: 1, bytes: 1, warnings: 0, "guest-config": GUEST_CONFIG } });
+  const config = Buffer.from(guestConfig).toString("base64");
+  channel.send({ commit: { files: 1, bytes: 1, warnings: 0, "guest-config": config } });
   for (let message = await channel.next(); message?.ok !== true; message = await channel.next()) {
     if (message === undefined || message.error !== undefined) throw new Error(JSON.stringify(message));
   }

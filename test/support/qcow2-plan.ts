@@ -3,6 +3,7 @@
 import fc from "fast-check";
 import { AlignedPool } from "../../src/block/index.ts";
 import { type ClusterCompressor, type Compression, type Qcow2Summary, Qcow2Writer } from "../../src/qcow2/index.ts";
+import { newFileAt } from "./open-images.ts";
 import { KIB, MIB, randomBytes, textBytes } from "./qcow2-images.ts";
 
 export type Fill = "random" | "text" | "mixed" | "same";
@@ -101,7 +102,14 @@ export async function writePlan(
 ): Promise<Qcow2Summary> {
   const { signal } = new AbortController();
   const { virtualBytes, clusterBits, compression } = plan;
-  await using writer = await Qcow2Writer.create({ path, virtualBytes, clusterBits, compression, signal, ...extra });
+  await using writer = await Qcow2Writer.create({
+    file: newFileAt(path),
+    virtualBytes,
+    clusterBits,
+    compression,
+    signal,
+    ...extra,
+  });
   const pool = new AlignedPool(MIB, 4);
   const running: Array<Promise<void>> = [];
   for (const { kind, offset, length, bytes } of pieces) {

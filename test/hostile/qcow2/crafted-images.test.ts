@@ -2,7 +2,7 @@
 // Every crafted image before the library: refused by the first who can, with a reason that names the file.
 import { readFileSync, writeFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import { checkQcow2, Qcow2Chain, readQcow2Header } from "../../../src/qcow2/index.ts";
+import { checkQcow2, openChain, readQcow2Header } from "../../support/open-images.ts";
 import { openFiles, qemuCheck, qemuImg, scratchDir } from "../../support/qcow2-images.ts";
 import { requireTool } from "../../support/tools.ts";
 import { expectHostError } from "../cases.ts";
@@ -30,11 +30,11 @@ async function judge(path: string): Promise<Readonly<Record<Stage, string | unde
       return errors[0] ?? (leakedClusters > 0 ? `${leakedClusters} leaked` : undefined);
     }),
     chain: await said(async () => {
-      await using _chain = await Qcow2Chain.open([path], signal);
+      await using _chain = await openChain([path], signal);
       return undefined;
     }),
     read: await said(async () => {
-      await using chain = await Qcow2Chain.open([path], signal);
+      await using chain = await openChain([path], signal);
       await chain.read(0, Buffer.alloc(Math.min(chain.virtualBytes, 4 * 2 ** 20)), signal);
       return undefined;
     }),
@@ -53,7 +53,7 @@ describe("crafted images", () => {
       expect(qemuCheck(dir.file("a"))).toEqual({ status: 0, corruptions: 0, leaks: 0 });
       expect(await judge(dir.file("a"))).toEqual({});
       qemuImg("convert", "-f", "qcow2", "-O", "raw", dir.file("a"), dir.file("raw"));
-      await using chain = await Qcow2Chain.open([dir.file("a")], signal);
+      await using chain = await openChain([dir.file("a")], signal);
       const content = Buffer.alloc(chain.virtualBytes);
       await chain.read(0, content, signal);
       expect(content.equals(readFileSync(dir.file("raw")))).toBe(true);

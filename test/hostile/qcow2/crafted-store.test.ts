@@ -32,7 +32,7 @@ beforeAll(async () => {
     await using staged = await store.beginPoint({ lock, type: "qemu", epoch: 1_700_000_000, signal: NEVER });
     await staged.writeFile("guest.conf", Buffer.from(GUEST_CONFIG));
     const { bytes } = new Handmade();
-    await writeFile(staged.pathOf(`${DEVICE}.qcow2`), bytes);
+    await staged.writeFile(`${DEVICE}.qcow2`, bytes);
     const digest = { algorithm: "sha256", value: createHash("sha256").update(bytes).digest("hex") } as const;
     const counts = { readBytes: 65536, writtenBytes: bytes.length, zeroBytes: 0, fileBytes: bytes.length };
     const device = { name: DEVICE, virtualBytes: MIB, reason: "first backup", compression: "none", digest, ...counts };

@@ -2,7 +2,7 @@
 // Judges images in a process of its own, so that its memory can be looked at: `node judge-images.mjs IMAGE...`
 // prints what is said of each and, last, the most memory that was ever in use, in KiB.
 import { readFileSync } from "node:fs";
-import { checkQcow2, Qcow2Chain } from "../../../src/qcow2/index.ts";
+import { checkQcow2, openChain } from "../../support/open-images.ts";
 
 const { signal } = new AbortController();
 
@@ -10,7 +10,7 @@ async function judge(path: string): Promise<string> {
   try {
     const { errorCount, errors } = await checkQcow2(path, { signal });
     if (errorCount > 0) return `${errorCount} errors: ${errors[0]}`;
-    await using chain = await Qcow2Chain.open([path], signal);
+    await using chain = await openChain([path], signal);
     await chain.read(0, Buffer.alloc(Math.min(chain.virtualBytes, 2 ** 22)), signal);
     return "sound";
   } catch (error) {

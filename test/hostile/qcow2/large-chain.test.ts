@@ -16,11 +16,11 @@ async function commitEmpty(store: Store, epoch: number, base: Point | undefined)
   await using lock = await store.lockGuest(100, NEVER);
   await using staged = await store.beginPoint({ lock, type: "qemu", epoch, signal: NEVER });
   await staged.writeFile("guest.conf", Buffer.from(GUEST_CONFIG));
-  const path = staged.pathOf(`${DEVICE}.qcow2`);
+  const file = staged.newFile(`${DEVICE}.qcow2`);
   const backing =
     base === undefined ? undefined : { file: `../${base.folderName}/${DEVICE}.qcow2`, format: "qcow2" as const };
   await using image = await Qcow2Writer.create({
-    ...{ path, virtualBytes: DISK_BYTES, backing, compression: "none", compressor: undefined, signal: NEVER },
+    ...{ file, virtualBytes: DISK_BYTES, backing, compression: "none", compressor: undefined, signal: NEVER },
   });
   const { digest, fileBytes } = await image.finish();
   const counts = { readBytes: 0, writtenBytes: fileBytes, zeroBytes: 0, fileBytes };
@@ -33,7 +33,7 @@ async function commitEmpty(store: Store, epoch: number, base: Point | undefined)
     ...counts,
   } as const;
   const devices = [base === undefined ? device : { ...device, base }];
-  expect((await stat(path)).size).toBe(fileBytes);
+  expect((await stat(file.path)).size).toBe(fileBytes);
   return await staged.commit({ devices, process: undefined }, NEVER);
 }
 

@@ -6,8 +6,8 @@ import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterAll, beforeAll, describe, it, vi } from "vitest";
-import type { ImageFile } from "../../../src/qcow2/file-io.ts";
-import { checkQcow2, Qcow2Chain } from "../../../src/qcow2/index.ts";
+import type { RegularFile } from "../../../src/host/index.ts";
+import { checkQcow2, openChain } from "../../support/open-images.ts";
 import { qemuCompare, qemuImg, randomBytes, scratchDir, textBytes } from "../../support/qcow2-images.ts";
 import { writePlan } from "../../support/qcow2-plan.ts";
 import { requireTool } from "../../support/tools.ts";
@@ -16,13 +16,13 @@ import { CASES, CASES_TIMEOUT_MS, expectHostError, must, Tally } from "../cases.
 /** Files that exist in memory alone: a hundred thousand of them on a disk would take too long. */
 const memory = vi.hoisted(() => ({ files: new Map<string, Buffer>(), readBytes: 0, largestRead: 0 }));
 
-vi.mock("../../../src/qcow2/file-io.ts", async (importOriginal) => {
-  const real = await importOriginal<typeof import("../../../src/qcow2/file-io.ts")>();
+vi.mock("../../../src/host/regular-file.ts", async (importOriginal) => {
+  const real = await importOriginal<typeof import("../../../src/host/regular-file.ts")>();
   return {
     ...real,
-    openImageFile: async (path: string): Promise<ImageFile> => {
+    openRegularFile: async (path: string): Promise<RegularFile> => {
       const bytes = memory.files.get(path);
-      if (bytes === undefined) return await real.openImageFile(path);
+      if (bytes === undefined) return await real.openRegularFile(path);
       const handle = {
         stat: async () => ({ dev: 0n, ino: path, isFile: () => true, size: bytes.length }),
         read: async (target: Buffer, at: number, length: number, position: number) => {
@@ -31,8 +31,8 @@ vi.mock("../../../src/qcow2/file-io.ts", async (importOriginal) => {
           memory.readBytes += bytesRead;
           return { bytesRead };
         },
-      } as unknown as ImageFile["handle"];
-      return { path, handle, fileBytes: bytes.length, [Symbol.asyncDispose]: async () => undefined };
+      } as unknown as RegularFile["handle"];
+      return { path, handle, fileBytes: bytes.length, links: 1, [Symbol.asyncDispose]: async () => undefined };
     },
   };
 });
@@ -192,7 +192,7 @@ async function judge(bytes: Buffer): Promise<Outcome> {
       return { kind: "damaged" };
     }
     const backing = bytes.readBigUInt64BE(8) !== 0n && bytes.readUInt32BE(16) !== 0;
-    await using chain = await Qcow2Chain.open(backing ? ["image", "base"] : ["image"], signal);
+    await using chain = await openChain(backing ? ["image", "base"] : ["image"], signal);
     isOpen = true;
     const content = Buffer.alloc(Math.min(chain.virtualBytes, 2 * DISK_BYTES));
     await chain.read(0, content, signal);

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Generated files before the parser of their kind: what it takes must be exactly what the format allows.
 import fc from "fast-check";
-import { JsonProblem } from "../../../src/store/json.ts";
+import { FileProblem } from "../../../src/host/index.ts";
 import { byteEdits, editBytes, expectOneLine, kindOf, must, Tally } from "../cases.ts";
 import { editJson, jsonEdits } from "../json-cases.ts";
 
 export interface FileKind<T> {
   readonly sound: readonly object[];
-  /** Undefined or a JsonProblem where it refuses. */
+  /** Undefined or a FileProblem where it refuses. */
   readonly parse: (bytes: Buffer) => T | undefined;
   /** The format, by other means. */
   readonly allows: (text: string) => boolean;
@@ -27,9 +27,9 @@ export function holdToFormat<T>({ sound, parse, allows, check }: FileKind<T>, se
       try {
         taken = parse(input);
       } catch (error) {
-        if (!(error instanceof JsonProblem)) throw error;
+        if (!(error instanceof FileProblem)) throw error;
         expectOneLine(error.message);
-        tally.add(/^it is not JSON/.test(error.message) ? "no JSON" : kindOf(error.message));
+        tally.add(/^it is not valid JSON/.test(error.message) ? "no JSON" : kindOf(error.message));
       }
       must((taken !== undefined) === allows(text), `taken: ${taken !== undefined}: ${text}`);
       if (taken === undefined) return tally.add("refused");

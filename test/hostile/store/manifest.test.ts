@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Generated manifests: what is taken is exactly what docs/store-format.md allows.
 import { describe, expect, it } from "vitest";
-import { JsonProblem } from "../../../src/store/json.ts";
+import { FileProblem } from "../../../src/host/index.ts";
 import { type Manifest, parseManifest } from "../../../src/store/manifest.ts";
 import { CASES, CASES_TIMEOUT_MS, must } from "../cases.ts";
 import { holdToFormat } from "./hold-to-format.ts";
@@ -99,9 +99,9 @@ describe("parseManifest()", () => {
 
   it("is not overwhelmed by a manifest of 16 MiB that is nothing but brackets or files", () => {
     const brackets = Buffer.alloc(16 * 2 ** 20, "[");
-    expect(() => parseManifest(brackets)).toThrow(JsonProblem);
+    expect(() => parseManifest(brackets)).toThrow(FileProblem);
     const closed = Buffer.concat([brackets.subarray(0, 2 ** 20), Buffer.alloc(2 ** 20, "]")]);
-    expect(() => parseManifest(closed)).toThrow(JsonProblem);
+    expect(() => parseManifest(closed)).toThrow(FileProblem);
     const files = Array.from({ length: 100_000 }, (_, index) => file(`f${index}`));
     expect(() => parseManifest(Buffer.from(JSON.stringify({ ...SOUND[0], files })))).toThrow(/too long/);
   });

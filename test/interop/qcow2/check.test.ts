@@ -2,7 +2,8 @@
 // Damage made on purpose, found by checkQcow2() and by `qemu-img check` alike.
 import { readFileSync, truncateSync } from "node:fs";
 import { beforeAll, describe, expect, it } from "vitest";
-import { type CheckReport, checkQcow2 } from "../../../src/qcow2/index.ts";
+import type { CheckReport } from "../../../src/qcow2/index.ts";
+import { checkQcow2 } from "../../support/open-images.ts";
 import { MIB, patchFile, qemuCheck, qemuImg, randomBytes, scratchDir, textBytes } from "../../support/qcow2-images.ts";
 import { type PlannedPiece, writePlan } from "../../support/qcow2-plan.ts";
 import { hasTool, requireTool } from "../../support/tools.ts";

@@ -3,7 +3,7 @@
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import { checkQcow2, Qcow2Chain, readQcow2Header } from "../../../src/qcow2/index.ts";
+import { checkQcow2, openChain, readQcow2Header } from "../../support/open-images.ts";
 import {
   KIB,
   MIB,
@@ -31,7 +31,7 @@ function makeRaw(path: string): void {
 }
 
 async function readAll(paths: readonly string[], chunk: number): Promise<Buffer> {
-  await using chain = await Qcow2Chain.open(paths, signal);
+  await using chain = await openChain(paths, signal);
   const all = Buffer.alloc(chain.virtualBytes, 0xcc);
   for (let at = 0; at < all.length; at += chunk) await chain.read(at, all.subarray(at, at + chunk), signal);
   return all;
@@ -99,7 +99,7 @@ describe("Qcow2Chain", () => {
     using dir = scratchDir();
     makeRaw(dir.file("a.raw"));
     qemuImg("convert", "-f", "raw", "-O", "qcow2", dir.file("a.raw"), dir.file("a.qcow2"));
-    await using chain = await Qcow2Chain.open([dir.file("a.qcow2")], signal);
+    await using chain = await openChain([dir.file("a.qcow2")], signal);
     const target = Buffer.alloc(4096, 0xcc);
     await chain.read(SIZE - 700, target, signal);
     expect(target.subarray(0, 700).equals(randomBytes(700, 5))).toBe(true);
@@ -110,7 +110,7 @@ describe("Qcow2Chain", () => {
     requireTool(context, "qemu-img");
     using dir = scratchDir();
     qemuImg("create", "-f", "qcow2", dir.file("a.qcow2"), "1M");
-    await using chain = await Qcow2Chain.open([dir.file("a.qcow2")], signal);
+    await using chain = await openChain([dir.file("a.qcow2")], signal);
     const reason = new Error("enough");
     await expect(chain.read(0, Buffer.alloc(512), AbortSignal.abort(reason))).rejects.toBe(reason);
   });

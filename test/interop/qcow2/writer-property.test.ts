@@ -3,7 +3,8 @@
 import { copyFileSync, rmSync, statSync } from "node:fs";
 import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type ClusterCompressor, checkQcow2, createCompressor, Qcow2Chain } from "../../../src/qcow2/index.ts";
+import { type ClusterCompressor, createCompressor } from "../../../src/qcow2/index.ts";
+import { checkQcow2, openChain } from "../../support/open-images.ts";
 import {
   patchFile,
   qemuCheck,
@@ -92,7 +93,7 @@ describe("Qcow2Writer", () => {
         await writePlan(top, topPlan, pieces, { backing, compressor: compressors.get(topPlan.compression) });
         await judge(top, raw, topPlan);
 
-        await using chain = await Qcow2Chain.open([top, base], signal);
+        await using chain = await openChain([top, base], signal);
         const all = Buffer.alloc(virtualBytes, 0xcc);
         await chain.read(0, all, signal);
         copyFileSync(raw, dir.file("read.raw"));
@@ -115,7 +116,7 @@ describe("Qcow2Writer", () => {
     expect(qemuCheck(path)).toEqual({ status: 0, corruptions: 0, leaks: 0 });
     const map = JSON.parse(qemuImg("map", "--output=json", path)) as Array<{ start: number; data: boolean }>;
     expect(map.filter((extent) => extent.data).map((extent) => extent.start)).toEqual([0, 2 ** 43, 2 ** 44 - 65536]);
-    await using chain = await Qcow2Chain.open([path], signal);
+    await using chain = await openChain([path], signal);
     const target = Buffer.alloc(65536);
     await chain.read(2 ** 44 - 65536, target, signal);
     expect(target.equals(bytes)).toBe(true);

@@ -2,7 +2,7 @@
 // `pve-backup-host check` of containers, with damage that only their archive shows.
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
-import { copyFile, mkdir, mkdtemp, open, readFile, rm, truncate, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
@@ -54,7 +54,7 @@ async function commit(kind: Kind): Promise<string> {
   const name = path.basename(made);
   await using lock = await store.lockGuest(101, never);
   await using staged = await store.beginPoint({ lock, type: "lxc", epoch: 1000, signal: never });
-  await copyFile(made, staged.pathOf(name));
+  await staged.writeFile(name, await readFile(made));
   await staged.writeFile("guest.conf", Buffer.from("arch: amd64\n"));
   const digests = new Map([[name, { algorithm: "sha256", value } as const]]);
   const container = { archive: name, members: 12, totalBytes: 1, hasSbin: true, warnings: 0 };
@@ -93,10 +93,22 @@ describe.each(["tar", "sqfs"] as const)("check() of a container's archive.%s", (
       `  101/lxc-1000 archive.${kind}: no digest is recorded, 12 members can be listed`,
       "101/lxc-1000 can be restored",
     ]);
-    await truncate(archive, 20_480);
+    const whole = await readFile(archive);
+    await using file = await open(archive, "r+");
+    // The header of the second member; the table of inodes.
+    await file.write(Buffer.alloc(16, 0xff), 0, 16, kind === "tar" ? 512 + 148 : Number(whole.readBigUInt64LE(64)));
     await expect(check(store, "101/lxc-1000", never)).rejects.toMatchObject({
       code: "POINT_DAMAGED",
-      message: expect.stringMatching(kind === "tar" ? /^Cannot list .*: Unexpected EOF in archive$/ : /^Cannot list /),
+      message: expect.stringMatching(/^Cannot list /),
     });
+    for (const bytes of [20_480, 10]) {
+      await writeFile(archive, whole.subarray(0, bytes));
+      await expect(check(store, "101/lxc-1000", never)).rejects.toMatchObject({
+        code: "POINT_DAMAGED",
+        message: expect.stringMatching(
+          /it has no manifest, and its archive\.\w+ (?:is cut off|is not a squashfs image)$/,
+        ),
+      });
+    }
   });
 });

@@ -9,11 +9,12 @@ import { promisify } from "node:util";
 import { afterEach, beforeEach, describe, expect, it, type TestContext, vi } from "vitest";
 import { until } from "../../../fixtures/lab/index.ts";
 import { CancelledError } from "../../../src/core/index.ts";
-import { openRawView, type RawViewMechanism, sweepRawViews } from "../../../src/device/index.ts";
+import { type RawViewMechanism, sweepRawViews } from "../../../src/device/index.ts";
 import { waitForRelease } from "../../../src/device/nbd-release.ts";
 import { planConnect } from "../../../src/device/nbd-view.ts";
 import { backingFileName, formatArchiveName, MAX_CHAIN_LENGTH } from "../../../src/store/index.ts";
 import { NbdTree } from "../../support/nbd-tree.ts";
+import { openRawView } from "../../support/open-images.ts";
 import { processesNaming } from "../../support/processes.ts";
 import { requireTool } from "../../support/tools.ts";
 
@@ -182,8 +183,11 @@ describe("openRawView() by auto", () => {
 
 describe.each(["nbd", "auto"] as const)("openRawView() by %s while qemu-nbd hangs", (mechanism) => {
   it("stops with the abort reason, tries no second way and leaves nothing behind", async () => {
-    await run("rm", [image]);
-    await run("mkfifo", [image]);
+    const bin = path.join(tree.dir, "bin");
+    await mkdir(bin);
+    // Not exec: what is looked for below is the command line.
+    await writeFile(path.join(bin, "qemu-nbd"), "#!/bin/sh\nsleep 60 & wait", { mode: 0o755 });
+    vi.stubEnv("PATH", `${bin}:${process.env.PATH}`);
     const aborter = new AbortController();
     const reason = new CancelledError("the job was cancelled");
     const stopped = expect(openView(mechanism, aborter.signal)).rejects.toBe(reason);

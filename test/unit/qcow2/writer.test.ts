@@ -3,7 +3,8 @@ import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { AlignedPool } from "../../../src/block/index.ts";
-import { digestQcow2File, Qcow2Writer, type Qcow2WriterOptions, verifyDigest } from "../../../src/qcow2/index.ts";
+import { Qcow2Writer, type Qcow2WriterOptions } from "../../../src/qcow2/index.ts";
+import { digestQcow2File, newFileAt, verifyDigest } from "../../support/open-images.ts";
 import {
   MIB,
   openFiles,
@@ -20,7 +21,7 @@ const { signal } = new AbortController();
 const CLUSTER = 65536;
 
 function create(path: string, options: Partial<Qcow2WriterOptions> = {}): Promise<Qcow2Writer> {
-  return Qcow2Writer.create({ path, virtualBytes: 16 * MIB, compression: "none", signal, ...options });
+  return Qcow2Writer.create({ file: newFileAt(path), virtualBytes: 16 * MIB, compression: "none", signal, ...options });
 }
 
 /** Counts the WebAssembly memories that are made from now on. */

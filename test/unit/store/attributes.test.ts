@@ -17,14 +17,14 @@ afterEach(async () => await lab[Symbol.asyncDispose]());
 describe("Store.updateAttributes()", () => {
   it("changes one attribute and keeps the others, and never the manifest", async () => {
     const point = await backup(store, { epoch: 1000 });
-    const manifest = await readFile(join(point.folder, "manifest.json"));
+    const manifest = await readFile(join(point.path, "manifest.json"));
     await store.updateAttributes(point.archive, { notes: "n" }, NEVER);
     await store.updateAttributes(point.archive, { protected: true }, NEVER);
     expect(await store.readAttributes(point.archive, NEVER)).toEqual({ notes: "n", protected: true });
     await store.updateAttributes(point.archive, { notes: "" }, NEVER);
     expect(await store.readAttributes(point.archive, NEVER)).toEqual({ protected: true });
-    expect(await readFile(join(point.folder, "manifest.json"))).toEqual(manifest);
-    expect((await stat(join(point.folder, "attributes.json"))).mode & 0o777).toBe(0o600);
+    expect(await readFile(join(point.path, "manifest.json"))).toEqual(manifest);
+    expect((await stat(join(point.path, "attributes.json"))).mode & 0o777).toBe(0o600);
   });
 
   it("loses no change when many come at once", async () => {
@@ -51,7 +51,7 @@ describe("Store.updateAttributes()", () => {
 
   it("takes a file it does not understand for protection", async () => {
     const point = await backup(store, { epoch: 1000 });
-    await writeFile(join(point.folder, "attributes.json"), "{");
+    await writeFile(join(point.path, "attributes.json"), "{");
     expect(await store.readAttributes(point.archive, NEVER)).toEqual({ protected: true });
     expect(lab.warnings.join()).toMatch(/it counts as protected/);
   });
@@ -68,7 +68,7 @@ describe("task logs", () => {
     const log = join(lab.root, "task.log");
     await writeFile(log, "INFO: done\n");
     await store.storeLog(point, log);
-    expect(await readFile(join(point.folder, "backup.log"), "utf8")).toBe("INFO: done\n");
+    expect(await readFile(join(point.path, "backup.log"), "utf8")).toBe("INFO: done\n");
     expect(await store.listPoints({}, NEVER)).toHaveLength(1);
   });
 
@@ -77,7 +77,7 @@ describe("task logs", () => {
     const log = join(lab.root, "task.log");
     await writeFile(log, `FIRST${"x".repeat(6 * 1024 * 1024)}LAST`);
     await store.storeLog(point, log);
-    const kept = await readFile(join(point.folder, "backup.log"), "latin1");
+    const kept = await readFile(join(point.path, "backup.log"), "latin1");
     expect(kept.length).toBe(4 * 1024 * 1024);
     expect(kept.startsWith("FIRSTx")).toBe(true);
     expect(kept.endsWith("xLAST")).toBe(true);
@@ -107,7 +107,7 @@ describe("task logs", () => {
 
   it("refuse what is no regular file", async () => {
     await expect(store.keepFailedLog({ vmid: 100, type: "qemu", epoch: 1 }, "/dev/zero")).rejects.toThrow(
-      /not a regular file/,
+      /it is a device, not a file/,
     );
   });
 });

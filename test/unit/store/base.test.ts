@@ -72,7 +72,7 @@ describe("decideBase()", () => {
       await backup(store, { epoch: 2000 });
       await rename(lab.path, `${lab.path}.first`);
       await rename(`${lab.path}.rotated`, lab.path);
-      expect(await decide(store)).toBe("the last backup through this storage is not here");
+      expect(await decide(await lab.open())).toBe("the last backup through this storage is not here");
     });
 
     it("notices an empty disk at the path", async () => {
@@ -203,7 +203,7 @@ describe("decideBase()", () => {
       expect(await decide(store)).toBe("folder qemu-1500 is damaged: it has no manifest");
       await rm(join(lab.path, "100/qemu-1500"), { recursive: true });
       await symlink("qemu-1000", join(lab.path, "100/qemu-1500"));
-      expect(await decide(store)).toBe("folder qemu-1500 is damaged: it is not a folder");
+      expect(await decide(store)).toBe("folder qemu-1500 is damaged: it is a symbolic link, not a directory");
     });
 
     it("knows the folders that were there at the last commit", async () => {
@@ -256,10 +256,10 @@ describe("decideBase()", () => {
   it("survives a manifest that is a folder or a pipe", async () => {
     await backup(store, { epoch: 1000 });
     await mkdir(join(lab.path, "100/qemu-900/manifest.json"), { recursive: true });
-    expect(await decide(store)).toBe("folder qemu-900 is damaged: it is not a regular file");
+    expect(await decide(store)).toBe("folder qemu-900 is damaged: it is a directory, not a file");
     await rm(join(lab.path, "100/qemu-900/manifest.json"), { recursive: true });
     execFileSync("mkfifo", [join(lab.path, "100/qemu-900/manifest.json")]);
-    expect(await decide(store)).toBe("folder qemu-900 is damaged: it is not a regular file");
+    expect(await decide(store)).toBe("folder qemu-900 is damaged: it is a named pipe, not a file");
   });
 });
 
@@ -275,9 +275,10 @@ describe("recheckBase()", () => {
       guest: { vmgenid: VMGENID },
       signal: NEVER,
     };
-    expect((await store.recheckBase(question, base.uuid)).archive).toBe("100/qemu-1000");
+    await using chain = await store.openChain(base, "drive-scsi0", NEVER);
+    await store.recheckBase(question, { base, chain });
     await rm(join(lab.path, "100/qemu-1000/drive-scsi0.qcow2"));
-    const error = await store.recheckBase(question, base.uuid).catch((thrown: unknown) => thrown);
+    const error = await store.recheckBase(question, { base, chain }).catch((thrown: unknown) => thrown);
     expect(error).toBeInstanceOf(BaseUnusableError);
     expect(String(error)).toMatch(/drive-scsi0 incrementally: its base is no longer usable/);
   });
@@ -294,6 +295,7 @@ describe("recheckBase()", () => {
       guest: { vmgenid: VMGENID },
       signal: NEVER,
     };
-    await expect(store.recheckBase(question, base.uuid)).rejects.toThrow(/a newer backup took its place/);
+    await using chain = await store.openChain(base, "drive-scsi0", NEVER);
+    await expect(store.recheckBase(question, { base, chain })).rejects.toThrow(/a newer backup took its place/);
   });
 });

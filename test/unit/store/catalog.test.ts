@@ -7,6 +7,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { RequestError } from "../../../src/core/index.ts";
 import { Qcow2Writer } from "../../../src/qcow2/index.ts";
 import { PointDamagedError, PointNotFoundError, type Store, StoreUnavailableError } from "../../../src/store/index.ts";
+import { newFileAt } from "../../support/open-images.ts";
 import { backup, createLab, decide, editJson, type Lab, legacyImageBytes, MIB, makeLegacy, NEVER } from "./lab.ts";
 
 let lab: Lab;
@@ -26,7 +27,7 @@ describe("Store.open()", () => {
     const missing = await lab.open({ path: join(lab.path, "missing") }).catch((thrown: unknown) => thrown);
     expect(missing).toBeInstanceOf(StoreUnavailableError);
     expect(String(missing)).toMatch(/Cannot use storage path ".*missing": no such file or directory \(ENOENT\)$/);
-    await expect(lab.open({ path: join(lab.path, "file") })).rejects.toThrow(/it is not a folder/);
+    await expect(lab.open({ path: join(lab.path, "file") })).rejects.toThrow(/it is not a directory/);
     await expect(lab.open({ path: join(lab.path, "file/below") })).rejects.toThrow(StoreUnavailableError);
     await expect(lab.open({ path: "relative" })).rejects.toThrow(RequestError);
     await expect(lab.open({ storeid: "../x" })).rejects.toThrow(RequestError);
@@ -60,8 +61,8 @@ describe("Store.listPoints()", () => {
 
   it("counts what the files occupy, as du does, and never 0", async () => {
     const point = await backup(store, { epoch: 1000 });
-    execFileSync("truncate", ["-s", "10M", join(point.folder, "backup.log")]); // sparse
-    const files = ["guest.conf", "drive-scsi0.qcow2", "manifest.json", "backup.log"].map((f) => join(point.folder, f));
+    execFileSync("truncate", ["-s", "10M", join(point.path, "backup.log")]); // sparse
+    const files = ["guest.conf", "drive-scsi0.qcow2", "manifest.json", "backup.log"].map((f) => join(point.path, f));
     const output = execFileSync("du", ["-B1", ...files], { encoding: "utf8" });
     const expected = output.split("\n").reduce((sum, line) => sum + Number(line.split("\t")[0] ?? 0), 0);
     expect((await store.listPoints({}, NEVER))[0]?.occupiedBytes).toBe(expected);
@@ -91,7 +92,7 @@ describe("Store.listPoints()", () => {
 
   it("refuses a point that was copied to another name or guest", async () => {
     const point = await backup(store, { epoch: 1000 });
-    await rename(point.folder, join(lab.path, "100/qemu-1001"));
+    await rename(point.path, join(lab.path, "100/qemu-1001"));
     await expect(store.openPoint("100/qemu-1001", NEVER)).rejects.toThrow(/manifest is of another point/);
   });
 
@@ -117,10 +118,10 @@ describe("Store.listPoints()", () => {
   it("survives any JSON and any bytes in every file it reads", { timeout: 180_000 }, async () => {
     const good = await backup(store, { epoch: 1000 });
     const victim = await backup(store, { epoch: 2000, base: good });
-    const manifest = await readFile(join(victim.folder, "manifest.json"));
+    const manifest = await readFile(join(victim.path, "manifest.json"));
     const files = {
-      manifest: join(victim.folder, "manifest.json"),
-      attributes: join(victim.folder, "attributes.json"),
+      manifest: join(victim.path, "manifest.json"),
+      attributes: join(victim.path, "attributes.json"),
       state: join(lab.path, "100/state.json"),
       witness: lab.witnessPath(100),
     };
@@ -161,7 +162,7 @@ describe("Store.openPoint()", () => {
 
   it("notices a config that was changed without changing its size", async () => {
     const point = await backup(store, { epoch: 1000 });
-    const path = join(point.folder, "guest.conf");
+    const path = join(point.path, "guest.conf");
     const bytes = await readFile(path);
     bytes[0] = 0x4d;
     await writeFile(path, bytes);
@@ -242,7 +243,7 @@ describe("legacy folders", () => {
     await rm(path);
     {
       const backing = base === undefined ? undefined : ({ file: base, format: "qcow2" } as const);
-      const options = { path, virtualBytes: 8 * MIB, compression: kind, backing, signal: NEVER };
+      const options = { file: newFileAt(path), virtualBytes: 8 * MIB, compression: kind, backing, signal: NEVER };
       await using writer = await Qcow2Writer.create(options);
       await writer.writeData(MIB, Buffer.alloc(MIB, "data"));
       await writer.finish();

@@ -12,8 +12,20 @@ import {
   PointNotFoundError,
   type Store,
 } from "../../../src/store/index.ts";
+import { openImages } from "../../support/open-images.ts";
 import { requireTool } from "../../support/tools.ts";
-import { backup, createLab, editJson, imageBytes, type Lab, legacyImageBytes, MIB, makeLegacy, NEVER } from "./lab.ts";
+import {
+  backup,
+  createLab,
+  editJson,
+  imageBytes,
+  type Lab,
+  legacyImageBytes,
+  MIB,
+  makeLegacy,
+  NEVER,
+  resolveChain,
+} from "./lab.ts";
 
 let lab: Lab;
 let store: Store;
@@ -24,11 +36,12 @@ beforeEach(async () => {
 afterEach(async () => await lab[Symbol.asyncDispose]());
 
 const resolve = async (archive: string, device = "drive-scsi0") =>
-  await store.resolveChain(await store.openPoint(archive, NEVER), device, NEVER);
+  await resolveChain(store, await store.openPoint(archive, NEVER), device, NEVER);
 /** As a restore does before it begins. */
 const checked = async (archive: string) => {
   const chain = await resolve(archive);
-  for (const path of chain.paths) await assertSound(`restore "${archive}"`, path, NEVER);
+  await using images = await openImages(chain.paths);
+  for (const file of images.files) await assertSound(`restore "${archive}"`, file, NEVER);
   return chain;
 };
 const disk = (folder: string): string => join(lab.path, "100", folder, "drive-scsi0.qcow2");
@@ -71,7 +84,7 @@ describe("Store.resolveChain()", () => {
     await rename(lab.path, `${lab.path}.moved`);
     const moved = await lab.open({ path: `${lab.path}.moved` });
     const point = await moved.openPoint("100/qemu-1500", NEVER);
-    expect((await moved.resolveChain(point, "drive-scsi0", NEVER)).paths).toHaveLength(3);
+    expect((await resolveChain(moved, point, "drive-scsi0", NEVER)).paths).toHaveLength(3);
   });
 
   it("does not know a device that the point does not hold", async () => {
@@ -80,18 +93,18 @@ describe("Store.resolveChain()", () => {
   });
 
   it("refuses a base that is gone, and one that is another backup", async () => {
-    await cp(full.folder, `${full.folder}.kept`, { recursive: true });
-    await rm(full.folder, { recursive: true });
+    await cp(full.path, `${full.path}.kept`, { recursive: true });
+    await rm(full.path, { recursive: true });
     await expect(resolve("100/qemu-2000")).rejects.toThrow(/its base qemu-1000 is missing/);
-    await rename(`${full.folder}.kept`, full.folder);
-    await editJson(join(full.folder, "manifest.json"), (manifest) => {
+    await rename(`${full.path}.kept`, full.path);
+    await editJson(join(full.path, "manifest.json"), (manifest) => {
       manifest.uuid = "77777777-2222-3333-4444-555555555555";
     });
     await expect(resolve("100/qemu-2000")).rejects.toThrow(/its base qemu-1000 is another backup/);
   });
 
   it("refuses a cycle and a base that is not older by sequence", async () => {
-    await editJson(join(full.folder, "manifest.json"), (manifest) => {
+    await editJson(join(full.path, "manifest.json"), (manifest) => {
       manifest.sequence = 2;
     });
     await expect(resolve("100/qemu-2000")).rejects.toThrow(/its base qemu-1000 is not older/);
@@ -109,7 +122,7 @@ describe("Store.resolveChain()", () => {
     ]) {
       await rm(disk("qemu-1000"), { recursive: true });
       await plant();
-      await expect(store.resolveChain(point, "drive-scsi0", NEVER)).rejects.toThrow(PointDamagedError);
+      await expect(resolveChain(store, point, "drive-scsi0", NEVER)).rejects.toThrow(PointDamagedError);
     }
   });
 
@@ -117,14 +130,14 @@ describe("Store.resolveChain()", () => {
     const point = await store.openPoint("100/qemu-1000", NEVER);
     await rename(disk("qemu-1000"), `${disk("qemu-1000")}.real`);
     await symlink("drive-scsi0.qcow2.real", disk("qemu-1000"));
-    await expect(store.resolveChain(point, "drive-scsi0", NEVER)).rejects.toThrow(/symbolic link/);
+    await expect(resolveChain(store, point, "drive-scsi0", NEVER)).rejects.toThrow(/symbolic link/);
   });
 
   it("refuses a folder that is a link to another guest's", async () => {
     await mkdir(join(lab.path, "101"));
-    await rename(full.folder, join(lab.path, "101/qemu-1000"));
-    await symlink("../101/qemu-1000", full.folder);
-    await expect(resolve("100/qemu-2000")).rejects.toThrow(/it is not a folder/);
+    await rename(full.path, join(lab.path, "101/qemu-1000"));
+    await symlink("../101/qemu-1000", full.path);
+    await expect(resolve("100/qemu-2000")).rejects.toThrow(/it is a symbolic link, not a directory/);
   });
 
   const hostile: Array<[string, (bytes: Buffer) => Buffer, RegExp]> = [
@@ -183,7 +196,7 @@ describe("legacy chains", () => {
     const point = await moved.openPoint("100/qemu-200", NEVER);
     expect(point.kind).toBe("legacy");
     expect(point.devices.get("drive-scsi0")).toMatchObject({ virtualBytes: size, mode: "incremental" });
-    expect(await moved.resolveChain(point, "drive-scsi0", NEVER)).toEqual({
+    expect(await resolveChain(moved, point, "drive-scsi0", NEVER)).toEqual({
       paths: [topDisk, baseDisk].map((path) => path.replace(lab.path, `${lab.path}.moved`)),
       folders: ["qemu-200", "qemu-100"],
       sizeBytes: size,
@@ -253,7 +266,7 @@ describe("legacy chains", () => {
 
   it("refuse a base that this software wrote", async () => {
     const base = await backup(store, { epoch: 100 });
-    await rm(join(base.folder, "manifest.json"));
+    await rm(join(base.path, "manifest.json"));
     await makeLegacy(lab, "qemu-200", {
       "drive-scsi0": legacyImageBytes(64 * MIB, "/s/100/qemu-100/drive-scsi0.qcow2"),
     });

@@ -6,7 +6,18 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { EnvironmentError, HostError } from "../../../src/core/index.ts";
 import { PointDamagedError, type Store } from "../../../src/store/index.ts";
-import { backup, createLab, decide, fillStaged, type Lab, legacyImageBytes, MIB, makeLegacy, NEVER } from "./lab.ts";
+import {
+  backup,
+  createLab,
+  decide,
+  fillStaged,
+  type Lab,
+  legacyImageBytes,
+  MIB,
+  makeLegacy,
+  NEVER,
+  resolveChain,
+} from "./lab.ts";
 
 /** The call that fails: its name, the end of its path (also where it goes through a descriptor), with which errno, and after how many that do not. */
 const fault = vi.hoisted(() => ({ call: "", path: "", errno: "EIO", skip: 0 }));
@@ -53,11 +64,9 @@ const thrownBy = async (work: Promise<unknown>): Promise<unknown> =>
 describe("StagedPoint.commit()", () => {
   it.each([
     ["lstat", "guest.conf", "EIO", 0],
-    ["lstat", "firewall.conf", "ENOENT", 0],
     ["lstat", "firewall.conf", "EIO", 1], // when its size on the disk is added up
-    ["open", "firewall.conf", "EIO", 1], // after the one that syncs it
+    ["open", "firewall.conf", "EIO", 0],
     ["open", "guest.conf", "EACCES", 1],
-    ["open", "guest.conf", "EACCES", 2],
     ["readdir", "", "EIO", 0],
     ["stat", "etc/pve/priv", "ENOTCONN", 0], // the cluster file system is down
   ])("says so and makes no point when %s of %j fails with %s after %i calls", async (call, path, errno, skip) => {
@@ -65,13 +74,23 @@ describe("StagedPoint.commit()", () => {
     await using staged = await store.beginPoint({ lock, type: "qemu", epoch: 1000, signal: NEVER });
     const devices = await fillStaged(staged, { epoch: 1000 });
     await staged.writeFile("firewall.conf", Buffer.from("[OPTIONS]\n"));
-    failOn(call, path === "" ? staged.folder : path, errno, skip);
+    failOn(call, path === "" ? staged.folder.path : path, errno, skip);
     const error = await thrownBy(staged.commit({ devices }, NEVER));
     expect(error).toBeInstanceOf(EnvironmentError);
     expect(String(error)).toContain(`(${errno})`);
     failOn("", "");
     expect(await store.listPoints({}, NEVER)).toEqual([]);
     expect(existsSync(join(lab.root, "var/lib/pve-backup-host"))).toBe(false);
+  });
+
+  it("says so and makes no point when a file vanishes between the list and the look", async () => {
+    await using lock = await store.lockGuest(100, NEVER);
+    await using staged = await store.beginPoint({ lock, type: "qemu", epoch: 1000, signal: NEVER });
+    const devices = await fillStaged(staged, { epoch: 1000 });
+    failOn("lstat", "guest.conf", "ENOENT");
+    expect(String(await thrownBy(staged.commit({ devices }, NEVER)))).toMatch(/its file guest\.conf has vanished$/);
+    failOn("", "");
+    expect(await store.listPoints({}, NEVER)).toEqual([]);
   });
 
   it("refuses a config that is larger than any", async () => {
@@ -127,8 +146,8 @@ describe("a store whose disk fails now and then", () => {
   it("does not call the folder of a legacy base missing that it could not look at", async () => {
     await makeLegacy(lab, "qemu-100", { "drive-scsi0": legacyImageBytes(8 * MIB) });
     const point = await store.openPoint("100/qemu-100", NEVER);
-    failOn("lstat", "qemu-100");
-    const error = await thrownBy(store.resolveChain(point, "drive-scsi0", NEVER));
+    failOn("open", "qemu-100");
+    const error = await thrownBy(resolveChain(store, point, "drive-scsi0", NEVER));
     expect(error).toBeInstanceOf(EnvironmentError);
   });
 });

@@ -37,12 +37,13 @@ export async function createLab(isCluster = true): Promise<Lab> {
   await mkdir(path);
   await mkdir(join(root, isCluster ? "etc/pve/priv" : "etc"), { recursive: true });
   const warnings: string[] = [];
+  const stores: Store[] = [];
   return {
     path,
     root,
     warnings,
-    open: async (options = {}) =>
-      await Store.open({
+    open: async (options = {}) => {
+      const store = await Store.open({
         path,
         storeid: "bk",
         root,
@@ -50,10 +51,16 @@ export async function createLab(isCluster = true): Promise<Lab> {
         warn: (line) => void warnings.push(line),
         timing: FAST_TIMING,
         ...options,
-      }),
+      });
+      stores.push(store);
+      return store;
+    },
     witnessPath: (vmid) =>
       join(root, isCluster ? "etc/pve/priv/pve-backup-host" : "var/lib/pve-backup-host", "bk", `${vmid}.json`),
-    [Symbol.asyncDispose]: async () => await rm(base, { recursive: true, force: true }),
+    [Symbol.asyncDispose]: async () => {
+      for (const store of stores) await store[Symbol.asyncDispose]();
+      await rm(base, { recursive: true, force: true });
+    },
   };
 }
 
@@ -113,7 +120,7 @@ export async function fillStaged(staged: StagedPoint, plan: BackupPlan): Promise
       base === undefined ? undefined : `../${base.folderName}/${deviceFileName(name)}`,
     );
     bytes.write(randomUUID(), 3 * 65536); // no two images are alike
-    await writeFile(staged.pathOf(deviceFileName(name)), bytes);
+    await staged.writeFile(deviceFileName(name), bytes);
     devices.push({
       name,
       virtualBytes,
@@ -151,7 +158,21 @@ export async function decide(
     signal: NEVER,
     ...change,
   });
-  return answer.usable ? `use ${answer.base.archive}` : answer.reason;
+  if (!answer.usable) return answer.reason;
+  await answer.chain[Symbol.asyncDispose]();
+  return `use ${answer.base.archive}`;
+}
+
+/** The chain behind a device by its names, opened and closed again. */
+export async function resolveChain(
+  store: Store,
+  point: Point,
+  device: string,
+  signal: AbortSignal,
+): Promise<{ paths: string[]; folders: readonly string[]; sizeBytes: number }> {
+  await using chain = await store.openChain(point, device, signal);
+  const { folders, images, sizeBytes } = chain;
+  return { paths: images.map(({ file }) => file.path), folders, sizeBytes };
 }
 
 /** A folder as the upstream example leaves it. */

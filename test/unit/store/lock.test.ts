@@ -119,16 +119,22 @@ describe("Store.lockGuest()", () => {
     expect(performance.now() - startMs).toBeLessThan(20_000);
   });
 
-  it.each([
-    ["before the last boot", { bootId: "11111111-2222-3333-4444-555555555555" }],
-    ["whose pid is another process now", { startTime: "1" }],
-  ])("breaks the lock of a process of this host %s", async (_what, change) => {
+  it("breaks the lock of a process of this host whose pid is another process now", async () => {
     await using lab = await createLab();
     const store = await lab.open({ timing: { ...FAST_TIMING, heartbeatMs: 60_000 } }); // a beat would write it anew
     const lock = await store.lockGuest(100, NEVER);
-    await editJson(lock.path, (record) => Object.assign(record.process as object, change));
+    await editJson(lockPath(lab), (record) => Object.assign(record.process as object, { startTime: "1" }));
     await using _next = await store.lockGuest(100, NEVER);
     await lock[Symbol.asyncDispose]();
+  });
+
+  it("keeps away from a young lock of another boot of this host: nodes made of one image look like that", async () => {
+    await using lab = await createLab();
+    const store = await lab.open({ timing: { ...FAST_TIMING, heartbeatMs: 60_000, staleMs: 60_000 } });
+    await using _lock = await store.lockGuest(100, NEVER);
+    const bootId = "11111111-2222-3333-4444-555555555555";
+    await editJson(lockPath(lab), (record) => Object.assign(record.process as object, { bootId }));
+    await expect(store.lockGuest(100, NEVER)).rejects.toThrow(/in use by process/);
   });
 
   it("keeps away from a young lock of another host", async () => {
@@ -182,11 +188,11 @@ describe("Store.lockGuest()", () => {
   it("shows that it lives by a heartbeat in place", async () => {
     await using lab = await createLab();
     await using lock = await (await lab.open()).lockGuest(100, NEVER);
-    const first = await readLock(lock.path);
+    const first = await readLock(lock.folder, ".lock");
     await expect
-      .poll(async () => (await readLock(lock.path))?.record?.heartbeat, { timeout: 30_000 })
+      .poll(async () => (await readLock(lock.folder, ".lock"))?.record?.heartbeat, { timeout: 30_000 })
       .toBeGreaterThan(1);
-    expect((await readLock(lock.path))?.record?.uuid).toBe(first?.record?.uuid);
+    expect((await readLock(lock.folder, ".lock"))?.record?.uuid).toBe(first?.record?.uuid);
     expect(lock.lost.aborted).toBe(false);
   });
 
@@ -194,17 +200,17 @@ describe("Store.lockGuest()", () => {
     await using lab = await createLab();
     const store = await lab.open();
     await using lock = await store.lockGuest(100, NEVER);
-    await rm(lock.path);
+    await rm(lockPath(lab));
     await using _thief = await store.lockGuest(100, NEVER);
     await expect.poll(() => lock.lost.aborted, { timeout: 30_000 }).toBe(true);
-    await expect(lock.assertHeld()).rejects.toThrow(/Cannot go on with guest 100: it was taken over by process/);
+    await expect(lock.assertHeld()).rejects.toThrow(/Cannot go on with guest 100: its lock was taken over by process/);
   });
 
   it("does not remove a lock that is not its own any more", async () => {
     await using lab = await createLab();
     const store = await lab.open();
     const lock = await store.lockGuest(100, NEVER);
-    await rm(lock.path);
+    await rm(lockPath(lab));
     await using thief = await store.lockGuest(100, NEVER);
     await lock[Symbol.asyncDispose]();
     await thief.assertHeld();
@@ -215,14 +221,17 @@ describe("breakLock()", () => {
   it("puts back a lock that is not the one it was told to break", async () => {
     await using lab = await createLab();
     await using lock = await (await lab.open({ timing: SLOW })).lockGuest(100, NEVER);
-    const content = await readFile(lock.path);
-    const seen = await readLock(lock.path);
+    const content = await readFile(lockPath(lab));
+    const seen = await readLock(lock.folder, ".lock");
     if (seen?.record === undefined) throw new Error("no lock");
-    await breakLock(lock.path, { ...seen, record: { ...seen.record, uuid: "11111111-2222-3333-4444-555555555555" } });
-    expect(await readFile(lock.path)).toEqual(content);
+    await breakLock(lock.folder, ".lock", {
+      ...seen,
+      record: { ...seen.record, uuid: "11111111-2222-3333-4444-555555555555" },
+    });
+    expect(await readFile(lockPath(lab))).toEqual(content);
     await lock.assertHeld();
-    await breakLock(lock.path, seen);
-    expect(existsSync(lock.path)).toBe(false);
+    await breakLock(lock.folder, ".lock", seen);
+    expect(existsSync(lockPath(lab))).toBe(false);
     expect(await readdir(join(lab.path, "100"))).toEqual([]);
   });
 });
@@ -292,7 +301,7 @@ describe("locks on points", () => {
     Object.defineProperty(signal, "throwIfAborted", {
       value: () => {
         const isLocked = existsSync(locks) && readdirSync(locks).some((name) => name.includes(".shared-"));
-        if (isLocked) rmSync(full.folder, { recursive: true, force: true });
+        if (isLocked) rmSync(full.path, { recursive: true, force: true });
       },
     });
     await expect(store.lockChainShared(top, signal)).rejects.toThrow(/its base qemu-1000 is missing/);
@@ -303,7 +312,7 @@ describe("locks on points", () => {
     await using lab = await createLab();
     const store = await lab.open();
     const { full, top } = await makeChain(store);
-    await rm(full.folder, { recursive: true });
+    await rm(full.path, { recursive: true });
     await expect(store.lockChainShared(top, NEVER)).rejects.toThrow(PointDamagedError);
   });
 });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Stores on file systems that are read-only or full. Needs root for the mounts.
 import { execFileSync } from "node:child_process";
-import { readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it, type TestContext } from "vitest";
 import { errnoOf } from "../../../src/core/index.ts";
@@ -23,11 +23,12 @@ function mountStore(context: TestContext, lab: Lab, ...args: string[]): Disposab
 describe("a store mounted read-only", () => {
   it("can be listed and read, and refuses backups in one clear sentence", async (context) => {
     await using lab = await createLab();
-    const store = await lab.open();
-    const base = await backup(store, { epoch: 1000 });
-    await backup(store, { epoch: 2000, base });
+    const writable = await lab.open();
+    const base = await backup(writable, { epoch: 1000 });
+    await backup(writable, { epoch: 2000, base });
     using _mount = mountStore(context, lab, "--bind", lab.path);
     execFileSync("mount", ["-o", "remount,ro,bind", lab.path]);
+    const store = await lab.open();
     expect(await store.listPoints({}, NEVER)).toHaveLength(2);
     const point = await store.openPoint("100/qemu-2000", NEVER);
     await using _readers = await store.lockChainShared(point, NEVER);
@@ -77,11 +78,12 @@ describe("a store that is full", () => {
     await using lock = await store.lockGuest(100, NEVER);
     {
       await using staged = await store.beginPoint({ lock, type: "qemu", epoch: 2000, signal: NEVER });
-      await expect(writeFile(staged.pathOf("filler.bin"), Buffer.alloc(3 * 1024 * 1024, 1))).rejects.toThrow(/ENOSPC/);
+      await using filler = await staged.newFile("filler.bin").create();
+      await expect(filler.writeFile(Buffer.alloc(3 * 1024 * 1024, 1))).rejects.toThrow(/ENOSPC/);
       const error = await staged.writeFile("guest.conf", Buffer.alloc(65536, 65)).catch((thrown: unknown) => thrown);
       expect(String(error)).toMatch(/Cannot write ".*guest\.conf": no space left on the device \(ENOSPC\)$/);
       expect(errnoOf(error)).toBe("ENOSPC");
-      await rm(staged.pathOf("guest.conf"), { force: true });
+      await staged.newFile("guest.conf").remove();
       await expect(staged.commit({ devices: [] }, NEVER)).rejects.toThrow(/guest\.conf/);
     }
     expect(await readFile(lab.witnessPath(100))).toEqual(witness);

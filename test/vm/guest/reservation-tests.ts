@@ -8,6 +8,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { until } from "../../../fixtures/lab/index.ts";
 import { nbdHost, openRawView } from "../../../src/device/index.ts";
 import { reserveNbdNode } from "../../../src/device/nbd-reservation.ts";
+import { openRegularFile } from "../../../src/host/index.ts";
 import type { ExpectedDisk } from "../protocol.ts";
 import type { VmTest } from "./runner.ts";
 import {
@@ -189,9 +190,9 @@ async function tryNodeZero(seen: Contest): Promise<boolean> {
 /** Any node may serve: what counts is that it shows this process's disk and not the other's. */
 async function connectOnce(disk: ExpectedDisk, seen: Contest): Promise<void> {
   const { sizeBytes, device } = disk;
-  const chain = [fullImage(disk)];
+  await using image = await openRegularFile(fullImage(disk));
   await using view = await openRawView({
-    chain,
+    chain: [image],
     sizeBytes,
     runDir: RUN_DIR,
     name: device,

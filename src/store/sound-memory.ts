@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Which images of a guest had sound tables when they were last read, by identity, size and times. A chain is checked
+// all the way down before it is built on; with this, an image that nobody has touched since costs no read. The record
+// lies on the node, where no writer of the share reaches it; without it everything is read again.
+import { mkdir } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { messageOf } from "../core/index.ts";
+import { type FileStamp, FOLDER_MODE, Folder, formatStamp, readRegularFile } from "../host/index.ts";
+import type { StoreContext } from "./context.ts";
+import { checkFormat, Fields, formatJson, parseJson } from "./json.ts";
+import { checkVmid } from "./layout.ts";
+
+const SOUND_FORMAT = "pve-backup-host-sound-images";
+const SOUND_VERSION = 1;
+const MAX_SOUND_BYTES = 4 * 1024 * 1024;
+/** 64 disks on chains of 256. */
+const MAX_IMAGES = 16_384;
+const CACHE_FOLDER = "var/cache/pve-backup-host";
+
+export class SoundMemory {
+  readonly vmid: number;
+  readonly #context: StoreContext;
+  readonly #path: string;
+  readonly #before: ReadonlySet<string>;
+  readonly #now = new Set<string>();
+  #isNew = false;
+
+  private constructor(context: StoreContext, vmid: number, path: string, before: ReadonlySet<string>) {
+    this.vmid = vmid;
+    this.#context = context;
+    this.#path = path;
+    this.#before = before;
+  }
+
+  /** A record that is missing or cannot be used is an empty one. */
+  static async load(context: StoreContext, vmid: number): Promise<SoundMemory> {
+    const path = join(context.root || "/", CACHE_FOLDER, context.storeid, `${checkVmid(vmid)}.json`);
+    return new SoundMemory(context, vmid, path, await readStamps(path).catch(() => new Set<string>()));
+  }
+
+  /** True if the tables of this very state of a file were read and found sound. */
+  has(stamp: FileStamp): boolean {
+    const text = formatStamp(stamp);
+    const isKnown = this.#before.has(text) || this.#now.has(text);
+    if (isKnown) this.#now.add(text);
+    return isKnown;
+  }
+
+  add(stamp: FileStamp): void {
+    this.#now.add(formatStamp(stamp));
+    this.#isNew = true;
+  }
+
+  /** Keeps what was asked for or added; a failure costs the next backup some reads, and nothing else. */
+  async save(): Promise<void> {
+    if (!this.#isNew) return;
+    try {
+      await mkdir(dirname(this.#path), { recursive: true, mode: FOLDER_MODE });
+      await using folder = await Folder.open(dirname(this.#path));
+      const images = [...this.#now].slice(-MAX_IMAGES);
+      const bytes = formatJson({ format: SOUND_FORMAT, version: SOUND_VERSION, images });
+      await this.#context.io.replaceFile(folder, basename(this.#path), bytes);
+    } catch (error) {
+      this.#context.warn(
+        `Cannot remember which images are sound: ${messageOf(error)}; the next backup reads them again`,
+      );
+    }
+  }
+}
+
+async function readStamps(path: string): Promise<Set<string>> {
+  const fields = new Fields(parseJson(await readRegularFile(path, MAX_SOUND_BYTES)));
+  checkFormat(fields, SOUND_FORMAT, SOUND_VERSION);
+  return new Set(fields.list("images", MAX_IMAGES).map(String));
+}

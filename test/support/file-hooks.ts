@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Lets a test act in the moment before the product renames or links a file, as somebody else on the share would, and
+// take hard links away, as CIFS does. One for the process.
+import fs from "node:fs";
+import { syncBuiltinESMExports } from "node:module";
+
+type TwoPaths = (from: string, to: string) => void;
+
+const real = { rename: fs.promises.rename, link: fs.promises.link };
+const hooks: { beforeRename: TwoPaths | undefined; hasLinks: boolean } = { beforeRename: undefined, hasLinks: true };
+
+Object.assign(fs.promises, {
+  rename: async (from: string, to: string): Promise<void> => {
+    hooks.beforeRename?.(from, to);
+    await real.rename(from, to);
+  },
+  link: async (from: string, to: string): Promise<void> => {
+    if (!hooks.hasLinks)
+      throw Object.assign(new Error(`EPERM: injected, link '${to}'`), { code: "EPERM", syscall: "link" });
+    await real.link(from, to);
+  },
+});
+syncBuiltinESMExports();
+
+/** Calls `act` once, right before the first rename that `isIt` knows. @returns whether it has come */
+export function onRename(isIt: (from: string, to: string) => boolean, act: () => void): () => boolean {
+  let hasCome = false;
+  hooks.beforeRename = (from, to) => {
+    if (hasCome || !isIt(from, to)) return;
+    hasCome = true; // `act` may rename, too
+    act();
+  };
+  return () => hasCome;
+}
+
+export function takeLinksAway(): void {
+  hooks.hasLinks = false;
+}
+
+export function resetFileHooks(): void {
+  hooks.beforeRename = undefined;
+  hooks.hasLinks = true;
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+import { execFileSync } from "node:child_process";
+import {
+  appendFileSync,
+  linkSync,
+  mkdirSync,
+  mkdtempSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { FileProblem, formatStamp, openRegularFile, readRegularFile, readStampAgain } from "../../../src/host/index.ts";
+
+let dir: string;
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), "pbh-host-"));
+});
+afterEach(() => rmSync(dir, { recursive: true }));
+
+describe("openRegularFile()", () => {
+  it("refuses what is not a regular file, without waiting for it", async () => {
+    const at = (name: string): string => join(dir, name);
+    execFileSync("mkfifo", [at("fifo")]);
+    execFileSync("python3", [
+      "-c",
+      "import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])",
+      at("socket"),
+    ]);
+    symlinkSync("/dev/zero", at("link"));
+    mkdirSync(at("folder"));
+    await expect(openRegularFile(at("fifo"))).rejects.toThrow(/^it is a named pipe, not a file$/);
+    await expect(openRegularFile(at("socket"))).rejects.toThrow(/^it is a socket, not a file$/);
+    await expect(openRegularFile("/dev/zero")).rejects.toThrow(/^it is a device, not a file$/);
+    await expect(openRegularFile(at("folder"))).rejects.toThrow(/^it is a directory, not a file$/);
+    await expect(openRegularFile(at("link"))).rejects.toThrow(/^it is a symbolic link, not a file$/);
+    await expect(openRegularFile(at("none"))).rejects.toMatchObject({ code: "ENOENT" });
+  });
+
+  it("reads what was opened, whatever has its name by then", async () => {
+    writeFileSync(join(dir, "a"), "first");
+    await using file = await openRegularFile(join(dir, "a"));
+    renameSync(join(dir, "a"), join(dir, "b"));
+    writeFileSync(join(dir, "a"), "another");
+    expect((await file.handle.readFile()).toString()).toBe("first");
+  });
+});
+
+describe("readRegularFile()", () => {
+  it("refuses a file that is larger than it may be", async () => {
+    writeFileSync(join(dir, "a"), "12345");
+    expect((await readRegularFile(join(dir, "a"), 5)).toString()).toBe("12345");
+    await expect(readRegularFile(join(dir, "a"), 4)).rejects.toThrow(FileProblem);
+  });
+});
+
+describe("readStampAgain()", () => {
+  it("tells every change of a file, also of one whose times were put back", async () => {
+    const path = join(dir, "a");
+    writeFileSync(path, "1234");
+    await using file = await openRegularFile(path);
+    const stamps = [formatStamp(await readStampAgain(file.handle))];
+    expect(formatStamp(await readStampAgain(file.handle))).toBe(stamps[0]);
+    const changes = [
+      () => appendFileSync(path, "5"),
+      () => writeFileSync(path, "54321"), // in place
+      () => utimesSync(path, 1, 1),
+      () => linkSync(path, join(dir, "b")),
+    ];
+    for (const change of changes) {
+      execFileSync("sleep", ["0.02"]); // a kernel's clock ticks every few milliseconds
+      change();
+      stamps.push(formatStamp(await readStampAgain(file.handle)));
+    }
+    expect(new Set(stamps).size).toBe(stamps.length);
+  });
+});
