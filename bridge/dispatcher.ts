@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Runs the requests of one connection: order (initialize first), validation, the provider's life.
 // Knows no streams; run-bridge.ts connects it to stdio.
+
+import type { LogFunction } from "../src/core/index.ts";
 import { CancelledError, HostError, RequestError } from "../src/core/index.ts";
-import type { BackupProvider, FileHandleCalls, LogFunction, ProviderContext } from "../src/provider/index.ts";
+import type { BackupProvider, FileHandleCalls, ProviderContext } from "../src/provider/index.ts";
 import { ProtocolError } from "./error-map.ts";
 import { PROVIDER_METHODS } from "./methods.ts";
 import type { WireParams } from "./params.ts";

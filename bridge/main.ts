@@ -17,5 +17,5 @@ if (isNodeTooOld(process.versions.node)) {
   process.exitCode = 3;
 } else {
   const { runBridge } = await import("./run-bridge.ts");
-  runBridge(async (context) => (await import("../src/provider/index.ts")).createProvider(context));
+  runBridge(async (context) => (await import("../src/directory/index.ts")).createProvider(context));
 }

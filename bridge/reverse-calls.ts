@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What this process asks of the Perl side, and its `log` notifications.
 import { CancellationTokenSource, type MessageConnection, ParameterStructures } from "vscode-jsonrpc/node.js";
+import type { LogLevel } from "../src/core/index.ts";
 import { EnvironmentError, messageOf, oneLine } from "../src/core/index.ts";
-import type { DirtyRegions, FileHandleCalls, LogLevel, Range } from "../src/provider/index.ts";
+import type { DirtyRegions, FileHandleCalls, Range } from "../src/provider/index.ts";
 import { assertReverseParams, assertReverseResult } from "./validate.ts";
 
 type WireRange = [offset: number, length: number];

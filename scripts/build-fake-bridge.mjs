@@ -7,7 +7,7 @@ import { build } from "esbuild";
 const root = path.join(path.dirname(fileURLToPath(import.meta.url)), "..");
 await build({
   absWorkingDir: root,
-  entryPoints: ["test/support/fake-bridge.ts"],
+  entryPoints: ["test/support/bridge/fake-bridge.ts"],
   outfile: process.argv[2] ?? "dist/test/fake-bridge.mjs",
   bundle: true,
   platform: "node",

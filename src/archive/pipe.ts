@@ -2,7 +2,7 @@
 // A kernel pipe between two children, so that data flows without passing this process. Node's own
 // "pipe" is a socket pair whose other end it reads itself.
 import { closeSync } from "node:fs";
-import { loadNativeLibrary } from "../block/index.ts";
+import { loadNativeLibrary } from "../host/index.ts";
 
 const O_CLOEXEC = 0o2000000;
 const F_SETPIPE_SZ = 1031;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Whether an archive still is what was recorded of it.
-import { type Digest, digestFile, mustCreateDigester } from "../block/index.ts";
+
 import { environmentError } from "../core/index.ts";
+import { type Digest, digestFile, mustCreateDigester } from "../digest/index.ts";
 import type { RegularFile } from "../host/index.ts";
 
 /**

@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-export * from "./aligned-pool.ts";
-export * from "./digest.ts";
-export * from "./digest-file.ts";
-export * from "./extents.ts";
-export * from "./native-library.ts";
-export * from "./progress.ts";
-export * from "./read-plan.ts";
-export * from "./throttle.ts";
-export * from "./zero.ts";
+export { AlignedPool, type Slot } from "./aligned-pool.ts";
+export { type CopySource, copyDevice, POOL_SLOTS, READ_BYTES } from "./copy-device.ts";
+export { type Extent, endOf, type SourceExtent, splitAt } from "./extents.ts";
+export { formatDuration } from "./progress.ts";
+export { Throttle } from "./throttle.ts";

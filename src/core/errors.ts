@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The errors this software raises on purpose. Everything else is a bug and surfaces as INTERNAL.
+import { oneLine } from "./text.ts";
 
 /** Stable for programs: an RPC peer and the exit code table act on these. */
 export type ErrorCode =
@@ -119,9 +120,4 @@ export function environmentError(act: string, path: string, thrown: unknown): Ho
 export function messageOf(error: unknown): string {
   const first = firstError(error);
   return oneLine(first instanceof Error ? first.message : String(first));
-}
-
-/** Folds a text into one line, without control characters: task logs are line based. */
-export function oneLine(text: string): string {
-  return text.trim().replace(/[\p{Cc}\u2028\u2029]+/gu, " ");
 }

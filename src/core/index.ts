@@ -1,5 +1,20 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-export * from "./bytes.ts";
-export * from "./cleanup-stack.ts";
-export * from "./errors.ts";
-export * from "./ordered-map.ts";
+export { alignDown, alignUp, formatBytes, GIB, KIB, MIB, toSafeNumber } from "./bytes.ts";
+export { CleanupStack } from "./cleanup-stack.ts";
+export {
+  CancelledError,
+  ChildProcessError,
+  EnvironmentError,
+  type ErrorCode,
+  environmentError,
+  errnoOf,
+  firstError,
+  HostError,
+  type HostErrorOptions,
+  messageOf,
+  RequestError,
+  UnsupportedError,
+} from "./errors.ts";
+export type { LogFunction, LogLevel } from "./log.ts";
+export { orderedMap } from "./ordered-map.ts";
+export { isUuid, oneLine, quote } from "./text.ts";

@@ -3,8 +3,8 @@
 import { open } from "node:fs/promises";
 import { constants } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
-import { loadKoffi, loadNativeLibrary } from "../block/index.ts";
 import { EnvironmentError, environmentError } from "../core/index.ts";
+import { loadKoffi, loadNativeLibrary } from "../host/index.ts";
 import { makePublicFile } from "./public-files.ts";
 
 const LOCK_EX = 2;

@@ -4,8 +4,8 @@
 // silent for too long, the kernel is told to abort its connection, again if it could not, and then every call ends.
 import { constants } from "node:os";
 import path from "node:path";
-import { loadKoffi, loadNativeLibrary } from "../block/index.ts";
 import { EnvironmentError } from "../core/index.ts";
+import { loadKoffi, loadNativeLibrary } from "../host/index.ts";
 import { listMounts } from "./mounts.ts";
 
 /** How long calls in flight may take after a cancellation, and the closing. */

@@ -3,7 +3,15 @@
 // write to.
 export { FILE_MODE, FOLDER_MODE, Folder, type FolderEntry } from "./folder.ts";
 export { readerFlags, reopenerFlags } from "./lesser-rights.ts";
-export * from "./process-identity.ts";
+export { loadKoffi, loadNativeLibrary } from "./native-library.ts";
+export {
+  isRunning,
+  isSameProcess,
+  type ProcessIdentity,
+  readBootId,
+  readHostId,
+  readProcess,
+} from "./process-identity.ts";
 export {
   type FileIdentity,
   FileProblem,

@@ -2,12 +2,11 @@
 // The contract between the bridge and a backup provider: the hooks of PVE's
 // PVE::BackupProvider::Plugin::Base in its order, with bytes as Buffers. The bridge knows only this.
 
+import type { LogFunction } from "../core/index.ts";
+
 export type GuestType = "qemu" | "lxc";
 export type VmMechanism = "nbd" | "file-handle";
 export type BitmapMode = "none" | "new" | "reuse";
-export type LogLevel = "info" | "warn" | "err";
-/** Writes one line into the PVE task log. */
-export type LogFunction = (level: LogLevel, message: string) => void;
 
 /** Half-open range in bytes. */
 export interface Range {

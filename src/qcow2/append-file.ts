@@ -4,15 +4,9 @@
 // lets only one write make a file longer, and more of them at once spend a core on waiting for each other.
 import { constants } from "node:fs";
 import type { FileHandle } from "node:fs/promises";
-import {
-  AlignedPool,
-  type Digest,
-  type Digester,
-  preferredDigest,
-  type Slot,
-  tryCreateDigester,
-} from "../block/index.ts";
+import { AlignedPool, type Slot } from "../block/index.ts";
 import { environmentError, errnoOf, KIB, MIB } from "../core/index.ts";
+import { type Digest, type Digester, preferredDigest, tryCreateDigester } from "../digest/index.ts";
 import { type NewFile, reopen } from "../host/index.ts";
 import { HEAD_BYTES } from "./constants.ts";
 import { writeAllFully, writeFully } from "./file-io.ts";

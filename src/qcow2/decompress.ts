@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Compressed clusters back to bytes. A stream can never make more than one cluster.
 import { inflateRawSync } from "node:zlib";
-import { loadNativeLibrary } from "../block/index.ts";
 import { EnvironmentError, messageOf } from "../core/index.ts";
+import { loadNativeLibrary } from "../host/index.ts";
 import type { CompressionKind } from "./compress-protocol.ts";
 import { ZLIB_WINDOW_BITS } from "./constants.ts";
 import { Qcow2FormatError } from "./errors.ts";

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The digest of an image on disk, in the writer's order: from byte 65536 to the end, then the head.
-import { type Digest, type DigestAlgorithm, mustCreateDigester } from "../block/index.ts";
+
 import { MIB } from "../core/index.ts";
+import { type Digest, type DigestAlgorithm, mustCreateDigester } from "../digest/index.ts";
 import type { RegularFile } from "../host/index.ts";
 import { HEAD_BYTES } from "./constants.ts";
 import { readUpTo } from "./file-io.ts";

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Decides what kind of cluster each piece becomes and in which order things reach the file.
 // Calls must not overlap and come in guest order; the writer sees to that.
-import { type Digest, type Extent, splitAt } from "../block/index.ts";
+import { type Extent, splitAt } from "../block/index.ts";
+import type { Digest } from "../digest/index.ts";
 import type { AppendFile } from "./append-file.ts";
 import type { CompressedRun } from "./compressor.ts";
 import { Pack } from "./pack.ts";

@@ -1,10 +1,24 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
+// What the header of a new image will say, checked before anything is written.
 import { alignUp, RequestError } from "../core/index.ts";
+import type { CompressionKind } from "./compress-protocol.ts";
 import { DEFAULT_CLUSTER_BITS, MAX_L1_BYTES, MIN_CLUSTER_BITS, SECTOR_BYTES, TABLE_ENTRY_BYTES } from "./constants.ts";
 import { encodeQcow2Header } from "./header.ts";
 import type { ImageShape } from "./table-builder.ts";
 import { l2CoverageBytes } from "./tables.ts";
-import type { Qcow2WriterOptions } from "./writer.ts";
+
+export type Compression = "none" | CompressionKind;
+
+/** What decides the layout of a new image. */
+export interface ShapeOptions {
+  /** Size of the disk in bytes; rounded up to a sector of 512, QEMU's unit. */
+  readonly virtualBytes: number;
+  /** As it will stand in the header; a relative name counts from the image's own directory. */
+  readonly backing?: { readonly file: string; readonly format: "qcow2" } | undefined;
+  readonly compression: Compression;
+  /** 9 to 16; default 16, which is 64 KiB. */
+  readonly clusterBits?: number;
+}
 
 /**
  * What the header of a new image will say.
@@ -12,9 +26,7 @@ import type { Qcow2WriterOptions } from "./writer.ts";
  * @throws RequestError if the cluster size is not ours, or the disk is too large for it;
  *   Qcow2FormatError if the backing name does not fit
  */
-export function planShape(
-  options: Pick<Qcow2WriterOptions, "virtualBytes" | "clusterBits" | "backing" | "compression">,
-): ImageShape {
+export function planShape(options: ShapeOptions): ImageShape {
   const clusterBits = options.clusterBits ?? DEFAULT_CLUSTER_BITS;
   if (!Number.isInteger(clusterBits) || clusterBits < MIN_CLUSTER_BITS || clusterBits > DEFAULT_CLUSTER_BITS) {
     throw new RequestError(`Cannot write clusters of ${clusterBits} bits: 9 to ${DEFAULT_CLUSTER_BITS} are wanted`);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Lays an image out in an AppendFile: data in guest order, each L2 table behind its data, a refcount
 // block as soon as it is complete; L1, the remaining refcounts and the header at the end.
-import type { Digest } from "../block/index.ts";
+import type { Digest } from "../digest/index.ts";
 import type { Appended, AppendFile } from "./append-file.ts";
 import { HEAD_BYTES, TABLE_ENTRY_BYTES } from "./constants.ts";
 import { decodeQcow2Header, encodeQcow2Header, type NewHeader } from "./header.ts";

@@ -1,31 +1,22 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The appending qcow2 writer: checks and keeps the order of its calls, and poisons itself at the
 // first error. The layout is ImageLayout's, the bytes are AppendFile's.
-import { type Digest, type Extent, splitAt } from "../block/index.ts";
+import { type Extent, splitAt } from "../block/index.ts";
 import { CleanupStack, RequestError } from "../core/index.ts";
+import type { Digest } from "../digest/index.ts";
 import type { NewFile } from "../host/index.ts";
 import { AppendFile } from "./append-file.ts";
-import type { CompressionKind } from "./compress-protocol.ts";
 import { type ClusterCompressor, type CompressedRun, createCompressor, MAX_COMPRESS_BYTES } from "./compressor.ts";
 import { SECTOR_BYTES } from "./constants.ts";
 import { type ClusterCounts, ImageLayout } from "./image-layout.ts";
-import { planShape } from "./plan-shape.ts";
+import { planShape, type ShapeOptions } from "./plan-shape.ts";
 import type { ImageShape } from "./table-builder.ts";
 
-export type Compression = "none" | CompressionKind;
-
-export interface Qcow2WriterOptions {
+export interface Qcow2WriterOptions extends ShapeOptions {
   /** Created by the writer; must not exist. */
   readonly file: NewFile;
-  /** Size of the disk in bytes; rounded up to a sector of 512, QEMU's unit. */
-  readonly virtualBytes: number;
-  /** As it will stand in the header; a relative name counts from the image's own folder. */
-  readonly backing?: { readonly file: string; readonly format: "qcow2" } | undefined;
-  readonly compression: Compression;
   /** Workers to share with other writers; without it the writer starts its own. */
   readonly compressor?: ClusterCompressor | undefined;
-  /** 9 to 16; default 16, which is 64 KiB. */
-  readonly clusterBits?: number;
   readonly signal: AbortSignal;
 }
 

@@ -3,12 +3,12 @@
 // the store, the one outside it and what it remembers itself; everything doubtful makes a full backup, and says why.
 import { CleanupStack, formatBytes, HostError } from "../core/index.ts";
 import { isSameProcess } from "../host/index.ts";
+import type { GuestIdentity } from "../pve/index.ts";
+import { checkDeviceName, checkVmid } from "../pve/index.ts";
 import { type CatalogEntry, type CompleteEntry, openGuest, scanGuest } from "./catalog.ts";
 import { MAX_CHAIN_LENGTH, type OpenChain, openChain } from "./chain.ts";
 import type { StoreContext } from "./context.ts";
 import { BaseUnusableError } from "./errors.ts";
-import type { GuestIdentity } from "./guest-identity.ts";
-import { checkDeviceName, checkVmid } from "./layout.ts";
 import { completePoint, type Point } from "./point.ts";
 import { type FoundState, readState } from "./state.ts";
 import { Witness, type WitnessRecord, type WitnessState } from "./witness.ts";

@@ -3,24 +3,15 @@
 // somebody put there makes a listing fail.
 import { environmentError, errnoOf, messageOf, orderedMap } from "../core/index.ts";
 import { FileProblem, type Folder, type FolderEntry } from "../host/index.ts";
+import { type ArchiveName, checkVmid, isVmidName, MAX_GUEST_CONFIG_BYTES, parseFolderName } from "../pve/index.ts";
 import { archiveProblem } from "./archive-shape.ts";
 import { checkAvailable, type StoreContext } from "./context.ts";
 import { PointDamagedError, StoreUnavailableError } from "./errors.ts";
-import { MAX_GUEST_CONFIG_BYTES } from "./guest-identity.ts";
+import { MAX_JSON_BYTES } from "./format/json.ts";
+import { ATTRIBUTES_FILE, deviceFileName, GUEST_CONFIG_FILE, MANIFEST_FILE } from "./format/layout.ts";
+import { isOwnImage, judgeLegacy } from "./format/legacy.ts";
+import { type Manifest, parseManifest } from "./format/manifest.ts";
 import { openImageFile } from "./image-file.ts";
-import { MAX_JSON_BYTES } from "./json.ts";
-import {
-  type ArchiveName,
-  ATTRIBUTES_FILE,
-  checkVmid,
-  deviceFileName,
-  GUEST_CONFIG_FILE,
-  isVmidName,
-  MANIFEST_FILE,
-  parseFolderName,
-} from "./layout.ts";
-import { isOwnImage, judgeLegacy } from "./legacy.ts";
-import { type Manifest, parseManifest } from "./manifest.ts";
 
 export type CatalogEntry =
   | {

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The chain of images behind one device of a point, checked before anybody reads from it. What a header
 // names is compared, never followed.
-import { CleanupStack } from "../core/index.ts";
+import { CleanupStack, quote } from "../core/index.ts";
 import { formatStamp } from "../host/index.ts";
+import { parseArchiveName } from "../pve/index.ts";
 import { pointFolder, type StoreContext } from "./context.ts";
 import { BaseUnusableError, PointDamagedError, PointNotFoundError } from "./errors.ts";
+import { backingFileName, deviceFileName } from "./format/layout.ts";
+import { isOwnImage, parseLegacyBacking } from "./format/legacy.ts";
+import type { ManifestDevice } from "./format/manifest.ts";
 import {
   assertUnchanged,
   damagedFile,
@@ -14,9 +18,6 @@ import {
   type Unchanged,
   unreadableFile,
 } from "./image-file.ts";
-import { backingFileName, deviceFileName, parseArchiveName, quote } from "./layout.ts";
-import { isOwnImage, parseLegacyBacking } from "./legacy.ts";
-import type { ManifestDevice } from "./manifest.ts";
 import { openPoint, openPointFolder, type Point, type PointDevice } from "./point.ts";
 
 /** A longer chain is neither made nor read: QEMU opens every file of it, and recurses through it. */

@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The commit of a point: files synced, manifest last, witness in flight, rename, then the rest.
-import { type Digest, tryCreateDigester } from "../block/index.ts";
+
 import { environmentError, errnoOf, HostError, messageOf, RequestError } from "../core/index.ts";
+import { type Digest, tryCreateDigester } from "../digest/index.ts";
 import { FileProblem, type ProcessIdentity, type RegularFile, readWhole } from "../host/index.ts";
+import { type GuestIdentity, MAX_GUEST_CONFIG_BYTES, parseVmgenid } from "../pve/index.ts";
 import { foreignFolders } from "./base.ts";
 import { type FileTable, lookAtFiles, occupiedBytesOf, scanGuest } from "./catalog.ts";
 import { checkImage, openChain } from "./chain.ts";
 import { checkSameStore, type StoreContext } from "./context.ts";
 import { BaseUnusableError, PointDamagedError } from "./errors.ts";
-import { type GuestIdentity, MAX_GUEST_CONFIG_BYTES, parseVmgenid } from "./guest-identity.ts";
-import type { GuestLock } from "./guest-lock.ts";
-import { openImageFile, unreadableFile } from "./image-file.ts";
-import { deviceFileName, GUEST_CONFIG_FILE, MANIFEST_FILE } from "./layout.ts";
+import { deviceFileName, GUEST_CONFIG_FILE, MANIFEST_FILE } from "./format/layout.ts";
 import {
   cutLine,
   formatManifest,
@@ -20,7 +19,9 @@ import {
   type ManifestDevice,
   type ManifestFile,
   parseManifest,
-} from "./manifest.ts";
+} from "./format/manifest.ts";
+import { openImageFile, unreadableFile } from "./image-file.ts";
+import type { GuestLock } from "./lock/guest-lock.ts";
 import { completePoint, openPoint, type Point } from "./point.ts";
 import { assertOnlyOurs, publish } from "./publish.ts";
 import type { StagedPoint } from "./staged-point.ts";

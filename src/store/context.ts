@@ -5,8 +5,8 @@ import { environmentError } from "../core/index.ts";
 import { type FileIdentity, FileProblem, Folder, isSameFile } from "../host/index.ts";
 import type { DurableIo } from "./durable.ts";
 import { StoreUnavailableError } from "./errors.ts";
-import { guestFolder } from "./layout.ts";
-import type { LockTiming } from "./lock-record.ts";
+import { guestFolder } from "./format/layout.ts";
+import type { LockTiming } from "./lock/lock-record.ts";
 
 export interface StoreContext {
   readonly path: string;

@@ -4,7 +4,7 @@ import { randomUUID } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
 import { EnvironmentError, environmentError, errnoOf, type HostError } from "../core/index.ts";
 import { FileProblem, type Folder } from "../host/index.ts";
-import { TEMP_PREFIX } from "./layout.ts";
+import { TEMP_PREFIX } from "./format/layout.ts";
 
 export interface DurableIo {
   /** Replaces or creates a file at once and durably: readers see the old or the new bytes. */

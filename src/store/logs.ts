@@ -2,9 +2,10 @@
 // Task logs: one beside each point, and those of failed jobs for a bounded time. Bounded in size and count.
 import { environmentError, messageOf, RequestError } from "../core/index.ts";
 import { FileProblem, type Folder, openRegularFile } from "../host/index.ts";
+import { formatArchiveName, type PointType } from "../pve/index.ts";
 import { checkSameStore, type StoreContext } from "./context.ts";
 import { openOrMakeFolder, wordProblem } from "./durable.ts";
-import { FAILED_LOGS_FOLDER, formatArchiveName, LOG_FILE, type PointType } from "./layout.ts";
+import { FAILED_LOGS_FOLDER, LOG_FILE } from "./format/layout.ts";
 import { openPointFolder, type Point } from "./point.ts";
 
 export const MAX_LOG_BYTES = 4 * 1024 * 1024;

@@ -1,23 +1,16 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One backup that can be restored.
-import { tryCreateDigester } from "../block/index.ts";
+
 import { errnoOf } from "../core/index.ts";
+import { tryCreateDigester } from "../digest/index.ts";
 import { type Folder, type RegularFile, readWhole } from "../host/index.ts";
+import { type ArchiveName, MAX_GUEST_CONFIG_BYTES, parseArchiveName, volnameOf } from "../pve/index.ts";
 import { type CatalogEntry, classifyFolder, openGuest } from "./catalog.ts";
 import { pointFolder, type StoreContext } from "./context.ts";
 import { PointDamagedError, PointNotFoundError } from "./errors.ts";
-import { MAX_GUEST_CONFIG_BYTES } from "./guest-identity.ts";
+import { deviceFileName, FIREWALL_CONFIG_FILE, GUEST_CONFIG_FILE, pickContainerArchive } from "./format/layout.ts";
+import type { DeviceMode, Manifest, ManifestBase } from "./format/manifest.ts";
 import { damagedFile, openImageFile, refuseShared, unreadableFile } from "./image-file.ts";
-import {
-  type ArchiveName,
-  deviceFileName,
-  FIREWALL_CONFIG_FILE,
-  GUEST_CONFIG_FILE,
-  parseArchiveName,
-  pickContainerArchive,
-  volnameOf,
-} from "./layout.ts";
-import type { DeviceMode, Manifest, ManifestBase } from "./manifest.ts";
 
 export interface PointDevice {
   readonly name: string;

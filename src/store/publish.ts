@@ -3,14 +3,13 @@
 // it. Only what is really there settles the witness.
 import { messageOf, RequestError } from "../core/index.ts";
 import { type Folder, isSameFile } from "../host/index.ts";
+import type { ArchiveName, GuestIdentity } from "../pve/index.ts";
 import { classifyFolder, type FileTable, lookAtFiles, openGuest } from "./catalog.ts";
 import type { StoreContext } from "./context.ts";
 import { explain } from "./durable.ts";
 import { PointDamagedError, PointExistsError } from "./errors.ts";
-import type { GuestIdentity } from "./guest-identity.ts";
-import type { GuestLock } from "./guest-lock.ts";
 import { unreadableFile } from "./image-file.ts";
-import type { ArchiveName } from "./layout.ts";
+import type { GuestLock } from "./lock/guest-lock.ts";
 import type { StagedPoint } from "./staged-point.ts";
 import { type GuestState, readState, writeState } from "./state.ts";
 import { Witness } from "./witness.ts";

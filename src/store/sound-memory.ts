@@ -6,9 +6,9 @@ import { mkdir } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { messageOf } from "../core/index.ts";
 import { type FileStamp, FOLDER_MODE, Folder, formatStamp, readRegularFile } from "../host/index.ts";
+import { checkVmid } from "../pve/index.ts";
 import type { StoreContext } from "./context.ts";
-import { checkFormat, Fields, formatJson, parseJson } from "./json.ts";
-import { checkVmid } from "./layout.ts";
+import { checkFormat, Fields, formatJson, parseJson } from "./format/json.ts";
 
 const SOUND_FORMAT = "pve-backup-host-sound-images";
 const SOUND_VERSION = 1;

@@ -2,23 +2,17 @@
 // A point in the making: a hidden folder until commit(), gone without it.
 import { randomUUID } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
-import { environmentError, RequestError } from "../core/index.ts";
+import { environmentError, quote, RequestError } from "../core/index.ts";
 import { type FileIdentity, type Folder, isSameFile, type NewFile, type RegularFile } from "../host/index.ts";
+import { type ArchiveName, formatArchiveName, type PointType } from "../pve/index.ts";
 import { scanGuest } from "./catalog.ts";
 import { type CommitParts, commitPoint } from "./commit.ts";
 import type { StoreContext } from "./context.ts";
 import { explain } from "./durable.ts";
 import { PointDamagedError } from "./errors.ts";
-import type { GuestLock } from "./guest-lock.ts";
+import { isPlainFileName, STAGING_PREFIX } from "./format/layout.ts";
 import { unreadableFile } from "./image-file.ts";
-import {
-  type ArchiveName,
-  formatArchiveName,
-  isPlainFileName,
-  type PointType,
-  quote,
-  STAGING_PREFIX,
-} from "./layout.ts";
+import type { GuestLock } from "./lock/guest-lock.ts";
 import type { Point } from "./point.ts";
 import { assertFree } from "./publish.ts";
 import { nextSequence } from "./sequence.ts";

@@ -2,12 +2,14 @@
 // state.json of one guest: what the store gave out, also to points that are gone. The highest commit sequence, and
 // for each storage id the point that was committed last: a third witness beside the one outside the store and the
 // points themselves.
-import { environmentError, errnoOf, messageOf } from "../core/index.ts";
+
+import { environmentError, errnoOf, isUuid, messageOf } from "../core/index.ts";
 import { FileProblem, type Folder } from "../host/index.ts";
+import { isArchiveName, STOREID_PATTERN } from "../pve/index.ts";
 import type { DurableIo } from "./durable.ts";
-import { checkFormat, Fields, formatJson, parseJson } from "./json.ts";
-import { STATE_FILE, STOREID_PATTERN, UUID_PATTERN } from "./layout.ts";
-import { MAX_SEQUENCE } from "./manifest.ts";
+import { checkFormat, Fields, formatJson, parseJson } from "./format/json.ts";
+import { STATE_FILE } from "./format/layout.ts";
+import { MAX_SEQUENCE } from "./format/manifest.ts";
 
 export interface NewestPoint {
   readonly uuid: string;
@@ -33,11 +35,11 @@ export function parseState(bytes: Buffer): GuestState {
   if (entries.length > MAX_STORAGE_IDS) throw fields.problem("newest", "has too many entries");
   const newest = new Map<string, NewestPoint>();
   for (const [storeid, value] of entries) {
-    if (!STOREID_PATTERN.test(storeid)) throw fields.problem("newest", "names something that is no storage id");
+    if (!STOREID_PATTERN.test(storeid)) throw fields.problem("newest", "names something that is not a storage id");
     const point = new Fields(value, `newest.${storeid}`);
     newest.set(storeid, {
-      uuid: point.text("uuid", UUID_PATTERN),
-      archive: point.text("archive", /^[1-9][0-9]{2,8}\/(?:qemu|lxc)-[0-9]{1,12}$/),
+      uuid: point.text("uuid", isUuid),
+      archive: point.text("archive", isArchiveName),
     });
   }
   return { sequence: fields.count("sequence", MAX_SEQUENCE), newest };

@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The store: a plain directory of points. This class joins the modules; each rule lives in one of them.
 import { isAbsolute, normalize } from "node:path";
-import { messageOf, orderedMap, RequestError } from "../core/index.ts";
-import { type Attributes, readAttributes, writeAttributes } from "./attributes.ts";
+import { messageOf, orderedMap, quote, RequestError } from "../core/index.ts";
+import { checkVmid, type PointType, STOREID_PATTERN, volnameOf } from "../pve/index.ts";
 import { type BaseDecision, type BaseQuestion, decideBase, recheckBase } from "./base.ts";
 import { type CatalogEntry, listGuests, scanGuest } from "./catalog.ts";
 import { type OpenChain, openChain } from "./chain.ts";
 import { openStoreFolder, type StoreContext } from "./context.ts";
 import { type DurableIo, durableIo } from "./durable.ts";
 import { PointNotFoundError, StoreUnavailableError } from "./errors.ts";
-import { GuestLock } from "./guest-lock.ts";
-import { checkVmid, type PointType, quote, STOREID_PATTERN, volnameOf } from "./layout.ts";
-import { LOCK_TIMING, type LockTiming } from "./lock-record.ts";
+import { type Attributes, readAttributes, writeAttributes } from "./format/attributes.ts";
+import { GuestLock } from "./lock/guest-lock.ts";
+import { LOCK_TIMING, type LockTiming } from "./lock/lock-record.ts";
+import {
+  type ChainLock,
+  type LockNeed,
+  lockAttributes,
+  lockChainShared,
+  lockPointExclusive,
+} from "./lock/point-lock.ts";
 import { keepFailedLog, storeLog } from "./logs.ts";
 import { openPoint, openPointFolder, type Point } from "./point.ts";
-import { type ChainLock, type LockNeed, lockAttributes, lockChainShared, lockPointExclusive } from "./point-lock.ts";
 import { assertSound } from "./sound-image.ts";
 import { SoundMemory } from "./sound-memory.ts";
 import { type BeginRequest, StagedPoint } from "./staged-point.ts";

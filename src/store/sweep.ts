@@ -3,20 +3,20 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { errnoOf } from "../core/index.ts";
 import { Folder } from "../host/index.ts";
+import { parseFolderName } from "../pve/index.ts";
 import type { StoreContext } from "./context.ts";
 import { explain, wordProblem } from "./durable.ts";
-import type { GuestLock } from "./guest-lock.ts";
 import {
   FAILED_LOGS_FOLDER,
   GUEST_LOCK_FILE,
   POINT_LOCKS_FOLDER,
-  parseFolderName,
   STAGING_PREFIX,
   TEMP_PREFIX,
   TRASH_PREFIX,
-} from "./layout.ts";
-import { breakLock } from "./lock-file.ts";
-import { isHolderDead, isOfThisHost, isUnmoved, readLock, type SeenLock } from "./lock-record.ts";
+} from "./format/layout.ts";
+import type { GuestLock } from "./lock/guest-lock.ts";
+import { breakLock } from "./lock/lock-file.ts";
+import { isHolderDead, isOfThisHost, isUnmoved, readLock, type SeenLock } from "./lock/lock-record.ts";
 import { pruneFailedLogs } from "./logs.ts";
 import { witnessFolder } from "./witness.ts";
 

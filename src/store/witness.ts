@@ -3,13 +3,13 @@
 // one storage id. The bitmap knows what changed since *that* point, whatever the disk at the path says.
 import { mkdir, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { environmentError, errnoOf, messageOf } from "../core/index.ts";
+import { environmentError, errnoOf, isUuid, messageOf } from "../core/index.ts";
 import { FileProblem, FOLDER_MODE, Folder, readRegularFile } from "../host/index.ts";
+import type { GuestIdentity } from "../pve/index.ts";
+import { checkVmid, STOREID_PATTERN } from "../pve/index.ts";
 import { type DurableIo, explain } from "./durable.ts";
-import type { GuestIdentity } from "./guest-identity.ts";
-import { checkFormat, Fields, formatJson, parseJson } from "./json.ts";
-import { checkVmid, STOREID_PATTERN, UUID_PATTERN } from "./layout.ts";
-import { parseGuestIdentity } from "./manifest.ts";
+import { checkFormat, Fields, formatJson, parseJson } from "./format/json.ts";
+import { parseGuestIdentity } from "./format/manifest.ts";
 
 export interface WitnessRecord {
   readonly storeid: string;
@@ -139,8 +139,8 @@ export class Witness {
 export function parseWitness(bytes: Buffer): WitnessRecord {
   const fields = new Fields(parseJson(bytes));
   checkFormat(fields, WITNESS_FORMAT, WITNESS_VERSION);
-  const settled = fields.optionalText("settled", UUID_PATTERN);
-  const inFlight = fields.optionalText("inFlight", UUID_PATTERN);
+  const settled = fields.optionalText("settled", isUuid);
+  const inFlight = fields.optionalText("inFlight", isUuid);
   const foreign = fields.list("foreign", MAX_FOREIGN).map((name) => {
     if (typeof name !== "string") throw fields.problem("foreign", "holds something that is no name");
     return name;

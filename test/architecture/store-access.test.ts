@@ -24,11 +24,11 @@ const USERS: Readonly<Record<string, string>> = {
   "src/archive/scratch-file.ts": "the temporary folder",
   "src/archive/squashfs.ts": "the container's files; an open file",
   "src/archive/tar.ts": "an open file",
-  "src/provider/container-archive.ts": "an open file",
-  "src/provider/container-archiver.ts": "/proc",
-  "src/provider/container-handoff.ts": "the folder for sockets",
-  "src/provider/container-restore.ts": "the folder for mounts",
-  "src/provider/fuse-file.ts": "/proc/PID/fd: a file of nbdfuse",
+  "src/directory/container/container-archive.ts": "an open file",
+  "src/directory/container/container-archiver.ts": "/proc",
+  "src/directory/container/container-handoff.ts": "the folder for sockets",
+  "src/directory/container/container-restore.ts": "the folder for mounts",
+  "src/source/fuse-file.ts": "/proc/PID/fd: a file of nbdfuse",
 };
 
 /** Mounts, sockets and reservations of the node: /run, /dev, /sys, /proc. It gets open files for what is in the store. */

@@ -3,15 +3,11 @@
 import { closeSync, openSync } from "node:fs";
 import { mkdir, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
-import {
-  type ArchiveCompression,
-  inspectSquashfs,
-  inspectTar,
-  squashfsFlags,
-  tarFlags,
-  writeSquashfs,
-  writeTar,
-} from "../../src/archive/index.ts";
+import { writeSquashfs, writeTar } from "../../src/archive/index.ts";
+import { inspectSquashfs, inspectTar } from "../../src/archive/inspect.ts";
+import type { ArchiveCompression } from "../../src/archive/job.ts";
+import { squashfsFlags } from "../../src/archive/squashfs.ts";
+import { tarFlags } from "../../src/archive/tar.ts";
 import { GIB, MIB } from "../../src/core/index.ts";
 import { openRegularFile } from "../../src/host/index.ts";
 import type { Bench } from "./bench.ts";

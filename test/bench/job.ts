@@ -4,8 +4,9 @@
 import { constants } from "node:fs";
 import { open } from "node:fs/promises";
 import { CleanupStack } from "../../src/core/index.ts";
+import { DirectoryProvider } from "../../src/directory/directory-provider.ts";
 import { NbdConnection } from "../../src/nbd/index.ts";
-import { DirectoryProvider, type FileHandleCalls, type VmVolume } from "../../src/provider/index.ts";
+import type { FileHandleCalls, VmVolume } from "../../src/provider/index.ts";
 import type { JobOptions, JobReport } from "./job-options.ts";
 
 const never = new AbortController().signal;

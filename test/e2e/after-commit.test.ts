@@ -4,7 +4,7 @@ import { readdir, readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import { backUp, list, TestNode } from "../support/vm-job.ts";
+import { backUp, list, TestNode } from "../support/vm/vm-job.ts";
 import {
   copyDisks,
   DISK,
@@ -16,7 +16,7 @@ import {
   openJob,
   startGuest,
   VMID,
-} from "../support/vm-rules.ts";
+} from "../support/vm/vm-rules.ts";
 
 const FIRST = "backup/100/qemu-1000";
 const SECOND = "backup/100/qemu-2000";

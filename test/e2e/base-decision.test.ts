@@ -5,7 +5,7 @@ import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
 import { Store } from "../../src/store/index.ts";
-import { backUp, list, TestNode } from "../support/vm-job.ts";
+import { backUp, list, TestNode } from "../support/vm/vm-job.ts";
 import {
   copyDisks,
   DISK,
@@ -19,7 +19,7 @@ import {
   refusalOf,
   startGuest,
   VMID,
-} from "../support/vm-rules.ts";
+} from "../support/vm/vm-rules.ts";
 
 const FIRST = "backup/100/qemu-1000";
 const SECOND_DISK = "drive-virtio1";

@@ -5,10 +5,10 @@ import { cpSync, readdirSync, readFileSync, renameSync, rmSync, symlinkSync, wri
 import path from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import { backUpContainer, CT_VMID } from "../support/container-point.ts";
-import { onRename, resetFileHooks } from "../support/file-hooks.ts";
-import { backUp, list, TestNode } from "../support/vm-job.ts";
-import { DISK, expectRestores, MIB, modeOf, mustBackUp, never, startGuest, VMID } from "../support/vm-rules.ts";
+import { backUpContainer, CT_VMID } from "../support/container/container-point.ts";
+import { onRename, resetFileHooks } from "../support/fault/file-hooks.ts";
+import { backUp, list, TestNode } from "../support/vm/vm-job.ts";
+import { DISK, expectRestores, MIB, modeOf, mustBackUp, never, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 const IMAGE = `${DISK}.qcow2`;
 const FAILED = "backup/100/qemu-2000";

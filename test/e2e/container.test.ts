@@ -5,9 +5,9 @@ import { lstat, mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { ContainerNode, LEFT_OUT, treeOf, VMID } from "../support/container-node.ts";
-import { processesNaming } from "../support/processes.ts";
-import { requireTool } from "../support/tools.ts";
+import { ContainerNode, LEFT_OUT, treeOf, VMID } from "../support/container/container-node.ts";
+import { processesNaming } from "../support/programs/processes.ts";
+import { requireTool } from "../support/programs/tools.ts";
 
 const MODES = ["tar", "squashfs"] as const;
 let node: ContainerNode;

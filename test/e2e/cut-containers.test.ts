@@ -5,10 +5,16 @@ import { mkdir, readdir, rm, stat, truncate, writeFile } from "node:fs/promises"
 import path from "node:path";
 import { beforeEach, describe, expect, it } from "vitest";
 import { runTool } from "../../fixtures/lab/index.ts";
-import { backUpContainer, type ContainerFormat, CT_VMID, makeTree, pack } from "../support/container-point.ts";
-import { requireTool } from "../support/tools.ts";
-import { list, TestNode } from "../support/vm-job.ts";
-import { never, refusalOf } from "../support/vm-rules.ts";
+import {
+  backUpContainer,
+  type ContainerFormat,
+  CT_VMID,
+  makeTree,
+  pack,
+} from "../support/container/container-point.ts";
+import { requireTool } from "../support/programs/tools.ts";
+import { list, TestNode } from "../support/vm/vm-job.ts";
+import { never, refusalOf } from "../support/vm/vm-rules.ts";
 
 beforeEach((context) => requireTool(context, "tar", "mksquashfs", "unsquashfs", "zstd"));
 

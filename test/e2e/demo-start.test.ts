@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Bundle, buildProgram } from "../support/bundle.ts";
+import { type Bundle, buildProgram } from "../support/programs/bundle.ts";
 
 let demo: Bundle;
 let work: string;

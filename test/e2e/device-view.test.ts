@@ -6,7 +6,7 @@ import { beforeEach, describe, expect, it } from "vitest";
 import { HostError } from "../../src/core/index.ts";
 import { nbdHost } from "../../src/device/index.ts";
 import { hasNbdModule } from "../../src/device/nbd-host.ts";
-import { TestNode } from "../support/vm-job.ts";
+import { TestNode } from "../support/vm/vm-job.ts";
 import {
   DISK,
   DISK_BYTES,
@@ -15,7 +15,7 @@ import {
   never,
   type SafeBackup,
   startGuest,
-} from "../support/vm-rules.ts";
+} from "../support/vm/vm-rules.ts";
 
 beforeEach(async (context) => {
   if (await hasNbdModule(nbdHost())) context.skip("needs a machine where the kernel module nbd is not loaded");

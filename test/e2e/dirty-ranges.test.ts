@@ -6,8 +6,8 @@ import { describe, expect, it } from "vitest";
 import { writeGuestFiles } from "../../fixtures/lab/guest-config.ts";
 import { compareRaw, isSnapshotSafeFromZeroes, runTool, seededBytes } from "../../fixtures/lab/index.ts";
 import type { VmVolume } from "../../src/provider/index.ts";
-import { BareDisk } from "../support/bare-disk.ts";
-import { restore, TestNode } from "../support/vm-job.ts";
+import { BareDisk } from "../support/vm/bare-disk.ts";
+import { restore, TestNode } from "../support/vm/vm-job.ts";
 import {
   DISK,
   DISK_BYTES,
@@ -18,7 +18,7 @@ import {
   never,
   startGuest,
   VMID,
-} from "../support/vm-rules.ts";
+} from "../support/vm/vm-rules.ts";
 
 const KIB = 1024;
 

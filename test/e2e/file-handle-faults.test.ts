@@ -5,8 +5,8 @@ import { rm } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { type LabBackup, type LabGuest, seededBytes, until } from "../../fixtures/lab/index.ts";
 import type { HostError } from "../../src/core/index.ts";
-import { HandedOver, handing } from "../support/file-handles.ts";
-import { backUp, type JobOptions, list, TestNode } from "../support/vm-job.ts";
+import { HandedOver, handing } from "../support/vm/file-handles.ts";
+import { backUp, type JobOptions, list, TestNode } from "../support/vm/vm-job.ts";
 import {
   DISK,
   DISK_BYTES,
@@ -17,7 +17,7 @@ import {
   mustBackUp,
   startGuest,
   VMID,
-} from "../support/vm-rules.ts";
+} from "../support/vm/vm-rules.ts";
 
 const KIB = 1024;
 /** Slow enough to be in mid-copy when something happens: the disk has 5 MiB of data and more. */

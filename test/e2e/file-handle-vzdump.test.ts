@@ -5,11 +5,11 @@ import { readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { LabControl, type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
-import { type BridgeBundle, buildBridge } from "../support/bridge-process.ts";
-import { processesNaming } from "../support/processes.ts";
-import { type ProgramResult, startScript, watch } from "../support/scripted-pve.ts";
-import { list, TestNode } from "../support/vm-job.ts";
-import { DISK, DISK_BYTES, expectRestores, MIB, startGuest, VMID } from "../support/vm-rules.ts";
+import { type BridgeBundle, buildBridge } from "../support/bridge/bridge-process.ts";
+import { processesNaming } from "../support/programs/processes.ts";
+import { type ProgramResult, startScript, watch } from "../support/programs/scripted-pve.ts";
+import { list, TestNode } from "../support/vm/vm-job.ts";
+import { DISK, DISK_BYTES, expectRestores, MIB, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 let bundle: BridgeBundle;
 beforeAll(async () => {

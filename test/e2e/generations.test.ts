@@ -4,9 +4,9 @@
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { compareRaw, isSnapshotSafeFromZeroes, LabGuest, SeededRandom, seededBytes } from "../../fixtures/lab/index.ts";
-import { HandedOver } from "../support/file-handles.ts";
-import { requireTool } from "../support/tools.ts";
-import { backUp, type FailAt, type JobResult, list, restore, TestNode } from "../support/vm-job.ts";
+import { requireTool } from "../support/programs/tools.ts";
+import { HandedOver } from "../support/vm/file-handles.ts";
+import { backUp, type FailAt, type JobResult, list, restore, TestNode } from "../support/vm/vm-job.ts";
 
 const MIB = 2 ** 20;
 const VMID = 100;

@@ -4,7 +4,7 @@ import { copyFile, mkdir, readdir, rename, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { type LabGuest, runTool, seededBytes } from "../../fixtures/lab/index.ts";
-import { list, restore, TestNode } from "../support/vm-job.ts";
+import { list, restore, TestNode } from "../support/vm/vm-job.ts";
 import {
   DISK,
   DISK_BYTES,
@@ -15,7 +15,7 @@ import {
   never,
   startGuest,
   VMID,
-} from "../support/vm-rules.ts";
+} from "../support/vm/vm-rules.ts";
 
 interface LegacyPoint {
   readonly volname: string;

@@ -7,7 +7,7 @@ import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, it } from "vitest";
 import type { LockTiming } from "../../src/store/index.ts";
-import { onRename, resetFileHooks, takeLinksAway } from "../support/file-hooks.ts";
+import { onRename, resetFileHooks, takeLinksAway } from "../support/fault/file-hooks.ts";
 import {
   ANOTHER_BOOT,
   ANOTHER_HOST,
@@ -17,9 +17,9 @@ import {
   type LockJson,
   sampleLock,
   writeLock,
-} from "../support/lock-files.ts";
-import { TestNode } from "../support/vm-job.ts";
-import { expectRestores, mustBackUp, never, startGuest, VMID } from "../support/vm-rules.ts";
+} from "../support/fault/lock-files.ts";
+import { TestNode } from "../support/vm/vm-job.ts";
+import { expectRestores, mustBackUp, never, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 /** Slow enough that a busy machine does not make a young lock old. */
 const TIMING: LockTiming = { heartbeatMs: 50, staleMs: 2_000, observeMs: 500 };

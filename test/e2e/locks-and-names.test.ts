@@ -4,7 +4,7 @@ import { lstat, mkdir, readdir } from "node:fs/promises";
 import { hostname } from "node:os";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
-import { backUp, list, TestNode } from "../support/vm-job.ts";
+import { backUp, list, TestNode } from "../support/vm/vm-job.ts";
 import {
   copyDisks,
   DISK,
@@ -16,7 +16,7 @@ import {
   refusalOf,
   startGuest,
   VMID,
-} from "../support/vm-rules.ts";
+} from "../support/vm/vm-rules.ts";
 
 describe("two backups of one VM at once", () => {
   it("the second is refused with who holds the guest, and disturbs the first in nothing", async () => {

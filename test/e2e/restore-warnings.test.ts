@@ -2,10 +2,10 @@
 // Whoever can write to the share can change a guest's config. Lines that run code on the node or reach for its devices
 // when the guest starts are named in the restore's log.
 import { beforeEach, describe, expect, it } from "vitest";
-import { backUpContainer } from "../support/container-point.ts";
-import { requireTool } from "../support/tools.ts";
-import { TestNode } from "../support/vm-job.ts";
-import { never, startGuest, VMID } from "../support/vm-rules.ts";
+import { backUpContainer } from "../support/container/container-point.ts";
+import { requireTool } from "../support/programs/tools.ts";
+import { TestNode } from "../support/vm/vm-job.ts";
+import { never, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 const VOLNAME = "backup/100/qemu-1000";
 

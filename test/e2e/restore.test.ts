@@ -5,7 +5,7 @@ import { copyFile, open, readdir, readFile, rename, rm, stat, symlink, truncate,
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { runTool, seededBytes } from "../../fixtures/lab/index.ts";
-import { restore, TestNode } from "../support/vm-job.ts";
+import { restore, TestNode } from "../support/vm/vm-job.ts";
 import {
   copyDisks,
   DISK,
@@ -18,7 +18,7 @@ import {
   refusalOf,
   startGuest,
   VMID,
-} from "../support/vm-rules.ts";
+} from "../support/vm/vm-rules.ts";
 
 const FIRST = "backup/100/qemu-1000";
 const SECOND = "backup/100/qemu-2000";

@@ -5,7 +5,7 @@ import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
-import { list, restore, TestNode } from "../support/vm-job.ts";
+import { list, restore, TestNode } from "../support/vm/vm-job.ts";
 import {
   copyDisks,
   DISK,
@@ -16,7 +16,7 @@ import {
   refusalOf,
   startGuest,
   VMID,
-} from "../support/vm-rules.ts";
+} from "../support/vm/vm-rules.ts";
 
 const OTHER = 101;
 

@@ -5,9 +5,9 @@ import { copyFile, cp, readFile, rename, rm, symlink, writeFile } from "node:fs/
 import path from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
-import { onRename, resetFileHooks } from "../support/file-hooks.ts";
-import { TestNode } from "../support/vm-job.ts";
-import { DISK, expectRestores, MIB, modeOf, mustBackUp, type SafeBackup, startGuest } from "../support/vm-rules.ts";
+import { onRename, resetFileHooks } from "../support/fault/file-hooks.ts";
+import { TestNode } from "../support/vm/vm-job.ts";
+import { DISK, expectRestores, MIB, modeOf, mustBackUp, type SafeBackup, startGuest } from "../support/vm/vm-rules.ts";
 
 const at = (epoch: number): string => `backup/100/qemu-${epoch}`;
 const folderOf = (node: TestNode, epoch: number): string => path.join(node.storePath, `100/qemu-${epoch}`);

@@ -5,10 +5,10 @@ import { hostname } from "node:os";
 import path from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import { type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
-import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge-process.ts";
-import { list, TestNode } from "../support/vm-job.ts";
-import { VmLedger } from "../support/vm-ledger.ts";
-import { copyDisks, DISK, MIB, modeOf, never, openJob, refusalOf, startGuest, VMID } from "../support/vm-rules.ts";
+import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge/bridge-process.ts";
+import { list, TestNode } from "../support/vm/vm-job.ts";
+import { VmLedger } from "../support/vm/vm-ledger.ts";
+import { copyDisks, DISK, MIB, modeOf, never, openJob, refusalOf, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 const TIMEOUT = { timeout: 120_000 };
 const VMS = 8;

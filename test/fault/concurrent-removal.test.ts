@@ -6,10 +6,10 @@ import path from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { compareRaw, runTool, seededBytes } from "../../fixtures/lab/index.ts";
-import { packTree, playArchiver } from "../support/archiver.ts";
-import { list, TestNode } from "../support/vm-job.ts";
-import { VmLedger } from "../support/vm-ledger.ts";
-import { DISK, expectRestores, MIB, modeOf, mustBackUp, never, startGuest, VMID } from "../support/vm-rules.ts";
+import { packTree, playArchiver } from "../support/container/archiver.ts";
+import { list, TestNode } from "../support/vm/vm-job.ts";
+import { VmLedger } from "../support/vm/vm-ledger.ts";
+import { DISK, expectRestores, MIB, modeOf, mustBackUp, never, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 const TIMEOUT = { timeout: 180_000 };
 const OTHER = "drive-scsi1";

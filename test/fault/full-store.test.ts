@@ -2,13 +2,13 @@
 // A small file system that really fills up: in the middle of an image, and then page by page up to the size that is
 // just enough, so that it is full at the manifest, at the state, at the notes and at the log.
 // biome-ignore assist/source/organizeImports: it must come before the product
-import { FaultSite, MOST_POINTS } from "../support/fault-job.ts";
+import { FaultSite, MOST_POINTS } from "../support/fault/fault-job.ts";
 import { execFileSync } from "node:child_process";
 import { rm, statfs, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import { ContainerNode } from "../support/container-node.ts";
+import { ContainerNode } from "../support/container/container-node.ts";
 
 const KIB = 1024;
 const MIB = 1024 * KIB;

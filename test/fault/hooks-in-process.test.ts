@@ -4,10 +4,10 @@
 // is right.
 import { afterAll, beforeAll, describe, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import { ProviderHooks } from "../support/hooks.ts";
-import { ModelSite } from "../support/model-site.ts";
-import { DEATHS, type Death, type JobPlan, type ModelGuest, playJob } from "../support/pve-job.ts";
-import { DISK, MIB } from "../support/vm-rules.ts";
+import { ProviderHooks } from "../support/bridge/hooks.ts";
+import { ModelSite } from "../support/vm/model-site.ts";
+import { DEATHS, type Death, type JobPlan, type ModelGuest, playJob } from "../support/vm/pve-job.ts";
+import { DISK, MIB } from "../support/vm/vm-rules.ts";
 
 const TIMEOUT = { timeout: 180_000 };
 

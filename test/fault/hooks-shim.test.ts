@@ -3,12 +3,12 @@
 // object and one Node for everything that goes wrong in one job.
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import { type BridgeBundle, buildBridge } from "../support/bridge-process.ts";
-import { ShimHooks } from "../support/hooks.ts";
-import { ModelSite } from "../support/model-site.ts";
-import { processesNaming } from "../support/processes.ts";
-import { type JobPlan, playJob } from "../support/pve-job.ts";
-import { DISK, MIB } from "../support/vm-rules.ts";
+import { type BridgeBundle, buildBridge } from "../support/bridge/bridge-process.ts";
+import { ShimHooks } from "../support/bridge/hooks.ts";
+import { processesNaming } from "../support/programs/processes.ts";
+import { ModelSite } from "../support/vm/model-site.ts";
+import { type JobPlan, playJob } from "../support/vm/pve-job.ts";
+import { DISK, MIB } from "../support/vm/vm-rules.ts";
 
 const TIMEOUT = { timeout: 120_000 };
 const SCFG = { "dir-compression": "none" };

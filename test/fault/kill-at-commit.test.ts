@@ -2,11 +2,18 @@
 // The moments between the last byte and the answer of backup_vm, one by one: Node stops itself at each file
 // operation of a commit (kill-hold.mjs), and then Node or vzdump is ended. The bitmap and the point must agree.
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { BridgeBundle } from "../support/bridge-process.ts";
-import { MATRIX_TIMEOUT_MS, someOf } from "../support/full-matrix.ts";
-import { descendantsOf, eventually, expectFailure, holdable, type SeenProcess, walk } from "../support/kill-stage.ts";
-import { stagePerTest } from "../support/kill-vm-hooks.ts";
-import type { KilledJob } from "../support/kill-vm-stage.ts";
+import type { BridgeBundle } from "../support/bridge/bridge-process.ts";
+import { MATRIX_TIMEOUT_MS, someOf } from "../support/fault/full-matrix.ts";
+import {
+  descendantsOf,
+  eventually,
+  expectFailure,
+  holdable,
+  type SeenProcess,
+  walk,
+} from "../support/kill/kill-stage.ts";
+import { stagePerTest } from "../support/kill/kill-vm-hooks.ts";
+import type { KilledJob } from "../support/kill/kill-vm-stage.ts";
 
 const INTERRUPTED = "full: the last backup was interrupted during its commit";
 

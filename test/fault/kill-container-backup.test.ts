@@ -6,11 +6,11 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import { isFull, MATRIX_TIMEOUT_MS, someOf } from "../support/full-matrix.ts";
-import { ContainerStage } from "../support/kill-container-stage.ts";
-import { endProcess, expectFailure, isNode, type SeenProcess, walk } from "../support/kill-stage.ts";
-import type { Program } from "../support/scripted-pve.ts";
-import { requireTool } from "../support/tools.ts";
+import { isFull, MATRIX_TIMEOUT_MS, someOf } from "../support/fault/full-matrix.ts";
+import { ContainerStage } from "../support/kill/kill-container-stage.ts";
+import { endProcess, expectFailure, isNode, type SeenProcess, walk } from "../support/kill/kill-stage.ts";
+import type { Program } from "../support/programs/scripted-pve.ts";
+import { requireTool } from "../support/programs/tools.ts";
 
 /** KiB per second: the archive of a large file lasts until somebody ends it. */
 const SLOW = { bwlimit: 64 };

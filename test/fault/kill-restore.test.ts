@@ -6,12 +6,19 @@ import { mkdtemp } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { compareRaw, seededBytes } from "../../fixtures/lab/index.ts";
-import { isFull, MATRIX_TIMEOUT_MS, someOf } from "../support/full-matrix.ts";
-import { ContainerStage } from "../support/kill-container-stage.ts";
-import { endProcess, expectFailure, type SeenProcess, type Walk, walk, withPrograms } from "../support/kill-stage.ts";
-import { stagePerTest } from "../support/kill-vm-hooks.ts";
-import type { Program } from "../support/scripted-pve.ts";
-import { DISK, MIB } from "../support/vm-rules.ts";
+import { isFull, MATRIX_TIMEOUT_MS, someOf } from "../support/fault/full-matrix.ts";
+import { ContainerStage } from "../support/kill/kill-container-stage.ts";
+import {
+  endProcess,
+  expectFailure,
+  type SeenProcess,
+  type Walk,
+  walk,
+  withPrograms,
+} from "../support/kill/kill-stage.ts";
+import { stagePerTest } from "../support/kill/kill-vm-hooks.ts";
+import type { Program } from "../support/programs/scripted-pve.ts";
+import { DISK, MIB } from "../support/vm/vm-rules.ts";
 
 const VM_CALLS = [
   "restore_get_mechanism",

@@ -5,12 +5,12 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import { isFull, MATRIX_TIMEOUT_MS, someOf } from "../support/full-matrix.ts";
-import { endProcess, expectFailure } from "../support/kill-stage.ts";
-import { stagePerTest } from "../support/kill-vm-hooks.ts";
-import { MECHANISMS } from "../support/kill-vm-stage.ts";
-import type { Program } from "../support/scripted-pve.ts";
-import { DISK, MIB } from "../support/vm-rules.ts";
+import { isFull, MATRIX_TIMEOUT_MS, someOf } from "../support/fault/full-matrix.ts";
+import { endProcess, expectFailure } from "../support/kill/kill-stage.ts";
+import { stagePerTest } from "../support/kill/kill-vm-hooks.ts";
+import { MECHANISMS } from "../support/kill/kill-vm-stage.ts";
+import type { Program } from "../support/programs/scripted-pve.ts";
+import { DISK, MIB } from "../support/vm/vm-rules.ts";
 
 /** What Proxmox VE's programs have handlers for, which die. */
 const ABORTS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"] as const;

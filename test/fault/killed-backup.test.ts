@@ -4,9 +4,9 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { SeededRandom, seededBytes } from "../../fixtures/lab/index.ts";
-import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge-process.ts";
-import { processesNaming } from "../support/processes.ts";
-import { list, TestNode } from "../support/vm-job.ts";
+import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge/bridge-process.ts";
+import { processesNaming } from "../support/programs/processes.ts";
+import { list, TestNode } from "../support/vm/vm-job.ts";
 import {
   DISK,
   DISK_BYTES,
@@ -18,7 +18,7 @@ import {
   startGuest,
   untilCopying,
   VMID,
-} from "../support/vm-rules.ts";
+} from "../support/vm/vm-rules.ts";
 
 const SLOW = 2 * MIB;
 const ROUNDS = 14;

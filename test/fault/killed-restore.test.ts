@@ -4,10 +4,10 @@ import { readdir, readFile } from "node:fs/promises";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { compareRaw } from "../../fixtures/lab/index.ts";
-import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge-process.ts";
-import { processesNaming } from "../support/processes.ts";
-import { TestNode } from "../support/vm-job.ts";
-import { DISK, expectRestores, mustBackUp, type SafeBackup, startGuest } from "../support/vm-rules.ts";
+import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge/bridge-process.ts";
+import { processesNaming } from "../support/programs/processes.ts";
+import { TestNode } from "../support/vm/vm-job.ts";
+import { DISK, expectRestores, mustBackUp, type SafeBackup, startGuest } from "../support/vm/vm-rules.ts";
 
 let bundle: BridgeBundle;
 beforeAll(async () => {

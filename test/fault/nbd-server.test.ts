@@ -16,11 +16,11 @@ import {
   OPT_GO,
   OPT_SET_META_CONTEXT,
   REP_ERR_POLICY,
-} from "../support/nbd-bytes.ts";
-import { type ClientStep, type FaultPlan, NbdFaultProxy } from "../support/nbd-fault-proxy.ts";
-import { TestNode } from "../support/vm-job.ts";
-import { VmLedger } from "../support/vm-ledger.ts";
-import { DISK, MIB, never, openJob, QEMU_ENDED, startGuest, VMID } from "../support/vm-rules.ts";
+} from "../support/nbd/nbd-bytes.ts";
+import { type ClientStep, type FaultPlan, NbdFaultProxy } from "../support/nbd/nbd-fault-proxy.ts";
+import { TestNode } from "../support/vm/vm-job.ts";
+import { VmLedger } from "../support/vm/vm-ledger.ts";
+import { DISK, MIB, never, openJob, QEMU_ENDED, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 const SIZE = 96 * MIB;
 const MIDDLE = 40 * MIB;

@@ -3,18 +3,18 @@
 // operations on the store (locks) and on the folder for mounts fails. Either what tar extracts is the container, or one
 // sentence says why not; no server, mount, loop device, lock or folder stays behind for good.
 // biome-ignore assist/source/organizeImports: it must come before the product
-import { errnosFor, type Fault, faultSwitch, type Operation, type Step, stepsOf } from "../support/fault-fs.ts";
+import { errnosFor, type Fault, faultSwitch, type Operation, type Step, stepsOf } from "../support/fault/fault-fs.ts";
 import { chmod, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it, onTestFailed } from "vitest";
 import { runTool } from "../../fixtures/lab/index.ts";
 import type { ContainerOffer } from "../../src/provider/index.ts";
-import { treeOf } from "../support/container-node.ts";
-import { CONFIG, ContainerSite, FIREWALL } from "../support/fault-container.ts";
-import { age, endOwners, leftBelow } from "../support/fault-folder.ts";
-import { expectNothingRuns, KINDS_OF_A_RESTORE, sentenceOf } from "../support/fault-rules.ts";
-import { MATRIX_TIMEOUT_MS } from "../support/full-matrix.ts";
-import { requireTool } from "../support/tools.ts";
+import { treeOf } from "../support/container/container-node.ts";
+import { CONFIG, ContainerSite, FIREWALL } from "../support/fault/fault-container.ts";
+import { age, endOwners, leftBelow } from "../support/fault/fault-folder.ts";
+import { expectNothingRuns, KINDS_OF_A_RESTORE, sentenceOf } from "../support/fault/fault-rules.ts";
+import { MATRIX_TIMEOUT_MS } from "../support/fault/full-matrix.ts";
+import { requireTool } from "../support/programs/tools.ts";
 
 const FLAVOURS = ["before", "after", "onwards", "short"] as const;
 const never = new AbortController().signal;

@@ -3,12 +3,12 @@
 // store and on the folder of its socket fails. The test plays the archiver; what that one writes to a full disk is in
 // full-store.test.ts.
 // biome-ignore assist/source/organizeImports: it must come before the product
-import { errnosFor, type Fault, type Step, stepsOf } from "../support/fault-fs.ts";
+import { errnosFor, type Fault, type Step, stepsOf } from "../support/fault/fault-fs.ts";
 import { describe, expect, it, onTestFailed } from "vitest";
-import { ContainerSite } from "../support/fault-container.ts";
-import { age, endOwners } from "../support/fault-folder.ts";
-import { isFull, MATRIX_TIMEOUT_MS } from "../support/full-matrix.ts";
-import { requireTool } from "../support/tools.ts";
+import { ContainerSite } from "../support/fault/fault-container.ts";
+import { age, endOwners } from "../support/fault/fault-folder.ts";
+import { isFull, MATRIX_TIMEOUT_MS } from "../support/fault/full-matrix.ts";
+import { requireTool } from "../support/programs/tools.ts";
 
 /** What is done and fails all the same is a case of its own where the product looks whether it was done. */
 const isOdd = ({ kind }: Step, flavour: Fault["flavour"]): boolean =>

@@ -2,15 +2,15 @@
 // One whole restore of a VM: each of its operations on the store (locks) and on the folder for mounts fails. Either
 // every disk is right, or one sentence says why not; no server, no mount and no lock stays behind for good.
 // biome-ignore assist/source/organizeImports: it must come before the product
-import { errnosFor, type Fault, faultSwitch, type Operation, stepsOf } from "../support/fault-fs.ts";
+import { errnosFor, type Fault, faultSwitch, type Operation, stepsOf } from "../support/fault/fault-fs.ts";
 import { readdir } from "node:fs/promises";
 import { describe, expect, it, onTestFailed } from "vitest";
 import { compareRaw } from "../../fixtures/lab/index.ts";
-import { endOwners } from "../support/fault-folder.ts";
-import { FaultSite } from "../support/fault-job.ts";
-import { expectNothingRuns, KINDS_OF_A_RESTORE, sentenceOf } from "../support/fault-rules.ts";
-import { isFull, MATRIX_TIMEOUT_MS } from "../support/full-matrix.ts";
-import { restore } from "../support/vm-job.ts";
+import { endOwners } from "../support/fault/fault-folder.ts";
+import { FaultSite } from "../support/fault/fault-job.ts";
+import { expectNothingRuns, KINDS_OF_A_RESTORE, sentenceOf } from "../support/fault/fault-rules.ts";
+import { isFull, MATRIX_TIMEOUT_MS } from "../support/fault/full-matrix.ts";
+import { restore } from "../support/vm/vm-job.ts";
 
 interface Outcome {
   readonly error: unknown;

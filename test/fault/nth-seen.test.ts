@@ -10,9 +10,9 @@ import { promisify } from "node:util";
 import { build } from "esbuild";
 import { expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import { BareDisk } from "../support/bare-disk.ts";
-import { type Change, readChanges, STRACE_ARGS } from "../support/strace-changes.ts";
-import { requireTool } from "../support/tools.ts";
+import { type Change, readChanges, STRACE_ARGS } from "../support/fault/strace-changes.ts";
+import { requireTool } from "../support/programs/tools.ts";
+import { BareDisk } from "../support/vm/bare-disk.ts";
 
 const run = promisify(execFile);
 const root = fileURLToPath(new URL("../../", import.meta.url));
@@ -37,7 +37,7 @@ it("fault-fs.ts sees every change that the kernel is asked for", { timeout: 120_
       await mkdir(path.join(dir, name), { recursive: true });
     }
     await build({
-      ...{ absWorkingDir: root, entryPoints: ["test/support/fault-seen.ts"], outfile: bundle, bundle: true },
+      ...{ absWorkingDir: root, entryPoints: ["test/support/fault/fault-seen.ts"], outfile: bundle, bundle: true },
       ...{ platform: "node", format: "esm", target: "node20.19", external: ["koffi"], logLevel: "warning" },
       banner: { js: 'import { createRequire as r } from "node:module"; const require = r(import.meta.url);' },
     });

@@ -2,11 +2,11 @@
 // One whole backup of a VM, from backup_init to the kept log, with notes and protection: each of its operations on
 // the store and on the witness fails, in every way. FAULT_MATRIX=full plays each with every errno, which takes an hour.
 // biome-ignore assist/source/organizeImports: it must come before the product
-import { errnosFor, type Fault, type Step, stepsOf } from "../support/fault-fs.ts";
+import { errnosFor, type Fault, type Step, stepsOf } from "../support/fault/fault-fs.ts";
 import { describe, expect, it } from "vitest";
-import { type Cell, FaultSite, MOST_POINTS } from "../support/fault-job.ts";
-import { isFull, MATRIX_TIMEOUT_MS } from "../support/full-matrix.ts";
-import { modeOf } from "../support/vm-rules.ts";
+import { type Cell, FaultSite, MOST_POINTS } from "../support/fault/fault-job.ts";
+import { isFull, MATRIX_TIMEOUT_MS } from "../support/fault/full-matrix.ts";
+import { modeOf } from "../support/vm/vm-rules.ts";
 
 type Flavour = Fault["flavour"];
 

@@ -3,8 +3,9 @@
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { type LabBackup, type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
-import type { DirectoryProvider, VmVolume } from "../../src/provider/index.ts";
-import { list, TestNode } from "../support/vm-job.ts";
+import type { DirectoryProvider } from "../../src/directory/directory-provider.ts";
+import type { VmVolume } from "../../src/provider/index.ts";
+import { list, TestNode } from "../support/vm/vm-job.ts";
 import {
   copyDisks,
   DISK,
@@ -21,7 +22,7 @@ import {
   startGuest,
   untilCopying,
   VMID,
-} from "../support/vm-rules.ts";
+} from "../support/vm/vm-rules.ts";
 
 /** Slow enough to be in mid-copy when something happens: the disk has 5 MiB of data and more. */
 const SLOW = 3 * MIB;

@@ -4,9 +4,9 @@ import { cp, mkdir, readdir, rename, rm, symlink } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { compareRaw, seededBytes } from "../../fixtures/lab/index.ts";
-import { backUp, list, TestNode } from "../support/vm-job.ts";
-import { VmLedger } from "../support/vm-ledger.ts";
-import { DISK, expectRestores, MIB, never, startGuest, untilCopying, VMID } from "../support/vm-rules.ts";
+import { backUp, list, TestNode } from "../support/vm/vm-job.ts";
+import { VmLedger } from "../support/vm/vm-ledger.ts";
+import { DISK, expectRestores, MIB, never, startGuest, untilCopying, VMID } from "../support/vm/vm-rules.ts";
 
 const TIMEOUT = { timeout: 180_000 };
 

@@ -5,9 +5,9 @@ import { mkdir, readdir, rename, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it, type TestContext } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import { BridgeProcess, buildBridge } from "../support/bridge-process.ts";
-import { requireTool } from "../support/tools.ts";
-import { backUp, list, TestNode } from "../support/vm-job.ts";
+import { BridgeProcess, buildBridge } from "../support/bridge/bridge-process.ts";
+import { requireTool } from "../support/programs/tools.ts";
+import { backUp, list, TestNode } from "../support/vm/vm-job.ts";
 import {
   DISK,
   expectRestores,
@@ -19,7 +19,7 @@ import {
   refusalOf,
   startGuest,
   VMID,
-} from "../support/vm-rules.ts";
+} from "../support/vm/vm-rules.ts";
 
 /** Mounts over the store until disposed; skips the test where mounting is not allowed. */
 function mountStore(context: TestContext, node: TestNode, ...args: string[]): Disposable {

@@ -7,14 +7,14 @@ import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import type { DirectoryProvider } from "../../src/provider/index.ts";
+import type { DirectoryProvider } from "../../src/directory/directory-provider.ts";
 import { Store } from "../../src/store/index.ts";
-import { BareDisk } from "../support/bare-disk.ts";
-import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge-process.ts";
-import { HOST_LOCK_TIMING } from "../support/host-timing.ts";
-import { TestNode } from "../support/vm-job.ts";
-import { VmLedger } from "../support/vm-ledger.ts";
-import { copyDisks, DISK, MIB, never, refusalOf, startGuest, untilCopying, VMID } from "../support/vm-rules.ts";
+import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge/bridge-process.ts";
+import { HOST_LOCK_TIMING } from "../support/bridge/host-timing.ts";
+import { BareDisk } from "../support/vm/bare-disk.ts";
+import { TestNode } from "../support/vm/vm-job.ts";
+import { VmLedger } from "../support/vm/vm-ledger.ts";
+import { copyDisks, DISK, MIB, never, refusalOf, startGuest, untilCopying, VMID } from "../support/vm/vm-rules.ts";
 
 const TIMEOUT = { timeout: 120_000 };
 const PATIENCE_MS = 60_000;
@@ -24,7 +24,7 @@ const IN_USE = /^Cannot lock guest 100: it is in use by process \d+ on other-hos
 
 let bundle: BridgeBundle;
 beforeAll(async () => {
-  bundle = await buildBridge("test/support/host-bridge.ts");
+  bundle = await buildBridge("test/support/bridge/host-bridge.ts");
 });
 afterAll(() => bundle[Symbol.asyncDispose]());
 

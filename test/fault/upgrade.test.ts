@@ -5,12 +5,12 @@ import { cp, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
-import { type BridgeBundle, buildBridge } from "../support/bridge-process.ts";
-import { ShimHooks } from "../support/hooks.ts";
-import { ModelContainer, playJob } from "../support/pve-job.ts";
-import { TestNode } from "../support/vm-job.ts";
-import { VmLedger } from "../support/vm-ledger.ts";
-import { DISK, MIB, startGuest, untilCopying, VMID } from "../support/vm-rules.ts";
+import { type BridgeBundle, buildBridge } from "../support/bridge/bridge-process.ts";
+import { ShimHooks } from "../support/bridge/hooks.ts";
+import { ModelContainer, playJob } from "../support/vm/pve-job.ts";
+import { TestNode } from "../support/vm/vm-job.ts";
+import { VmLedger } from "../support/vm/vm-ledger.ts";
+import { DISK, MIB, startGuest, untilCopying, VMID } from "../support/vm/vm-rules.ts";
 
 const project = path.resolve(import.meta.dirname, "../..");
 const TIMEOUT = { timeout: 120_000 };

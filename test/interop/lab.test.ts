@@ -15,7 +15,7 @@ import {
   runTool,
   seededBytes,
 } from "../../fixtures/lab/index.ts";
-import { requireTool } from "../support/tools.ts";
+import { requireTool } from "../support/programs/tools.ts";
 
 const MIB = 1024 * 1024;
 const GRANULE = 4 * MIB;

@@ -26,9 +26,9 @@ import {
   text,
   u32,
   u64,
-} from "../../support/nbd-bytes.ts";
-import { openNbd, patience } from "../../support/nbd-client.ts";
-import { startFakeServer } from "../../support/nbd-fake-server.ts";
+} from "../../support/nbd/nbd-bytes.ts";
+import { openNbd, patience } from "../../support/nbd/nbd-client.ts";
+import { startFakeServer } from "../../support/nbd/nbd-fake-server.ts";
 import { byteEdits, CASES, CASES_TIMEOUT_MS, editBytes, expectHostError, must, Tally } from "../cases.ts";
 
 const MIB = 2 ** 20;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One test per way a server can lie before the transmission phase.
 import { describe, expect, it } from "vitest";
-import { listMetaContexts, listNbdExports, NbdConnection } from "../../../src/nbd/index.ts";
+import { NbdConnection } from "../../../src/nbd/index.ts";
+import { listMetaContexts, listNbdExports } from "../../../src/nbd/listing.ts";
 import {
   blockSizeInfo,
   bytes,
@@ -22,9 +23,9 @@ import {
   u16,
   u32,
   u64,
-} from "../../support/nbd-bytes.ts";
-import { failureOf, openNbd, patience } from "../../support/nbd-client.ts";
-import { type FakePeer, startFakeServer } from "../../support/nbd-fake-server.ts";
+} from "../../support/nbd/nbd-bytes.ts";
+import { failureOf, openNbd, patience } from "../../support/nbd/nbd-client.ts";
+import { type FakePeer, startFakeServer } from "../../support/nbd/nbd-fake-server.ts";
 
 const CONTEXT = "base:allocation";
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Servers that stop in the middle: hang up, or say nothing more.
 import { describe, expect, it } from "vitest";
-import { DONE, dataChunk, holeChunk, noneChunk, statusChunk } from "../../support/nbd-bytes.ts";
-import { failureOf, patience, talkTo } from "../../support/nbd-client.ts";
+import { DONE, dataChunk, holeChunk, noneChunk, statusChunk } from "../../support/nbd/nbd-bytes.ts";
+import { failureOf, patience, talkTo } from "../../support/nbd/nbd-client.ts";
 
 const SIZE = 600;
 const DATA = Buffer.from(Array.from({ length: SIZE }, (_, index) => (index * 7 + 1) % 256));

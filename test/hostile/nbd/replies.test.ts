@@ -14,9 +14,9 @@ import {
   u16,
   u32,
   u64,
-} from "../../support/nbd-bytes.ts";
-import { failureOf, patience, talkTo } from "../../support/nbd-client.ts";
-import type { FakePeer, FakeRequest } from "../../support/nbd-fake-server.ts";
+} from "../../support/nbd/nbd-bytes.ts";
+import { failureOf, patience, talkTo } from "../../support/nbd/nbd-client.ts";
+import type { FakePeer, FakeRequest } from "../../support/nbd/nbd-fake-server.ts";
 
 const SIZE = 4096;
 const OFFSET = 65_536;

@@ -2,7 +2,7 @@
 // A provider that is asked what the next backup of VM 100 may build on.
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { DirectoryProvider } from "../../../src/provider/index.ts";
+import { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
 import { type Lab, NEVER, VMGENID } from "../../unit/store/lab.ts";
 
 export const DEVICE = "drive-scsi0";

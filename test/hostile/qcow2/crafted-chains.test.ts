@@ -6,9 +6,9 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Store } from "../../../src/store/index.ts";
-import { openChain } from "../../support/open-images.ts";
-import { scratchDir } from "../../support/qcow2-images.ts";
-import { refusalOf } from "../../support/vm-rules.ts";
+import { openChain } from "../../support/qcow2/open-images.ts";
+import { scratchDir } from "../../support/qcow2/qcow2-images.ts";
+import { refusalOf } from "../../support/vm/vm-rules.ts";
 import { createLab, type Lab, makeLegacy, NEVER, resolveChain } from "../../unit/store/lab.ts";
 import { Handmade, MIB } from "./handmade.ts";
 

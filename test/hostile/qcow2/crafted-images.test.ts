@@ -2,9 +2,9 @@
 // Every crafted image before the library: refused by the first who can, with a reason that names the file.
 import { readFileSync, writeFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import { checkQcow2, openChain, readQcow2Header } from "../../support/open-images.ts";
-import { openFiles, qemuCheck, qemuImg, scratchDir } from "../../support/qcow2-images.ts";
-import { requireTool } from "../../support/tools.ts";
+import { requireTool } from "../../support/programs/tools.ts";
+import { checkQcow2, openChain, readQcow2Header } from "../../support/qcow2/open-images.ts";
+import { openFiles, qemuCheck, qemuImg, scratchDir } from "../../support/qcow2/qcow2-images.ts";
 import { expectHostError } from "../cases.ts";
 import { CRAFTED, type Stage } from "./crafted.ts";
 import { Handmade } from "./handmade.ts";

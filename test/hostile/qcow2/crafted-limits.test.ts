@@ -4,10 +4,10 @@ import { execFile } from "node:child_process";
 import { truncateSync, writeFileSync } from "node:fs";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Bundle, buildProgram } from "../../support/bundle.ts";
-import { checkQcow2 } from "../../support/open-images.ts";
-import { scratchDir } from "../../support/qcow2-images.ts";
-import { requireTool } from "../../support/tools.ts";
+import { type Bundle, buildProgram } from "../../support/programs/bundle.ts";
+import { requireTool } from "../../support/programs/tools.ts";
+import { checkQcow2 } from "../../support/qcow2/open-images.ts";
+import { scratchDir } from "../../support/qcow2/qcow2-images.ts";
 import { CRAFTED } from "./crafted.ts";
 import { COPIED, DATA, Handmade, L1, L2, MIB, REFCOUNT_TABLE } from "./handmade.ts";
 

@@ -2,7 +2,7 @@
 // Judges images in a process of its own, so that its memory can be looked at: `node judge-images.mjs IMAGE...`
 // prints what is said of each and, last, the most memory that was ever in use, in KiB.
 import { readFileSync } from "node:fs";
-import { checkQcow2, openChain } from "../../support/open-images.ts";
+import { checkQcow2, openChain } from "../../support/qcow2/open-images.ts";
 
 const { signal } = new AbortController();
 

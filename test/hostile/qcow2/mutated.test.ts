@@ -7,10 +7,10 @@ import { join } from "node:path";
 import fc from "fast-check";
 import { afterAll, beforeAll, describe, it, vi } from "vitest";
 import type { RegularFile } from "../../../src/host/index.ts";
-import { checkQcow2, openChain } from "../../support/open-images.ts";
-import { qemuCompare, qemuImg, randomBytes, scratchDir, textBytes } from "../../support/qcow2-images.ts";
-import { writePlan } from "../../support/qcow2-plan.ts";
-import { requireTool } from "../../support/tools.ts";
+import { requireTool } from "../../support/programs/tools.ts";
+import { checkQcow2, openChain } from "../../support/qcow2/open-images.ts";
+import { qemuCompare, qemuImg, randomBytes, scratchDir, textBytes } from "../../support/qcow2/qcow2-images.ts";
+import { writePlan } from "../../support/qcow2/qcow2-plan.ts";
 import { CASES, CASES_TIMEOUT_MS, expectHostError, must, Tally } from "../cases.ts";
 
 /** Files that exist in memory alone: a hundred thousand of them on a disk would take too long. */

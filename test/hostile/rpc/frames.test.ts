@@ -11,7 +11,7 @@ import { FrameReader } from "../../../bridge/frame-reader.ts";
 import { FrameParser } from "../../../bridge/framing.ts";
 import { UnsupportedError } from "../../../src/core/index.ts";
 import type { BackupProvider } from "../../../src/provider/index.ts";
-import { createFakeProvider } from "../../support/fake-provider.ts";
+import { createFakeProvider } from "../../support/bridge/fake-provider.ts";
 import { byteEdits, CASES, CASES_TIMEOUT_MS, editBytes, expectOneLine, must, Tally } from "../cases.ts";
 import { editJson, jsonEdits } from "../json-cases.ts";
 

@@ -2,9 +2,9 @@
 // Backups and restores of a container while a writer of the share swaps one name before one call of the product. The
 // container's root is not at work here: see test/unit/provider/container-backup.test.ts for him.
 import { describe, it } from "vitest";
-import { MATRIX_TIMEOUT_MS } from "../../support/full-matrix.ts";
-import { containerBackup, containerRestore, playAttacks } from "../../support/share-jobs.ts";
-import { ShareSite } from "../../support/share-site.ts";
+import { MATRIX_TIMEOUT_MS } from "../../support/fault/full-matrix.ts";
+import { containerBackup, containerRestore, playAttacks } from "../../support/share/share-jobs.ts";
+import { ShareSite } from "../../support/share/share-site.ts";
 
 const timeout = MATRIX_TIMEOUT_MS;
 

@@ -5,9 +5,9 @@ import { execFileSync } from "node:child_process";
 import { mkdirSync, utimesSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { describe, it } from "vitest";
-import { MATRIX_TIMEOUT_MS } from "../../support/full-matrix.ts";
-import { failedJob, playAttacks, withTwoPoints } from "../../support/share-jobs.ts";
-import { ShareSite, VM } from "../../support/share-site.ts";
+import { MATRIX_TIMEOUT_MS } from "../../support/fault/full-matrix.ts";
+import { failedJob, playAttacks, withTwoPoints } from "../../support/share/share-jobs.ts";
+import { ShareSite, VM } from "../../support/share/share-site.ts";
 
 const timeout = MATRIX_TIMEOUT_MS;
 const OLD = new Date(Date.now() - 40 * 24 * 60 * 60 * 1000);

@@ -3,11 +3,11 @@
 import { existsSync, renameSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
-import { sentenceOf } from "../../support/fault-rules.ts";
-import { isFull } from "../../support/full-matrix.ts";
-import { PLANTS, type Plant, ShareAttacker } from "../../support/share-attacker.ts";
-import { attributes, listAll, vmBackup, vmRestore, withTwoPoints } from "../../support/share-jobs.ts";
-import { type Job, ShareSite, VM } from "../../support/share-site.ts";
+import { sentenceOf } from "../../support/fault/fault-rules.ts";
+import { isFull } from "../../support/fault/full-matrix.ts";
+import { PLANTS, type Plant, ShareAttacker } from "../../support/share/share-attacker.ts";
+import { attributes, listAll, vmBackup, vmRestore, withTwoPoints } from "../../support/share/share-jobs.ts";
+import { type Job, ShareSite, VM } from "../../support/share/share-site.ts";
 
 const NEWEST = "backup/100/qemu-2000";
 

@@ -4,8 +4,8 @@
 import { spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
-import { isFull } from "../../support/full-matrix.ts";
-import { ShareAttacker } from "../../support/share-attacker.ts";
+import { isFull } from "../../support/fault/full-matrix.ts";
+import { ShareAttacker } from "../../support/share/share-attacker.ts";
 import {
   attributes,
   containerBackup,
@@ -15,10 +15,10 @@ import {
   vmBackup,
   vmRestore,
   withTwoPoints,
-} from "../../support/share-jobs.ts";
-import { type Job, ShareSite } from "../../support/share-site.ts";
+} from "../../support/share/share-jobs.ts";
+import { type Job, ShareSite } from "../../support/share/share-site.ts";
 
-const RAIDER = fileURLToPath(new URL("../../support/share-raider.mjs", import.meta.url));
+const RAIDER = fileURLToPath(new URL("../../support/share/share-raider.mjs", import.meta.url));
 const RAID_MS = isFull ? 120_000 : 5_000;
 const seed = Number(process.env.TEST_SEED ?? 16);
 

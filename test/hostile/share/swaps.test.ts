@@ -7,10 +7,10 @@ import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { runTool } from "../../../fixtures/lab/index.ts";
-import { type NamedCall, onNamedCall } from "../../support/fault-fs.ts";
-import { PLANTS, ShareAttacker } from "../../support/share-attacker.ts";
-import { failedJob, oracleOf, vmBackup, vmRestore, withTwoPoints } from "../../support/share-jobs.ts";
-import { DISK, type Job, NEVER, type Outcome, ShareSite, VM } from "../../support/share-site.ts";
+import { type NamedCall, onNamedCall } from "../../support/fault/fault-fs.ts";
+import { PLANTS, ShareAttacker } from "../../support/share/share-attacker.ts";
+import { failedJob, oracleOf, vmBackup, vmRestore, withTwoPoints } from "../../support/share/share-jobs.ts";
+import { DISK, type Job, NEVER, type Outcome, ShareSite, VM } from "../../support/share/share-site.ts";
 
 const OLD = new Date(Date.now() - 3 * 24 * 60 * 60 * 1000);
 const guestOf = (site: ShareSite): string => path.join(site.store, String(VM));

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Backups of a VM while a writer of the share swaps one name before one call of the product, for every call.
 import { describe, it } from "vitest";
-import { MATRIX_TIMEOUT_MS } from "../../support/full-matrix.ts";
-import { playAttacks, vmBackup, withTwoPoints } from "../../support/share-jobs.ts";
-import { ShareSite } from "../../support/share-site.ts";
+import { MATRIX_TIMEOUT_MS } from "../../support/fault/full-matrix.ts";
+import { playAttacks, vmBackup, withTwoPoints } from "../../support/share/share-jobs.ts";
+import { ShareSite } from "../../support/share/share-site.ts";
 
 const timeout = MATRIX_TIMEOUT_MS;
 

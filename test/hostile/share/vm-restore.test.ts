@@ -4,9 +4,9 @@ import { hostname } from "node:os";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { check } from "../../../src/cli/check.ts";
 import { Store } from "../../../src/store/index.ts";
-import { MATRIX_TIMEOUT_MS } from "../../support/full-matrix.ts";
-import { attributes, listAll, playAttacks, vmRestore, withTwoPoints } from "../../support/share-jobs.ts";
-import { type Job, NEVER, ShareSite } from "../../support/share-site.ts";
+import { MATRIX_TIMEOUT_MS } from "../../support/fault/full-matrix.ts";
+import { attributes, listAll, playAttacks, vmRestore, withTwoPoints } from "../../support/share/share-jobs.ts";
+import { type Job, NEVER, ShareSite } from "../../support/share/share-site.ts";
 
 const timeout = MATRIX_TIMEOUT_MS;
 afterEach(() => void vi.restoreAllMocks());

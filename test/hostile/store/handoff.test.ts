@@ -4,8 +4,12 @@ import type { Socket } from "node:net";
 import { PassThrough } from "node:stream";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { HandoffChannel, HandoffError, type HandoffMessage } from "../../../src/provider/container-handoff.ts";
-import { formatCommit, parseCommit } from "../../../src/provider/container-messages.ts";
+import {
+  HandoffChannel,
+  HandoffError,
+  type HandoffMessage,
+} from "../../../src/directory/container/container-handoff.ts";
+import { formatCommit, parseCommit } from "../../../src/directory/container/container-messages.ts";
 import { byteEdits, CASES, CASES_TIMEOUT_MS, editBytes, expectHostError, must, Tally } from "../cases.ts";
 import { editJson, jsonEdits } from "../json-cases.ts";
 

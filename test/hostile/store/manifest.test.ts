@@ -2,7 +2,7 @@
 // Generated manifests: what is taken is exactly what docs/store-format.md allows.
 import { describe, expect, it } from "vitest";
 import { FileProblem } from "../../../src/host/index.ts";
-import { type Manifest, parseManifest } from "../../../src/store/manifest.ts";
+import { type Manifest, parseManifest } from "../../../src/store/format/manifest.ts";
 import { CASES, CASES_TIMEOUT_MS, must } from "../cases.ts";
 import { holdToFormat } from "./hold-to-format.ts";
 import { fits } from "./shapes.ts";

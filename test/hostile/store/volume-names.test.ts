@@ -6,7 +6,7 @@ import path from "node:path";
 import fc from "fast-check";
 import { describe, it } from "vitest";
 import * as validators from "../../../bridge/generated/validators.mjs";
-import { parseArchiveName } from "../../../src/store/index.ts";
+import { parseArchiveName } from "../../../src/pve/archive-name.ts";
 import { CASES, CASES_TIMEOUT_MS, expectHostError, must, Tally, thrownBy } from "../cases.ts";
 
 const root = path.resolve(import.meta.dirname, "../../..");

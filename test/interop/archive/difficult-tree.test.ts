@@ -5,9 +5,9 @@ import { execFileSync } from "node:child_process";
 import { chownSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { inspectSquashfs, inspectTar } from "../../../src/archive/index.ts";
+import { inspectSquashfs, inspectTar } from "../../../src/archive/inspect.ts";
 import { openRegularFile } from "../../../src/host/index.ts";
-import { requireTool } from "../../support/tools.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 import {
   archiveAsContainer,
   attributesIn,

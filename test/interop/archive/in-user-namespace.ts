@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Runs one archive job from its arguments, for tests that start it inside a user namespace.
 import { openSync, writeSync } from "node:fs";
-import { type ArchiveJob, writeSquashfs, writeTar } from "../../../src/archive/index.ts";
+import { writeSquashfs, writeTar } from "../../../src/archive/index.ts";
+import type { ArchiveJob } from "../../../src/archive/job.ts";
 
 const [kind, archive, json] = process.argv.slice(2);
 const log: string[] = [];

@@ -15,18 +15,11 @@ import {
 import { join } from "node:path";
 import { Writable } from "node:stream";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import {
-  type ArchiveContents,
-  extractFile,
-  inspectArchive,
-  inspectSquashfs,
-  inspectTar,
-  listTar,
-  type TarMember,
-  verifyArchive,
-} from "../../../src/archive/index.ts";
-import { digestFile, mustCreateDigester } from "../../../src/block/index.ts";
+import { extractFile, listTar, type TarMember } from "../../../src/archive/browse.ts";
+import { inspectArchive, verifyArchive } from "../../../src/archive/index.ts";
+import { type ArchiveContents, inspectSquashfs, inspectTar } from "../../../src/archive/inspect.ts";
 import { CancelledError } from "../../../src/core/index.ts";
+import { digestFile, mustCreateDigester } from "../../../src/digest/index.ts";
 import { openRegularFile } from "../../../src/host/index.ts";
 import { makeDifficultTree, makeWorkFolder, writeArchive } from "./support.ts";
 

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { inspectArchive } from "../../../src/archive/index.ts";
 import { openRegularFile } from "../../../src/host/index.ts";
-import { requireTool } from "../../support/tools.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 import { makeWorkFolder, writeArchive } from "./support.ts";
 
 const work = makeWorkFolder();

@@ -21,7 +21,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it, onTestFinished, vi } from "vitest";
 import { until } from "../../../fixtures/lab/index.ts";
 import { CancelledError } from "../../../src/core/index.ts";
-import { requireTool } from "../../support/tools.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 import {
   bundleJobRunner,
   HOST_SHIFT,

@@ -18,8 +18,9 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { type ArchiveJob, type ArchiveSummary, writeSquashfs, writeTar } from "../../../src/archive/index.ts";
-import { bundleInto } from "../../support/bundle.ts";
+import { type ArchiveSummary, writeSquashfs, writeTar } from "../../../src/archive/index.ts";
+import type { ArchiveJob } from "../../../src/archive/job.ts";
+import { bundleInto } from "../../support/programs/bundle.ts";
 
 export type Kind = "tar" | "squashfs";
 export const KINDS = ["tar", "squashfs"] as const;

@@ -8,12 +8,12 @@ import { text } from "node:stream/consumers";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { lockFile } from "../../../src/device/file-lock.ts";
 import { reserveNbdNode } from "../../../src/device/nbd-reservation.ts";
-import { type Bundle, buildProgram } from "../../support/bundle.ts";
-import { NbdTree } from "../../support/nbd-tree.ts";
-import { requireTool } from "../../support/tools.ts";
+import { NbdTree } from "../../support/nbd/nbd-tree.ts";
+import { type Bundle, buildProgram } from "../../support/programs/bundle.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 
 const ROUNDS = 50;
-const support = path.join(import.meta.dirname, "../../support");
+const support = path.join(import.meta.dirname, "../../support/nbd");
 const never = new AbortController().signal;
 
 let program: Bundle;
@@ -21,7 +21,7 @@ let tree: NbdTree;
 const children: ChildProcess[] = [];
 
 beforeAll(async () => {
-  program = await buildProgram("test/support/nbd-contender.ts");
+  program = await buildProgram("test/support/nbd/nbd-contender.ts");
 });
 afterAll(() => program[Symbol.asyncDispose]());
 

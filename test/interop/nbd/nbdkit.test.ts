@@ -2,16 +2,12 @@
 // The client against nbdkit, whose plugins and filters make every kind of server.
 import { writeFile } from "node:fs/promises";
 import { describe, expect, it, type TestContext } from "vitest";
-import {
-  AllocationFlag,
-  BASE_ALLOCATION,
-  listNbdExports,
-  type NbdAddress,
-  NbdConnection,
-} from "../../../src/nbd/index.ts";
-import { failureOf, patience } from "../../support/nbd-client.ts";
-import { freePort, type NbdServer, scratchFolder, startNbdServer } from "../../support/nbd-servers.ts";
-import { requireTool } from "../../support/tools.ts";
+import type { NbdAddress } from "../../../src/nbd/address.ts";
+import { AllocationFlag, BASE_ALLOCATION, NbdConnection } from "../../../src/nbd/index.ts";
+import { listNbdExports } from "../../../src/nbd/listing.ts";
+import { failureOf, patience } from "../../support/nbd/nbd-client.ts";
+import { freePort, type NbdServer, scratchFolder, startNbdServer } from "../../support/nbd/nbd-servers.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 
 const KIB = 1024;
 const MIB = 1024 * KIB;

@@ -4,19 +4,13 @@ import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { readFile, writeFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
-import {
-  AllocationFlag,
-  BASE_ALLOCATION,
-  DirtyFlag,
-  formatNbdUri,
-  listMetaContexts,
-  listNbdExports,
-  type NbdAddress,
-  NbdConnection,
-} from "../../../src/nbd/index.ts";
-import { failureOf, patience } from "../../support/nbd-client.ts";
-import { freePort, type NbdServer, scratchFolder, startNbdServer } from "../../support/nbd-servers.ts";
-import { requireTool } from "../../support/tools.ts";
+import type { NbdAddress } from "../../../src/nbd/address.ts";
+import { AllocationFlag, BASE_ALLOCATION, DirtyFlag, NbdConnection } from "../../../src/nbd/index.ts";
+import { listMetaContexts, listNbdExports } from "../../../src/nbd/listing.ts";
+import { formatNbdUri } from "../../../src/nbd/uri.ts";
+import { failureOf, patience } from "../../support/nbd/nbd-client.ts";
+import { freePort, type NbdServer, scratchFolder, startNbdServer } from "../../support/nbd/nbd-servers.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 
 const KIB = 1024;
 const MIB = 1024 * KIB;

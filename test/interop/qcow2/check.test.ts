@@ -2,11 +2,19 @@
 // Damage made on purpose, found by checkQcow2() and by `qemu-img check` alike.
 import { readFileSync, truncateSync } from "node:fs";
 import { beforeAll, describe, expect, it } from "vitest";
-import type { CheckReport } from "../../../src/qcow2/index.ts";
-import { checkQcow2 } from "../../support/open-images.ts";
-import { MIB, patchFile, qemuCheck, qemuImg, randomBytes, scratchDir, textBytes } from "../../support/qcow2-images.ts";
-import { type PlannedPiece, writePlan } from "../../support/qcow2-plan.ts";
-import { hasTool, requireTool } from "../../support/tools.ts";
+import type { CheckReport } from "../../../src/qcow2/check-report.ts";
+import { hasTool, requireTool } from "../../support/programs/tools.ts";
+import { checkQcow2 } from "../../support/qcow2/open-images.ts";
+import {
+  MIB,
+  patchFile,
+  qemuCheck,
+  qemuImg,
+  randomBytes,
+  scratchDir,
+  textBytes,
+} from "../../support/qcow2/qcow2-images.ts";
+import { type PlannedPiece, writePlan } from "../../support/qcow2/qcow2-plan.ts";
 
 const { signal } = new AbortController();
 const COPIED = 1n << 63n;

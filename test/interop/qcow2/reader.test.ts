@@ -3,7 +3,8 @@
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import { checkQcow2, openChain, readQcow2Header } from "../../support/open-images.ts";
+import { requireTool } from "../../support/programs/tools.ts";
+import { checkQcow2, openChain, readQcow2Header } from "../../support/qcow2/open-images.ts";
 import {
   KIB,
   MIB,
@@ -13,8 +14,7 @@ import {
   scratchDir,
   textBytes,
   writeRaw,
-} from "../../support/qcow2-images.ts";
-import { requireTool } from "../../support/tools.ts";
+} from "../../support/qcow2/qcow2-images.ts";
 
 const { signal } = new AbortController();
 const SIZE = 9 * MIB + 1536;

@@ -4,7 +4,8 @@ import { copyFileSync, rmSync, statSync } from "node:fs";
 import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type ClusterCompressor, createCompressor } from "../../../src/qcow2/index.ts";
-import { checkQcow2, openChain } from "../../support/open-images.ts";
+import { requireTool } from "../../support/programs/tools.ts";
+import { checkQcow2, openChain } from "../../support/qcow2/open-images.ts";
 import {
   patchFile,
   qemuCheck,
@@ -13,9 +14,8 @@ import {
   scratchDir,
   shellDigest,
   writeRaw,
-} from "../../support/qcow2-images.ts";
-import { type DiskPlan, diskPlan, layOut, type PlannedPiece, writePlan } from "../../support/qcow2-plan.ts";
-import { requireTool } from "../../support/tools.ts";
+} from "../../support/qcow2/qcow2-images.ts";
+import { type DiskPlan, diskPlan, layOut, type PlannedPiece, writePlan } from "../../support/qcow2/qcow2-plan.ts";
 
 const SEED = 20_240_601;
 const { signal } = new AbortController();

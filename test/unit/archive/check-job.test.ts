@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { describe, expect, it } from "vitest";
 import { checkArchiveJob } from "../../../src/archive/check-job.ts";
-import { type ArchiveJob, tarFileName } from "../../../src/archive/index.ts";
+import { tarFileName } from "../../../src/archive/index.ts";
+import type { ArchiveJob } from "../../../src/archive/job.ts";
 
 const job: ArchiveJob = {
   directory: "/mnt/vzsnap0",

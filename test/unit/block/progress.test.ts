@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { describe, expect, it } from "vitest";
-import { type CopyCounters, ProgressReporter } from "../../../src/block/index.ts";
+import { type CopyCounters, ProgressReporter } from "../../../src/block/progress.ts";
 
 const GIB = 2 ** 30;
 const counters = (doneBytes: number): CopyCounters => ({

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { type CopyStep, planCopy, type SourceExtent } from "../../../src/block/index.ts";
+import type { SourceExtent } from "../../../src/block/index.ts";
+import { type CopyStep, planCopy } from "../../../src/block/read-plan.ts";
 
 const CLUSTER = 8;
 const MAX_READ = 32;

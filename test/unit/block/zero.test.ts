@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { describe, expect, it } from "vitest";
-import { isZero, zeroRuns } from "../../../src/block/index.ts";
+import { isZero, zeroRuns } from "../../../src/block/zero.ts";
 
 describe("isZero()", () => {
   it("sees a single set bit at every place of a long buffer", () => {

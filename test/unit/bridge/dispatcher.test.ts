@@ -4,7 +4,7 @@ import { Dispatcher, PROTOCOL_VERSION, type ProviderFactory } from "../../../bri
 import { PROVIDER_METHODS } from "../../../bridge/methods.ts";
 import { CancelledError } from "../../../src/core/index.ts";
 import type { BackupProvider } from "../../../src/provider/backup-provider.ts";
-import { createFakeProvider } from "../../support/fake-provider.ts";
+import { createFakeProvider } from "../../support/bridge/fake-provider.ts";
 
 const hello = { "protocol-version": PROTOCOL_VERSION, storeid: "bk", scfg: {}, apiver: 15, nodename: "pve" };
 const never = new AbortController().signal;

@@ -9,7 +9,7 @@ import { promisify } from "node:util";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { check } from "../../../src/cli/check.ts";
 import { Store } from "../../../src/store/index.ts";
-import { requireTool } from "../../support/tools.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 
 const run = promisify(execFile);
 const never = new AbortController().signal;

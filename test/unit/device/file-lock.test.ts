@@ -12,7 +12,7 @@ const EINTR = 4;
 const EAGAIN = 11;
 const ENOLCK = 37;
 
-vi.mock("../../../src/block/index.ts", () => {
+vi.mock("../../../src/host/index.ts", () => {
   let errno = 0;
   const flock = (): number => {
     errno = answers.shift() ?? 0;

@@ -7,7 +7,7 @@ import { describe, expect, it } from "vitest";
 import { runTool } from "../../../fixtures/lab/index.ts";
 import { FuseCalls } from "../../../src/device/index.ts";
 import { listMounts } from "../../../src/device/mounts.ts";
-import { FuseDisk, requireFuseTools } from "../../support/fuse-disk.ts";
+import { FuseDisk, requireFuseTools } from "../../support/vm/fuse-disk.ts";
 
 const never = new AbortController().signal;
 const BYTES = 65_536;

@@ -9,7 +9,7 @@ import { promisify } from "node:util";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { HostError } from "../../../src/core/index.ts";
 import { formatReservations, parseReservations, reserveNbdNode } from "../../../src/device/nbd-reservation.ts";
-import { NbdTree } from "../../support/nbd-tree.ts";
+import { NbdTree } from "../../support/nbd/nbd-tree.ts";
 
 const NODES = 4;
 const NOW = 1_700_000_000;

@@ -12,11 +12,13 @@ import { CancelledError } from "../../../src/core/index.ts";
 import { type RawViewMechanism, sweepRawViews } from "../../../src/device/index.ts";
 import { waitForRelease } from "../../../src/device/nbd-release.ts";
 import { planConnect } from "../../../src/device/nbd-view.ts";
-import { backingFileName, formatArchiveName, MAX_CHAIN_LENGTH } from "../../../src/store/index.ts";
-import { NbdTree } from "../../support/nbd-tree.ts";
-import { openRawView } from "../../support/open-images.ts";
-import { processesNaming } from "../../support/processes.ts";
-import { requireTool } from "../../support/tools.ts";
+import { formatArchiveName } from "../../../src/pve/archive-name.ts";
+import { MAX_CHAIN_LENGTH } from "../../../src/store/chain.ts";
+import { backingFileName } from "../../../src/store/index.ts";
+import { NbdTree } from "../../support/nbd/nbd-tree.ts";
+import { processesNaming } from "../../support/programs/processes.ts";
+import { requireTool } from "../../support/programs/tools.ts";
+import { openRawView } from "../../support/qcow2/open-images.ts";
 
 const SIZE = 1024 * 1024;
 const LOOP_MAJOR = 7;

@@ -9,9 +9,9 @@ import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { HostError } from "../../../src/core/index.ts";
 import { openRawView as openViewOf, type RawView, sweepRawViews } from "../../../src/device/index.ts";
 import type { RawViewOptions } from "../../../src/device/view-options.ts";
-import { openImages, openRawView } from "../../support/open-images.ts";
-import { killForCertain, processesNaming } from "../../support/processes.ts";
-import { requireTool } from "../../support/tools.ts";
+import { killForCertain, processesNaming } from "../../support/programs/processes.ts";
+import { requireTool } from "../../support/programs/tools.ts";
+import { openImages, openRawView } from "../../support/qcow2/open-images.ts";
 
 const MIB = 1024 * 1024;
 const SIZE = 16 * MIB;

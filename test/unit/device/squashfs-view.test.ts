@@ -22,8 +22,8 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { mountSquashfs, sweepRawViews } from "../../../src/device/index.ts";
 import { listMounts, mountsBelow } from "../../../src/device/mounts.ts";
 import { openRegularFile, type RegularFile, readProcess } from "../../../src/host/index.ts";
-import { killForCertain, processesNaming } from "../../support/processes.ts";
-import { requireTool } from "../../support/tools.ts";
+import { killForCertain, processesNaming } from "../../support/programs/processes.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 
 const run = promisify(execFile);
 const unexpected = (message: string): void => expect.unreachable(message);

@@ -10,9 +10,9 @@ import { promisify } from "node:util";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { sweepRawViews } from "../../../src/device/index.ts";
 import { listMounts, parseMounts } from "../../../src/device/mounts.ts";
-import { type Bundle, buildProgram } from "../../support/bundle.ts";
-import { processesNaming } from "../../support/processes.ts";
-import { requireTool } from "../../support/tools.ts";
+import { type Bundle, buildProgram } from "../../support/programs/bundle.ts";
+import { processesNaming } from "../../support/programs/processes.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 
 const MIB = 1024 * 1024;
 const run = promisify(execFile);
@@ -24,7 +24,7 @@ let runDir: string;
 let holder: ChildProcess | undefined;
 
 beforeAll(async () => {
-  program = await buildProgram("test/support/hold-raw-view.ts");
+  program = await buildProgram("test/support/vm/hold-raw-view.ts");
 });
 afterAll(() => program[Symbol.asyncDispose]());
 

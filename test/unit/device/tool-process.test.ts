@@ -6,7 +6,7 @@ import path from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { until } from "../../../fixtures/lab/index.ts";
 import { ToolProcess } from "../../../src/device/tool-process.ts";
-import { requireTool } from "../../support/tools.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 
 let dir: string;
 let tool: ToolProcess;

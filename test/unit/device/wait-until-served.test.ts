@@ -5,7 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ToolProcess } from "../../../src/device/tool-process.ts";
 import { waitUntilServed } from "../../../src/device/wait-until-served.ts";
-import { requireTool } from "../../support/tools.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 
 const never = new AbortController().signal;
 let server: ToolProcess;

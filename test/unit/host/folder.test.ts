@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { FileProblem, Folder } from "../../../src/host/index.ts";
-import { requireTool } from "../../support/tools.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 
 let dir: string;
 let share: string;

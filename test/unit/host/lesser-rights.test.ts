@@ -8,8 +8,8 @@ import { promisify } from "node:util";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { until } from "../../../fixtures/lab/index.ts";
 import { readerFlags, readProcess, reopenerFlags } from "../../../src/host/index.ts";
-import { bundleInto } from "../../support/bundle.ts";
-import { requireTool } from "../../support/tools.ts";
+import { bundleInto } from "../../support/programs/bundle.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 
 const run = promisify(execFile);
 const WITHOUT_CAPABILITIES = ["--no-new-privs", "--bounding-set", "-all", "--inh-caps", "-all"];

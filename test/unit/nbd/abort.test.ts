@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { getEventListeners } from "node:events";
 import { describe, expect, it, vi } from "vitest";
-import { DONE, dataChunk, errorChunk, noneChunk } from "../../support/nbd-bytes.ts";
-import { failureOf, patience, talkTo } from "../../support/nbd-client.ts";
-import { recorder, takeRequests } from "../../support/nbd-recorder.ts";
+import { DONE, dataChunk, errorChunk, noneChunk } from "../../support/nbd/nbd-bytes.ts";
+import { failureOf, patience, talkTo } from "../../support/nbd/nbd-client.ts";
+import { recorder, takeRequests } from "../../support/nbd/nbd-recorder.ts";
 
 const MIB = 1 << 20;
 

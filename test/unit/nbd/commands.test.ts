@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { describe, expect, it } from "vitest";
-import { DONE, dataChunk, errorChunk, holeChunk, simpleReply, statusChunk } from "../../support/nbd-bytes.ts";
-import { failureOf, patience, talkTo } from "../../support/nbd-client.ts";
-import { ALL_FLAGS, type FakeRequest } from "../../support/nbd-fake-server.ts";
-import { recorder, takeRequests } from "../../support/nbd-recorder.ts";
+import { DONE, dataChunk, errorChunk, holeChunk, simpleReply, statusChunk } from "../../support/nbd/nbd-bytes.ts";
+import { failureOf, patience, talkTo } from "../../support/nbd/nbd-client.ts";
+import { ALL_FLAGS, type FakeRequest } from "../../support/nbd/nbd-fake-server.ts";
+import { recorder, takeRequests } from "../../support/nbd/nbd-recorder.ts";
 
 const MIB = 1 << 20;
 

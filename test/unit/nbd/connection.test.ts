@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { describe, expect, it, onTestFinished, vi } from "vitest";
-import { listMetaContexts, listNbdExports } from "../../../src/nbd/index.ts";
+import { listMetaContexts, listNbdExports } from "../../../src/nbd/listing.ts";
 import {
   bytes,
   contextReply,
@@ -17,9 +17,9 @@ import {
   simpleReply,
   u16,
   u64,
-} from "../../support/nbd-bytes.ts";
-import { failureOf, openNbd, patience, talkTo } from "../../support/nbd-client.ts";
-import { ALL_FLAGS, type FakeRequest, startFakeServer } from "../../support/nbd-fake-server.ts";
+} from "../../support/nbd/nbd-bytes.ts";
+import { failureOf, openNbd, patience, talkTo } from "../../support/nbd/nbd-client.ts";
+import { ALL_FLAGS, type FakeRequest, startFakeServer } from "../../support/nbd/nbd-fake-server.ts";
 
 const MIB = 1 << 20;
 

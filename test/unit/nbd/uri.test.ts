@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { formatNbdUri, type NbdAddress, parseNbdUri } from "../../../src/nbd/index.ts";
+import type { NbdAddress } from "../../../src/nbd/address.ts";
+import { formatNbdUri, parseNbdUri } from "../../../src/nbd/uri.ts";
 
 const SOCKET: NbdAddress = { transport: "unix", path: "/run/a b.sock" };
 

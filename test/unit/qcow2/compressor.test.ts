@@ -8,8 +8,8 @@ import { type BuildOptions, build } from "esbuild";
 import { describe, expect, it } from "vitest";
 import { AlignedPool } from "../../../src/block/index.ts";
 import { createCompressor } from "../../../src/qcow2/index.ts";
-import { MIB, randomBytes, scratchDir, textBytes } from "../../support/qcow2-images.ts";
-import { requireTool } from "../../support/tools.ts";
+import { requireTool } from "../../support/programs/tools.ts";
+import { MIB, randomBytes, scratchDir, textBytes } from "../../support/qcow2/qcow2-images.ts";
 
 const { signal } = new AbortController();
 const CLUSTER = 65536;

@@ -4,10 +4,10 @@ import { execFileSync } from "node:child_process";
 import { linkSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { deflateRawSync } from "node:zlib";
 import { describe, expect, it } from "vitest";
-import { openChain, readQcow2Header } from "../../support/open-images.ts";
-import { MIB, openFiles, patchFile, scratchDir, textBytes } from "../../support/qcow2-images.ts";
-import { writePlan } from "../../support/qcow2-plan.ts";
-import { requireTool } from "../../support/tools.ts";
+import { requireTool } from "../../support/programs/tools.ts";
+import { openChain, readQcow2Header } from "../../support/qcow2/open-images.ts";
+import { MIB, openFiles, patchFile, scratchDir, textBytes } from "../../support/qcow2/qcow2-images.ts";
+import { writePlan } from "../../support/qcow2/qcow2-plan.ts";
 
 const { signal } = new AbortController();
 const CLUSTER = 65536;

@@ -3,8 +3,10 @@ import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { AlignedPool } from "../../../src/block/index.ts";
-import { Qcow2Writer, type Qcow2WriterOptions } from "../../../src/qcow2/index.ts";
-import { digestQcow2File, newFileAt, verifyDigest } from "../../support/open-images.ts";
+import { Qcow2Writer } from "../../../src/qcow2/index.ts";
+import type { Qcow2WriterOptions } from "../../../src/qcow2/writer.ts";
+import { requireTool } from "../../support/programs/tools.ts";
+import { digestQcow2File, newFileAt, verifyDigest } from "../../support/qcow2/open-images.ts";
 import {
   MIB,
   openFiles,
@@ -14,8 +16,7 @@ import {
   scratchDir,
   shellDigest,
   textBytes,
-} from "../../support/qcow2-images.ts";
-import { requireTool } from "../../support/tools.ts";
+} from "../../support/qcow2/qcow2-images.ts";
 
 const { signal } = new AbortController();
 const CLUSTER = 65536;

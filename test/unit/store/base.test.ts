@@ -4,7 +4,8 @@ import { cp, mkdir, open, readFile, rename, rm, symlink, truncate, writeFile } f
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { readProcess } from "../../../src/host/index.ts";
-import { BaseUnusableError, type Point, type Store } from "../../../src/store/index.ts";
+import { BaseUnusableError } from "../../../src/store/errors.ts";
+import type { Point, Store } from "../../../src/store/index.ts";
 import {
   backup,
   createLab,

@@ -6,8 +6,9 @@ import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { RequestError } from "../../../src/core/index.ts";
 import { Qcow2Writer } from "../../../src/qcow2/index.ts";
-import { PointDamagedError, PointNotFoundError, type Store, StoreUnavailableError } from "../../../src/store/index.ts";
-import { newFileAt } from "../../support/open-images.ts";
+import { PointNotFoundError, StoreUnavailableError } from "../../../src/store/errors.ts";
+import { PointDamagedError, type Store } from "../../../src/store/index.ts";
+import { newFileAt } from "../../support/qcow2/open-images.ts";
 import { backup, createLab, decide, editJson, type Lab, legacyImageBytes, MIB, makeLegacy, NEVER } from "./lab.ts";
 
 let lab: Lab;

@@ -5,15 +5,10 @@ import { cp, mkdir, readFile, rename, rm, symlink, truncate, writeFile } from "n
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { UnsupportedError } from "../../../src/core/index.ts";
-import {
-  assertSound,
-  type Point,
-  PointDamagedError,
-  PointNotFoundError,
-  type Store,
-} from "../../../src/store/index.ts";
-import { openImages } from "../../support/open-images.ts";
-import { requireTool } from "../../support/tools.ts";
+import { PointNotFoundError } from "../../../src/store/errors.ts";
+import { assertSound, type Point, PointDamagedError, type Store } from "../../../src/store/index.ts";
+import { requireTool } from "../../support/programs/tools.ts";
+import { openImages } from "../../support/qcow2/open-images.ts";
 import {
   backup,
   createLab,

@@ -7,7 +7,8 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { EnvironmentError } from "../../../src/core/index.ts";
 import { Folder } from "../../../src/host/index.ts";
 import { type DurableIo, durableIo } from "../../../src/store/durable.ts";
-import { BaseUnusableError, LockedError, PointExistsError, type Store } from "../../../src/store/index.ts";
+import { BaseUnusableError, LockedError, PointExistsError } from "../../../src/store/errors.ts";
+import type { Store } from "../../../src/store/index.ts";
 import { backup, createLab, decide, fillStaged, type Lab, MIB, NEVER, readJson, resolveChain } from "./lab.ts";
 
 /** What an act is about: a folder, a name in one, or the path of an open file. */

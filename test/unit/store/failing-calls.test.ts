@@ -22,7 +22,7 @@ import {
 /** The call that fails: its name, the end of its path (also where it goes through a descriptor), with which errno, and after how many that do not. */
 const fault = vi.hoisted(() => ({ call: "", path: "", errno: "EIO", skip: 0 }));
 vi.mock("node:fs/promises", async (original) => {
-  const { realPathOf } = await import("../../support/proc-path.ts");
+  const { realPathOf } = await import("../../support/fault/proc-path.ts");
   const real = await original<Record<string, unknown>>();
   const wrap =
     (name: string, call: (...args: unknown[]) => unknown) =>

@@ -4,13 +4,13 @@ import { createHash, randomUUID } from "node:crypto";
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { ProcessIdentity } from "../../../src/host/index.ts";
+import type { GuestIdentity } from "../../../src/pve/index.ts";
 import type { DurableIo } from "../../../src/store/durable.ts";
 import {
   deviceFileName,
-  type GuestIdentity,
   type LockTiming,
   type Point,
-  type ProcessIdentity,
   type StagedDevice,
   type StagedPoint,
   Store,

@@ -5,7 +5,7 @@ import { readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it, type TestContext } from "vitest";
 import { errnoOf } from "../../../src/core/index.ts";
-import { requireTool } from "../../support/tools.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 import { backup, createLab, decide, type Lab, NEVER } from "./lab.ts";
 
 /** Mounts over the store until disposed; skips the test where mounting is not allowed. */

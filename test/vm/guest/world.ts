@@ -8,7 +8,7 @@ import { readFileSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 import { promisify } from "node:util";
 import { until } from "../../../fixtures/lab/index.ts";
-import { DirectoryProvider } from "../../../src/provider/index.ts";
+import { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
 import { contentOf } from "../content.ts";
 import {
   EXPECTED_FILE,

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Copies one volume into one image: many reads in flight, zeroes found, writes in guest order,
+// discards behind what is safely written.
+import { setMaxListeners } from "node:events";
+import type { LogFunction } from "../core/index.ts";
+import { MIB, orderedMap } from "../core/index.ts";
+import type { AlignedPool, Slot } from "./aligned-pool.ts";
+import { DiscardQueue } from "./discard-queue.ts";
+import { type Extent, endOf, type SourceExtent } from "./extents.ts";
+import { type CopyCounters, ProgressReporter } from "./progress.ts";
+import { type CopyStep, planCopy } from "./read-plan.ts";
+import type { Throttle } from "./throttle.ts";
+import { zeroRuns } from "./zero.ts";
+
+export const CLUSTER_BYTES = 64 * 1024;
+/** Size of one read, and of one buffer. */
+export const READ_BYTES = MIB;
+export const READS_IN_FLIGHT = 16;
+/** More than are read into: the rest is being compressed or written. */
+export const POOL_SLOTS = 28;
+
+/** What is copied. Implemented by NbdSource and FileHandleSource. */
+export interface CopySource {
+  readonly sizeBytes: number;
+  readonly canDiscard: boolean;
+  dirtyBytes(signal: AbortSignal): Promise<number>;
+  extents(signal: AbortSignal): AsyncIterable<SourceExtent>;
+  read(offset: number, target: Buffer, signal: AbortSignal): Promise<void>;
+  discard(range: Extent, signal: AbortSignal): Promise<void>;
+}
+
+/** Where it goes. Implemented by Qcow2Writer. */
+export interface CopyTarget {
+  /** Calls come in guest order; `bytes` is borrowed until the promise settles. */
+  writeData(guestOffset: number, bytes: Buffer): Promise<void>;
+  writeZero(guestOffset: number, length: number): Promise<void>;
+  /** What was handed in below this guest offset is completely in the file. */
+  readonly writtenWatermark: number;
+  readonly fileBytes: number;
+}
+
+/** Reads the state of the base; needed only for clusters that are dirty in part. */
+export interface BaseReader {
+  read(guestOffset: number, target: Buffer, signal: AbortSignal): Promise<void>;
+}
+
+export interface CopyOptions {
+  readonly device: string;
+  readonly source: CopySource;
+  readonly target: CopyTarget;
+  readonly base: BaseReader | undefined;
+  readonly pool: AlignedPool;
+  readonly throttle: Throttle;
+  readonly log: LogFunction;
+  readonly signal: AbortSignal;
+}
+
+export interface CopyResult extends CopyCounters {
+  readonly summary: string;
+}
+
+/**
+ * Copies every extent of the source. The target is complete but not finished: the caller closes it.
+ *
+ * @throws the first failure of source or target; all buffers are back in the pool by then
+ */
+export async function copyDevice(options: CopyOptions): Promise<CopyResult> {
+  const abort = new AbortController();
+  const signal = AbortSignal.any([options.signal, abort.signal]);
+  setMaxListeners(0, signal); // every read in flight listens; Node would warn of a leak
+  const copy = new DeviceCopy(options, signal, (error) => abort.abort(error));
+  try {
+    return await copy.run();
+  } finally {
+    await copy.settle();
+  }
+}
+
+interface ReadStep {
+  readonly step: CopyStep;
+  readonly slot: Slot | undefined;
+}
+
+class DeviceCopy {
+  readonly #options: CopyOptions;
+  readonly #signal: AbortSignal;
+  readonly #counters: CopyCounters = { totalBytes: 0, doneBytes: 0, readBytes: 0, writtenBytes: 0, zeroBytes: 0 };
+  readonly #writes = new Set<Promise<void>>();
+  readonly #discards: DiscardQueue;
+  readonly #slots = new Set<Slot>();
+  /** The first failure ends all: reads still in flight must not wait for a server that may be gone. */
+  readonly #abort: (error: unknown) => void;
+
+  constructor(options: CopyOptions, signal: AbortSignal, abort: (error: unknown) => void) {
+    this.#options = options;
+    this.#signal = signal;
+    this.#abort = abort;
+    this.#discards = new DiscardQueue(options, signal);
+  }
+
+  async run(): Promise<CopyResult> {
+    try {
+      return await this.#copy();
+    } catch (error) {
+      this.#abort(error);
+      throw this.#signal.reason; // the first failure, not what it led to
+    }
+  }
+
+  async #copy(): Promise<CopyResult> {
+    const { source, target, device, log } = this.#options;
+    const reporter = new ProgressReporter(device, performance.now());
+    this.#counters.totalBytes = await source.dirtyBytes(this.#signal);
+    for await (const read of orderedMap(this.#plan(), READS_IN_FLIGHT, (step) => this.#read(step))) {
+      this.#write(read);
+      this.#signal.throwIfAborted(); // a write may have failed
+      this.#counters.writtenBytes = target.fileBytes;
+      await this.#discards.advance(target.writtenWatermark);
+      const line = reporter.update(this.#counters, performance.now());
+      if (line !== undefined) log("info", line);
+    }
+    await Promise.all(this.#writes);
+    this.#signal.throwIfAborted();
+    this.#counters.writtenBytes = target.fileBytes;
+    return { ...this.#counters, summary: reporter.finish(this.#counters, performance.now()) };
+  }
+
+  /** Ends when no buffer of ours is in use any more. Never rejects. */
+  async settle(): Promise<void> {
+    await Promise.allSettled(this.#writes);
+    for (const slot of this.#slots) slot.release(); // read, but never written
+  }
+
+  async *#plan(): AsyncGenerator<CopyStep, void, undefined> {
+    const { source } = this.#options;
+    try {
+      yield* planCopy(source.extents(this.#signal), {
+        sizeBytes: source.sizeBytes,
+        clusterBytes: CLUSTER_BYTES,
+        maxReadBytes: READ_BYTES,
+      });
+    } catch (error) {
+      this.#abort(error);
+      throw error;
+    }
+  }
+
+  async #read(step: CopyStep): Promise<ReadStep> {
+    if (step.kind === "zero") return { step, slot: undefined };
+    const slot = await this.#options.pool.acquire(this.#signal);
+    this.#slots.add(slot);
+    try {
+      if (step.kind === "partial") await this.#readPartial(step, slot.bytes);
+      else await this.#readPiece(step, slot.bytes, 0);
+      return { step, slot };
+    } catch (error) {
+      this.#abort(error);
+      throw error;
+    }
+  }
+
+  async #readPiece(piece: Extent, bytes: Buffer, at: number): Promise<void> {
+    await this.#options.throttle.pass(piece.length, this.#signal);
+    await this.#options.source.read(piece.offset, bytes.subarray(at, at + piece.length), this.#signal);
+    this.#counters.readBytes += piece.length;
+  }
+
+  /** The base first, then over it what the source says: outside of that, reads would fail. */
+  async #readPartial(step: Extract<CopyStep, { kind: "partial" }>, bytes: Buffer): Promise<void> {
+    const cluster = bytes.subarray(0, step.length);
+    if (this.#options.base === undefined) cluster.fill(0);
+    else await this.#options.base.read(step.offset, cluster, this.#signal);
+    for (const piece of step.extents) {
+      const at = piece.offset - step.offset;
+      if (piece.zero) cluster.fill(0, at, at + piece.length);
+      else await this.#readPiece(piece, bytes, at);
+    }
+  }
+
+  #write({ step, slot }: ReadStep): void {
+    const { target } = this.#options;
+    this.#counters.doneBytes +=
+      step.kind === "partial" ? step.extents.reduce((sum, { length }) => sum + length, 0) : step.length;
+    if (slot === undefined) {
+      this.#counters.zeroBytes += step.length;
+      this.#track([target.writeZero(step.offset, step.length)], undefined);
+    } else {
+      const writes: Promise<void>[] = [];
+      for (const run of zeroRuns(slot.bytes.subarray(0, step.length), CLUSTER_BYTES)) {
+        const offset = step.offset + run.offset;
+        if (run.zero) {
+          this.#counters.zeroBytes += run.length;
+          writes.push(target.writeZero(offset, run.length));
+        } else {
+          writes.push(target.writeData(offset, slot.bytes.subarray(run.offset, endOf(run))));
+        }
+      }
+      this.#track(writes, slot);
+    }
+    this.#discards.add(step.kind === "partial" ? step.extents : [step]);
+  }
+
+  /** The slot is free again when all that was made of it is in the file, or has failed. */
+  #track(writes: readonly Promise<void>[], slot: Slot | undefined): void {
+    const settled = Promise.allSettled(writes).then((results) => {
+      slot?.release();
+      if (slot !== undefined) this.#slots.delete(slot);
+      const failed = results.find((result) => result.status === "rejected");
+      if (failed !== undefined) this.#abort(failed.reason);
+      this.#writes.delete(settled);
+    });
+    this.#writes.add(settled);
+  }
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The storage's section of storage.cfg, as the directory provider understands it.
+import { RequestError } from "../core/index.ts";
+import type { VmMechanism } from "../provider/index.ts";
+
+export interface DirectoryConfig {
+  readonly path: string;
+  readonly vmMechanism: VmMechanism;
+  readonly vmMode: "full" | "incremental";
+  readonly lxcMode: "tar" | "squashfs";
+  readonly compression: "none" | "zlib" | "zstd";
+  readonly deviceView: "auto" | "fuse" | "nbd";
+  /** Longest silence of a VM's NBD server. */
+  readonly nbdTimeoutSeconds: number;
+}
+
+/** Option name, values it may have, the first one being the default. */
+const CHOICES = {
+  "vm-backup-mechanism": ["nbd", "file-handle"],
+  "vm-backup-mode": ["full", "incremental"],
+  "lxc-backup-mode": ["tar", "squashfs"],
+  "dir-compression": ["zstd", "zlib", "none"],
+  "dir-device-view": ["auto", "fuse", "nbd"],
+} as const;
+type Choice = keyof typeof CHOICES;
+
+const NBD_TIMEOUT = "dir-nbd-timeout";
+const NBD_TIMEOUT_SECONDS = { min: 5, max: 3600, default: 300 } as const;
+
+/** Options of PVE's own that reach us with the section; the shim or PVE acts on them. */
+const PVE_OPTIONS = new Set([
+  "type",
+  "path",
+  "content",
+  "nodes",
+  "disable",
+  "shared",
+  "is_mountpoint",
+  "create-base-path",
+  "prune-backups",
+  "max-protected-backups",
+  "digest",
+]);
+
+/**
+ * Reads the section.
+ *
+ * @throws RequestError for an option or a value that is not ours: a typing error must not pass
+ *   for a default
+ */
+export function parseConfig(scfg: Readonly<Record<string, unknown>>): DirectoryConfig {
+  for (const name of Object.keys(scfg)) {
+    if (!PVE_OPTIONS.has(name) && !Object.hasOwn(CHOICES, name) && name !== NBD_TIMEOUT) {
+      const known = [...Object.keys(CHOICES), NBD_TIMEOUT].join(", ");
+      throw new RequestError(`Cannot use option "${name}" of the storage: it is unknown, wanted one of ${known}`);
+    }
+  }
+  const { path } = scfg;
+  if (typeof path !== "string" || !path.startsWith("/") || path.includes("\0")) {
+    throw new RequestError(`Cannot use the storage path ${JSON.stringify(path)}: wanted an absolute path`);
+  }
+  return {
+    path,
+    vmMechanism: choose(scfg, "vm-backup-mechanism"),
+    vmMode: choose(scfg, "vm-backup-mode"),
+    lxcMode: choose(scfg, "lxc-backup-mode"),
+    compression: choose(scfg, "dir-compression"),
+    deviceView: choose(scfg, "dir-device-view"),
+    nbdTimeoutSeconds: nbdTimeout(scfg),
+  };
+}
+
+function choose<C extends Choice>(scfg: Readonly<Record<string, unknown>>, option: C): (typeof CHOICES)[C][number] {
+  const values: readonly string[] = CHOICES[option];
+  const value = scfg[option] ?? values[0];
+  if (typeof value !== "string" || !values.includes(value)) {
+    throw new RequestError(
+      `Cannot use "${option}" of the storage: its value is ${JSON.stringify(value)}, wanted one of ${values.join(", ")}`,
+    );
+  }
+  return value as (typeof CHOICES)[C][number];
+}
+
+/** PVE hands numbers of its configuration over as text. */
+function nbdTimeout(scfg: Readonly<Record<string, unknown>>): number {
+  const { min, max } = NBD_TIMEOUT_SECONDS;
+  const value = scfg[NBD_TIMEOUT] ?? NBD_TIMEOUT_SECONDS.default;
+  const seconds = typeof value === "string" && /^[0-9]{1,9}$/.test(value) ? Number(value) : value;
+  if (typeof seconds !== "number" || !Number.isInteger(seconds) || seconds < min || seconds > max) {
+    throw new RequestError(
+      `Cannot use "${NBD_TIMEOUT}" of the storage: its value is ${JSON.stringify(value)}, wanted a number of seconds from ${min} to ${max}`,
+    );
+  }
+  return seconds;
+}

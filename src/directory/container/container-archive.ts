@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The archive file of a container's backup, between its making and the commit: made by root, filled by
+// somebody else through an open handle, taken back by root.
+import { type FileHandle, statfs } from "node:fs/promises";
+import { EnvironmentError, environmentError, formatBytes } from "../../core/index.ts";
+import { type Digest, digestFile, preferredDigest, tryCreateDigester } from "../../digest/index.ts";
+import { FILE_MODE, type NewFile, type RegularFile } from "../../host/index.ts";
+
+/** A file system that compresses holds more than its size; a planted sparse file claims far more. */
+const MOST_TIMES_FILE_SYSTEM = 4;
+
+export class ContainerArchive implements AsyncDisposable {
+  readonly path: string;
+  readonly #handle: FileHandle;
+
+  private constructor(path: string, handle: FileHandle) {
+    this.path = path;
+    this.#handle = handle;
+  }
+
+  /** @throws EnvironmentError, also if the name is taken */
+  static async create({ path, create }: NewFile): Promise<ContainerArchive> {
+    try {
+      return new ContainerArchive(path, await create());
+    } catch (error) {
+      throw environmentError("create", path, error);
+    }
+  }
+
+  /** Leads root of this host to the very file, whatever its names are by then, as long as we hold it. */
+  get handlePath(): string {
+    return `/proc/${process.pid}/fd/${this.#handle.fd}`;
+  }
+
+  /** For a tool that has to open it again, through /proc: that takes the owner. */
+  async giveTo(userId: number): Promise<void> {
+    try {
+      await this.#handle.chown(userId, userId);
+    } catch (error) {
+      throw environmentError("change the owner of", this.path, error);
+    }
+  }
+
+  /** From here on it belongs to root again. @throws EnvironmentError if it has got a second name, or an impossible size */
+  async takeBack(): Promise<void> {
+    const { path } = this;
+    try {
+      await this.#handle.chown(process.getuid?.() ?? 0, process.getgid?.() ?? 0);
+      await this.#handle.chmod(FILE_MODE);
+      const { nlink, size } = await this.#handle.stat();
+      if (nlink === 0) {
+        throw new EnvironmentError(`Cannot commit "${path}": it is not the file that was created for the backup`);
+      }
+      if (nlink > 1) throw new EnvironmentError(`Cannot commit "${path}": it has ${nlink} names, only one is expected`);
+      const { blocks, bsize } = await statfs(`/proc/self/fd/${this.#handle.fd}`);
+      if (size > blocks * bsize * MOST_TIMES_FILE_SYSTEM) {
+        throw new EnvironmentError(`Cannot commit "${path}": it claims ${formatBytes(size)}, more than fits here`);
+      }
+    } catch (error) {
+      throw environmentError("take back", path, error);
+    }
+  }
+
+  /** The file itself, for whoever reads it; borrowed. @throws EnvironmentError */
+  async file(): Promise<RegularFile> {
+    try {
+      const { nlink, size } = await this.#handle.stat();
+      return {
+        path: this.path,
+        handle: this.#handle,
+        fileBytes: size,
+        links: nlink,
+        [Symbol.asyncDispose]: () => Promise.resolve(),
+      };
+    } catch (error) {
+      throw environmentError("read", this.path, error);
+    }
+  }
+
+  /** In plain order, from the first byte to the last, as xxhsum and sha256sum do. */
+  async digest(signal: AbortSignal): Promise<Digest | undefined> {
+    const digester = tryCreateDigester(preferredDigest());
+    if (digester === undefined) return undefined;
+    try {
+      return await digestFile(this.#handle, digester, signal);
+    } catch (error) {
+      signal.throwIfAborted();
+      throw environmentError("read", this.path, error);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#handle.close().catch(() => undefined); // closed twice
+  }
+}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+export {
+  type ArchiveName,
+  formatArchiveName,
+  isArchiveName,
+  isFolderName,
+  type PointType,
+  parseArchiveName,
+  parseFolderName,
+  volnameOf,
+} from "./archive-name.ts";
+export { checkDeviceName, isDeviceName } from "./device.ts";
+export {
+  findBackedUpDrives,
+  findTellingKeys,
+  MAX_GUEST_CONFIG_BYTES,
+  parseDeviceMap,
+  parseVmgenid,
+} from "./guest-config.ts";
+export { type GuestIdentity, readGuestIdentity, readGuestProcess } from "./guest-identity.ts";
+export { STOREID_PATTERN } from "./storeid.ts";
+export { checkVmid, isVmidName } from "./vmid.ts";

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// The hooks of a backup job, called on the provider in this process, or through the real shim under perl -T and the
+// real bridge behind it. Both reject with what PVE would see die.
+import type { ChildProcessWithoutNullStreams } from "node:child_process";
+import { once } from "node:events";
+import { writeFile } from "node:fs/promises";
+import path from "node:path";
+import { createInterface } from "node:readline";
+import { type LabBackup, until, vmVolumesOf } from "../../../fixtures/lab/index.ts";
+import type { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
+import type { ContainerHandoff, GuestType } from "../../../src/provider/index.ts";
+import { packTree, playArchiver } from "../container/archiver.ts";
+import { processesNaming } from "../programs/processes.ts";
+import { type ScriptOptions, startScript } from "../programs/scripted-pve.ts";
+import type { TestNode } from "../vm/vm-job.ts";
+import { never } from "../vm/vm-rules.ts";
+
+type Volumes = LabBackup["volumes"];
+export type Sizes = ReadonlyMap<string, { readonly size: number }>;
+
+export interface CopyOptions {
+  readonly bandwidthLimit?: number;
+  /** Resolves when PVE's signal handler is to die. */
+  readonly interrupt?: Promise<void>;
+}
+
+export interface Hooks extends AsyncDisposable {
+  jobInit(): Promise<void>;
+  jobCleanup(): Promise<void>;
+  /** @returns the archive name */
+  backupInit(vmid: number, type: GuestType, epoch: number): Promise<string>;
+  mechanism(vmid: number, type: GuestType): Promise<void>;
+  query(vmid: number, devices: Sizes): Promise<Record<string, "new" | "use">>;
+  backupVm(vmid: number, config: string, volumes: Volumes, options?: CopyOptions): Promise<void>;
+  prepare(vmid: number, tree: string): Promise<void>;
+  /** After prepare(); reads what lies in the tree. */
+  backupContainer(vmid: number, tree: string, options?: CopyOptions): Promise<void>;
+  cleanup(vmid: number, type: GuestType | undefined, success: boolean, error?: string): Promise<void>;
+  logFile(vmid: number, file: string): Promise<void>;
+}
+
+/** The provider itself; the archiver in the container's namespace is played by GNU tar and this class. */
+export class ProviderHooks implements Hooks {
+  readonly #provider: DirectoryProvider;
+  #handoff: ContainerHandoff | undefined;
+
+  constructor(node: TestNode) {
+    this.#provider = node.provider();
+  }
+
+  async jobInit(): Promise<void> {
+    await this.#provider.jobInit();
+  }
+
+  async jobCleanup(): Promise<void> {
+    await this.#provider.jobCleanup(never);
+  }
+
+  async backupInit(vmid: number, type: GuestType, epoch: number): Promise<string> {
+    return (await this.#provider.backupInit(vmid, type, epoch, never)).archiveName;
+  }
+
+  async mechanism(vmid: number, type: GuestType): Promise<void> {
+    await this.#provider.backupGetMechanism(vmid, type);
+  }
+
+  async query(vmid: number, devices: Sizes): Promise<Record<string, "new" | "use">> {
+    return Object.fromEntries(await this.#provider.backupVmQueryIncremental(vmid, devices, never));
+  }
+
+  async backupVm(vmid: number, config: string, volumes: Volumes, options: CopyOptions = {}): Promise<void> {
+    const cancel = new AbortController();
+    void options.interrupt?.then(() => cancel.abort(new Error("interrupted by signal")));
+    const info = { bandwidthLimit: options.bandwidthLimit ?? 0, firewallConfig: undefined };
+    await this.#provider.backupVm(vmid, Buffer.from(config), vmVolumesOf(volumes), info, cancel.signal);
+  }
+
+  async prepare(vmid: number, tree: string): Promise<void> {
+    const info = { directory: tree, sources: ["./"], backupUserId: 0, bandwidthLimit: 0, firewallConfig: undefined };
+    this.#handoff = await this.#provider.backupContainerPrepare(vmid, info, never);
+  }
+
+  async backupContainer(_vmid: number, tree: string, options: CopyOptions = {}): Promise<void> {
+    if (this.#handoff === undefined) throw new Error("it was not prepared");
+    await playArchiver(this.#handoff, async (archive) => {
+      await options.interrupt?.then(() => Promise.reject(new Error("interrupted by signal")));
+      await packTree("tar", tree, archive);
+    });
+  }
+
+  async cleanup(vmid: number, type: GuestType | undefined, success: boolean, error?: string): Promise<void> {
+    await this.#provider.backupCleanup(vmid, type, success, error, never);
+  }
+
+  async logFile(vmid: number, file: string): Promise<void> {
+    await this.#provider.backupHandleLogFile(vmid, file);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#provider[Symbol.asyncDispose]();
+  }
+}
+
+interface Answer {
+  readonly log?: string;
+  readonly error?: string;
+  readonly result?: unknown;
+}
+
+export interface ShimOptions extends Omit<ScriptOptions, "root"> {
+  readonly scfg?: Record<string, unknown>;
+}
+
+/** One perl -T with one provider object of the shim. */
+export class ShimHooks implements Hooks {
+  readonly child: ChildProcessWithoutNullStreams;
+  readonly log: string[];
+  readonly #dir: string;
+  readonly #bridge: string;
+  readonly #exit: Promise<unknown[]>;
+  #settle: ((answer: Answer) => void) | undefined;
+
+  private constructor(child: ChildProcessWithoutNullStreams, node: TestNode, bridge: string) {
+    this.child = child;
+    this.#bridge = bridge;
+    this.#dir = node.dir;
+    this.log = node.log;
+    this.#exit = once(child, "close");
+    void this.#exit.then(() => this.#settle?.({ error: "perl has ended\n" }));
+    for (const input of [child.stdout, child.stderr]) {
+      createInterface({ input }).on("line", (line) => this.#take(line));
+    }
+  }
+
+  static async start(node: TestNode, { bridge, scfg = {}, ...more }: ShimOptions): Promise<ShimHooks> {
+    const section = { path: node.storePath, content: "backup", "vm-backup-mode": "incremental", ...scfg };
+    const jobFile = path.join(node.dir, "hooks.json");
+    await writeFile(jobFile, JSON.stringify({ storeid: node.storeid, scfg: section }));
+    const child = startScript("hooks.pl", ["--job", jobFile], { root: node.root, bridge, ...more });
+    return new ShimHooks(child, node, bridge);
+  }
+
+  async jobInit(): Promise<void> {
+    await this.#call("job_init", 1_700_000_000);
+  }
+
+  async jobCleanup(): Promise<void> {
+    await this.#call("job_cleanup");
+  }
+
+  async backupInit(vmid: number, type: GuestType, epoch: number): Promise<string> {
+    const result = (await this.#call("backup_init", vmid, type, epoch)) as Record<string, string>;
+    return result["archive-name"] ?? "none";
+  }
+
+  async mechanism(vmid: number, type: GuestType): Promise<void> {
+    await this.#call("backup_get_mechanism", vmid, type);
+  }
+
+  async query(vmid: number, devices: Sizes): Promise<Record<string, "new" | "use">> {
+    const answer = await this.#call("backup_vm_query_incremental", vmid, Object.fromEntries(devices));
+    return answer as Record<string, "new" | "use">;
+  }
+
+  async backupVm(vmid: number, config: string, volumes: Volumes, options: CopyOptions = {}): Promise<void> {
+    void options.interrupt?.then(() => this.child.kill("SIGTERM"));
+    const limit = options.bandwidthLimit === undefined ? {} : { "bandwidth-limit": options.bandwidthLimit };
+    await this.#call("backup_vm", vmid, { file: await this.#file("guest.conf", config) }, volumes, limit);
+  }
+
+  async prepare(vmid: number, tree: string): Promise<void> {
+    await this.#call("backup_container_prepare", vmid, infoOf(tree));
+  }
+
+  async backupContainer(vmid: number, tree: string, options: CopyOptions = {}): Promise<void> {
+    void options.interrupt?.then(() => this.#untilSecondNode()).then(() => this.child.kill("SIGTERM"));
+    const info = { ...infoOf(tree), "bandwidth-limit": options.bandwidthLimit ?? 0 };
+    await this.#call("backup_container", vmid, { file: await this.#file("ct.conf", "hostname: ct\n") }, [], info);
+  }
+
+  async cleanup(vmid: number, type: GuestType | undefined, success: boolean, error?: string): Promise<void> {
+    await this.#call("backup_cleanup", vmid, type ?? null, success ? 1 : 0, error === undefined ? {} : { error });
+  }
+
+  async logFile(vmid: number, file: string): Promise<void> {
+    await this.#call("backup_handle_log_file", vmid, file);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.child.stdin.end();
+    await this.#exit;
+  }
+
+  async #call(hook: string, ...args: unknown[]): Promise<unknown> {
+    const answer = await new Promise<Answer>((resolve) => {
+      this.#settle = resolve;
+      if (this.child.exitCode !== null || this.child.signalCode !== null) resolve({ error: "perl has ended\n" });
+      else this.child.stdin.write(`${JSON.stringify({ call: [hook, ...args] })}\n`);
+    });
+    this.#settle = undefined;
+    if (answer.error === undefined) return answer.result;
+    // A message of Perl's own would name a line of code.
+    throw new Error(answer.error.endsWith("\n") ? answer.error.slice(0, -1) : `unfinished: ${answer.error}`);
+  }
+
+  async #file(name: string, content: string): Promise<string> {
+    const file = path.join(this.#dir, name);
+    await writeFile(file, content);
+    return file;
+  }
+
+  /** Until the Node that reads the container is there: before, a signal would find perl outside of the hook. */
+  async #untilSecondNode(): Promise<void> {
+    await until("the second Node runs", async () => (await processesNaming(this.#bridge)).length >= 2);
+  }
+
+  #take(line: string): void {
+    let message: Answer;
+    try {
+      message = JSON.parse(line) as Answer;
+    } catch {
+      message = { log: `perl: ${line}` };
+    }
+    if (message.log !== undefined) this.log.push(message.log);
+    else this.#settle?.(message);
+  }
+}
+
+const infoOf = (tree: string) => ({ directory: tree, sources: ["./"], "backup-user-id": 0 });

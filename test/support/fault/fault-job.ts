@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Whole backups of one VM with a fault somewhere, and what must hold after each: only whole points are listed, each
+// restores bit for bit, nothing is left behind for good, one clear sentence says why, and the next backup is right.
+// biome-ignore assist/source/organizeImports: it must come before the product
+import { type Fault, type Operation, faultSwitch } from "./fault-fs.ts";
+import { rm, writeFile } from "node:fs/promises";
+import path from "node:path";
+import { expect } from "vitest";
+import { LabGuest, SeededRandom, compareImages, seededBytes, type LabBackup } from "../../../fixtures/lab/index.ts";
+import { age, leftBelow, MemoryFolder } from "./fault-folder.ts";
+import { sentenceOf } from "./fault-rules.ts";
+import { list, TestNode } from "../vm/vm-job.ts";
+import { expectRestores, never } from "../vm/vm-rules.ts";
+
+const KIB = 1024;
+const MIB = 1024 * KIB;
+const VMID = 100;
+const DISKS = ["drive-scsi0", "drive-scsi1"] as const;
+const DISK_BYTES = 8 * MIB;
+/** Above this the points are removed and it starts again with a full one: comparing long chains takes its time. */
+export const MOST_POINTS = 6;
+
+export interface Cell {
+  /** What the job ended with; undefined if it succeeded. */
+  readonly error: unknown;
+  readonly volname: string;
+  readonly isCommitted: boolean;
+  readonly modes: ReadonlyMap<string, "new" | "use">;
+  readonly log: readonly string[];
+  /** What failed first; undefined if the job was over before. */
+  readonly fired: Operation | undefined;
+  readonly operations: readonly Operation[];
+}
+
+/** A node with a store, a running VM with two small disks, and the points that must be there. */
+export class FaultSite implements AsyncDisposable {
+  readonly node: TestNode;
+  readonly guest: LabGuest;
+  /** Every point that must be there, with raw copies of its disks. */
+  readonly points = new Map<string, ReadonlyMap<string, string>>();
+  /** What the guest has written: the test knows it without asking anybody. */
+  readonly #disks = new Map<string, Buffer>(DISKS.map((device) => [device, Buffer.alloc(DISK_BYTES)]));
+  /** Of the newest point. */
+  chainLength = 0;
+  readonly #memory: MemoryFolder;
+  readonly #random = new SeededRandom(44);
+  #epoch = 1000;
+
+  private constructor(node: TestNode, guest: LabGuest, memory: MemoryFolder) {
+    this.node = node;
+    this.guest = guest;
+    this.#memory = memory;
+  }
+
+  static async create(scfg: Record<string, unknown>): Promise<FaultSite> {
+    const memory = await MemoryFolder.mount();
+    const node = await memory.use(() => TestNode.create(scfg));
+    const disks = DISKS.map((device) => ({ device, sizeBytes: DISK_BYTES }));
+    const options = { dir: `${node.dir}/vm`, root: node.root, vmid: VMID, storeid: node.storeid, disks };
+    const guest = await LabGuest.start(options);
+    const site = new FaultSite(node, guest, memory);
+    for (const device of DISKS) await site.write(device, MIB, seededBytes(device, 512 * KIB));
+    return site;
+  }
+
+  /** The store, the place of the witness, and the folder for mounts. */
+  get folders(): string[] {
+    return [this.node.storePath, this.witnesses, this.runDir];
+  }
+
+  get runDir(): string {
+    return path.join(this.node.root, "run/pve-backup-host");
+  }
+
+  get witnesses(): string {
+    return path.join(this.node.root, "etc/pve/priv/pve-backup-host");
+  }
+
+  get newest(): string {
+    return [...this.points.keys()].at(-1) ?? "none";
+  }
+
+  /** What the guest writes; the test remembers it. */
+  async write(device: string, offset: number, bytes: Buffer): Promise<void> {
+    bytes.copy(this.#disks.get(device) ?? bytes, offset);
+    const isZero = bytes.every((byte) => byte === 0);
+    if (isZero) await this.guest.writeZeroes(device, offset, bytes.length);
+    else await this.guest.write(device, offset, bytes);
+  }
+
+  /** The guest writes here and there, vzdump runs, and `fault` happens on the way. Never rejects, as in PVE. */
+  async job(fault?: Fault): Promise<Cell> {
+    const device = DISKS[this.#random.integer(0, 1)] ?? DISKS[0];
+    const offset = this.#random.integer(0, DISK_BYTES / 4096 - 32) * 4096;
+    await this.write(device, offset, seededBytes(this.#epoch, 128 * KIB));
+    await this.write(device, this.#random.integer(0, 100) * 4096, Buffer.alloc(64 * KIB));
+    return await this.vzdump(fault);
+  }
+
+  /** job() without the guest. */
+  async vzdump(fault?: Fault): Promise<Cell> {
+    const { guest, node } = this;
+    const epoch = this.#epoch++;
+    const taskLog = path.join(node.dir, "task.log");
+    await writeFile(taskLog, "INFO: task log\n");
+    const logStart = node.log.length;
+    faultSwitch.arm(this.folders, fault);
+    const done = await runJob(node, guest, { epoch, taskLog }).finally(() => faultSwitch.disarm());
+    const volname = `backup/${VMID}/qemu-${epoch}`;
+    if (done.isCommitted) {
+      this.points.set(volname, await this.#copyDisks(epoch));
+      this.chainLength = [...done.modes.values()].includes("use") ? this.chainLength + 1 : 1;
+    }
+    const { fired, operations } = faultSwitch;
+    return { ...done, volname, log: node.log.slice(logStart), fired, operations: [...operations] };
+  }
+
+  /** What must hold after every cell. @returns what is left behind for the next backup to sweep */
+  async expectWhole({ error, isCommitted, log, volname }: Cell): Promise<string[]> {
+    for (const line of log) expect(line).toMatch(/^(info|warn): [A-Za-z"][^\n]*[^:\s]$/);
+    expect(log.join("\n")).not.toMatch(/undefined|\[object|injected|Error:| {4}at /);
+    if (error !== undefined) sentenceOf(error);
+    expect(new Set(await list(this.node, VMID)), `${volname} in the listing`).toEqual(new Set(this.points.keys()));
+    if (isCommitted) await this.expectPoint(volname);
+    return await leftBelow(this.folders);
+  }
+
+  /** qemu-img alone on the files of the store, against copies of the disks at the time of the backup. */
+  async expectPoint(volname: string): Promise<void> {
+    const folder = path.join(this.node.storePath, volname.replace("backup/", ""));
+    for (const [device, oracle] of this.points.get(volname) ?? []) {
+      const compared = await compareImages(oracle, "raw", path.join(folder, `${device}.qcow2`), "qcow2");
+      expect(compared, `${volname} ${device}`).toMatchObject({ identical: true });
+    }
+  }
+
+  /**
+   * A backup without a fault: it succeeds, is right, and sweeps what was left; then everything restores.
+   *
+   * @param how "all": every point, as PVE restores it; "it": this one alone, by qemu-img on the store
+   */
+  async expectNextBackup(how: "all" | "it"): Promise<Cell> {
+    await age(await leftBelow(this.folders));
+    const next = await this.job();
+    expect(next.error, next.log.join("\n")).toBeUndefined();
+    expect(next.log.filter((line) => line.startsWith("warn"))).toEqual([]);
+    expect(await this.expectWhole(next)).toEqual([]);
+    if (how === "all") {
+      await expectRestores(this.node, ...[...this.points].map(([volname, oracles]) => ({ volname, oracles })));
+      expect(await leftBelow(this.folders)).toEqual([]);
+    }
+    return next;
+  }
+
+  /** A first backup, in a chain of its own; from time to time in an empty store. @returns the job */
+  async startAgain(): Promise<Cell> {
+    await rm(this.witnesses, { recursive: true, force: true });
+    if (this.points.size > MOST_POINTS) {
+      await rm(path.join(this.node.storePath, String(VMID)), { recursive: true });
+      for (const oracles of this.points.values()) for (const file of oracles.values()) await rm(file);
+      this.points.clear();
+    }
+    const first = await this.job();
+    expect(first.error, first.log.join("\n")).toBeUndefined();
+    return first;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    faultSwitch.disarm();
+    await this.guest[Symbol.asyncDispose]();
+    await this.node[Symbol.asyncDispose]();
+    await this.#memory[Symbol.asyncDispose]();
+  }
+
+  async #copyDisks(epoch: number): Promise<Map<string, string>> {
+    const copies = new Map<string, string>();
+    for (const [device, bytes] of this.#disks) {
+      copies.set(device, path.join(this.node.dir, `${device}-${epoch}.raw`));
+      await writeFile(copies.get(device) ?? "", bytes);
+    }
+    return copies;
+  }
+}
+
+/** PVE's calls in PVE's order; notes and protection come in a process of their own. */
+async function runJob(
+  node: TestNode,
+  guest: LabGuest,
+  { epoch, taskLog }: { readonly epoch: number; readonly taskLog: string },
+): Promise<Pick<Cell, "error" | "isCommitted" | "modes">> {
+  const { vmid } = guest;
+  await using provider = node.provider();
+  let access: LabBackup | undefined;
+  let modes: ReadonlyMap<string, "new" | "use"> = new Map();
+  let isCommitted = false;
+  let failure: unknown;
+  try {
+    await provider.jobInit();
+    await provider.backupInit(vmid, "qemu", epoch, never);
+    modes = await provider.backupVmQueryIncremental(vmid, guest.devices, never);
+    access = await guest.openBackup({ modes });
+    const info = { bandwidthLimit: 0, firewallConfig: Buffer.from("[OPTIONS]\nenable: 1\n") };
+    await provider.backupVm(vmid, Buffer.from(guest.guestConfig), access.vmVolumes(), info, never);
+    isCommitted = true;
+    await access.finish(true);
+    await using attributes = node.provider();
+    const volname = `backup/${vmid}/qemu-${epoch}`;
+    await attributes.updateVolumeAttribute(volname, "notes", `of ${epoch}`, never);
+    await attributes.updateVolumeAttribute(volname, "protected", 1, never);
+    await provider.backupCleanup(vmid, "qemu", true, undefined, never);
+  } catch (error) {
+    failure = error;
+    await access?.finish(isCommitted);
+    await provider.backupCleanup(vmid, "qemu", false, (error as Error).message, never);
+  }
+  await provider.backupHandleLogFile(vmid, taskLog);
+  await provider.jobCleanup(never);
+  return { error: failure, isCommitted, modes };
+}

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Programs of this checkout, and of its tests, as bundles that a Node of their own can start.
+import { randomUUID } from "node:crypto";
+import { rm } from "node:fs/promises";
+import path from "node:path";
+import { build } from "esbuild";
+
+const root = path.resolve(import.meta.dirname, "../../..");
+
+/** Bundles a program as a release does. @param entryPoint below the project's root */
+export async function bundleInto(outfile: string, entryPoint: string): Promise<void> {
+  await build({
+    ...{ absWorkingDir: root, entryPoints: [entryPoint], outfile, bundle: true, platform: "node" },
+    ...{ format: "esm", target: "node20.19", external: ["koffi"], logLevel: "warning" },
+    banner: {
+      js: 'import { createRequire as __createRequire } from "node:module"; const require = __createRequire(import.meta.url);',
+    },
+  });
+}
+
+export interface Bundle extends AsyncDisposable {
+  readonly path: string;
+}
+
+/** The same below dist/, where it finds its native libraries, until disposed. */
+export async function buildProgram(entryPoint: string): Promise<Bundle> {
+  const file = path.join(root, "dist/test", `${path.basename(entryPoint, ".ts")}-${process.pid}-${randomUUID()}.mjs`);
+  await bundleInto(file, entryPoint);
+  return { path: file, [Symbol.asyncDispose]: () => rm(file, { force: true }) };
+}

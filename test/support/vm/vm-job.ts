@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: AGPL-3.0-or-later
+// Plays vzdump and qmrestore on a provider in this process, in PVE's order, with a failure wherever wanted.
+import { execFile } from "node:child_process";
+import { mkdtemp, rename, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { promisify } from "node:util";
+import type { LabBackup, LabGuest } from "../../../fixtures/lab/index.ts";
+import type { LogLevel } from "../../../src/core/index.ts";
+import { DirectoryProvider, type DirectoryProviderOptions } from "../../../src/directory/directory-provider.ts";
+import type { HandedOver } from "./file-handles.ts";
+
+const run = promisify(execFile);
+const never = new AbortController().signal;
+
+/** Where a job can go wrong, in the order of PVE's calls. */
+export type FailAt =
+  | "backup_init" // PVE fails right after it
+  | "query" // backup-access-setup refuses after the question
+  | "backup_vm" // the job is cancelled in mid-copy
+  | "after_backup_vm"; // protection or retention fails: QEMU was told "success"
+
+export interface JobOptions {
+  readonly epoch: number;
+  readonly failAt?: FailAt | undefined;
+  /** Runs while the backup runs, e.g. guest writes. */
+  readonly during?: (() => Promise<void>) | undefined;
+  readonly oracleDir?: string;
+  readonly firewallConfig?: Buffer;
+  readonly bandwidthLimit?: number;
+  /** Room of each fleecing image. */
+  readonly fleecingBytes?: number;
+  /** Cancels backup_vm. */
+  readonly signal?: AbortSignal;
+  /** How long the provider waits for QEMU and for nbdfuse. */
+  readonly timeouts?: DirectoryProviderOptions["timeouts"];
+  /** Hands the devices over as files, not as NBD exports. */
+  readonly handOver?: (access: LabBackup) => Promise<HandedOver>;
+  /** Between the answers and the backup access: what may happen to the store meanwhile. */
+  readonly afterQuery?: (() => Promise<void>) | undefined;
+}
+
+export interface JobResult {
+  /** Undefined if the job failed. */
+  readonly volname: string | undefined;
+  readonly error: unknown;
+  readonly modes: ReadonlyMap<string, "new" | "use">;
+  /** Raw copies of the disks at the time of the backup, where an oracleDir was given. */
+  readonly oracles: ReadonlyMap<string, string>;
+  readonly log: readonly string[];
+}
+
+/** A store, a fake root for /etc/pve, /run and /var/lib, and providers on them. */
+export class TestNode implements AsyncDisposable {
+  readonly dir: string;
+  /** Where the storage's section says that the store is; changes with moveStore(). */
+  storePath: string;
+  readonly root: string;
+  readonly storeid: string = "bk";
+  readonly log: string[] = [];
+  /** What the Perl side would hold open. */
+  handedOver: HandedOver | undefined;
+  readonly #scfg: Record<string, unknown>;
+
+  private constructor(dir: string, storePath: string, scfg: Record<string, unknown>) {
+    this.dir = dir;
+    this.root = path.join(dir, "root");
+    this.storePath = storePath;
+    this.#scfg = scfg;
+  }
+
+  static async create(scfg: Record<string, unknown> = {}): Promise<TestNode> {
+    const dir = await mkdtemp(path.join(tmpdir(), "pbh-node-"));
+    const node = new TestNode(dir, path.join(dir, "store"), scfg);
+    await run("mkdir", ["-p", node.storePath, path.join(node.root, "etc/pve/priv"), path.join(node.root, "run")]);
+    return node;
+  }
+
+  provider(
+    scfg: Record<string, unknown> = {},
+    options: DirectoryProviderOptions = {},
+    storeid = this.storeid,
+  ): DirectoryProvider {
+    const log = (level: LogLevel, message: string): void => void this.log.push(`${level}: ${message}`);
+    const perlSide = (): HandedOver => {
+      if (this.handedOver === undefined) throw new Error("no device is handed over as a file");
+      return this.handedOver;
+    };
+    return new DirectoryProvider(
+      {
+        storeid,
+        scfg: {
+          path: this.storePath,
+          "vm-backup-mode": "incremental",
+          "dir-device-view": "fuse",
+          ...this.#scfg,
+          ...scfg,
+        },
+        nodename: "node1",
+        apiver: 15,
+        log,
+        fileHandles: {
+          nextDirtyRegions: async (device, max, timeoutMs) => await perlSide().nextDirtyRegions(device, max, timeoutMs),
+          deallocate: async (device, ranges) => await perlSide().deallocate(device, ranges),
+        },
+      },
+      { root: this.root, timeouts: { connectTimeoutMs: 5_000, replyTimeoutMs: 5_000 }, ...options },
+    );
+  }
+
+  /** The admin moves the folder, and then says so in the storage's section. */
+  async moveStore(to: string): Promise<void> {
+    await rename(this.storePath, to);
+    this.storePath = to;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await rm(this.dir, { recursive: true, force: true });
+  }
+}
+
+class InjectedFailure extends Error {}
+
+/** One vzdump job of one running VM. Never rejects: a failure is part of the result, as in PVE. */
+export async function backUp(node: TestNode, guest: LabGuest, options: JobOptions): Promise<JobResult> {
+  const { vmid } = guest;
+  const logStart = node.log.length;
+  const { timeouts } = options;
+  await using provider = node.provider({}, timeouts === undefined ? {} : { timeouts });
+  let access: LabBackup | undefined;
+  let modes: ReadonlyMap<string, "new" | "use"> = new Map();
+  let volname: string | undefined;
+  let failure: unknown;
+  const mayFail = (at: FailAt): void => {
+    if (options.failAt === at) throw new InjectedFailure(`injected at ${at}`);
+  };
+  try {
+    await provider.jobInit();
+    const { archiveName } = await provider.backupInit(vmid, "qemu", options.epoch, never);
+    mayFail("backup_init");
+    modes = await provider.backupVmQueryIncremental(vmid, guest.devices, never);
+    await options.afterQuery?.();
+    mayFail("query");
+    access = await guest.openBackup({
+      modes,
+      ...(options.oracleDir === undefined ? {} : { oracleDir: options.oracleDir }),
+      ...(options.fleecingBytes === undefined ? {} : { fleecingBytes: options.fleecingBytes }),
+    });
+    const cancel = new AbortController();
+    const info = { bandwidthLimit: options.bandwidthLimit ?? 0, firewallConfig: options.firewallConfig };
+    const signal = AbortSignal.any([cancel.signal, options.signal ?? never]);
+    node.handedOver = await options.handOver?.(access);
+    const volumes = node.handedOver?.volumes ?? access.vmVolumes();
+    const backup = provider.backupVm(vmid, Buffer.from(guest.guestConfig), volumes, info, signal);
+    if (options.failAt === "backup_vm") setTimeout(() => cancel.abort(new InjectedFailure("cancelled")), 15).unref();
+    const [copied, meanwhile] = await Promise.allSettled([backup, options.during?.()]);
+    if (copied.status === "rejected") throw copied.reason;
+    if (meanwhile.status === "rejected") throw meanwhile.reason;
+    await node.handedOver?.[Symbol.asyncDispose]();
+    await access.finish(true); // PVE tells QEMU "success" as soon as backup_vm has returned
+    mayFail("after_backup_vm");
+    await provider.backupCleanup(vmid, "qemu", true, undefined, never);
+    volname = `backup/${archiveName}`;
+  } catch (error) {
+    failure = error;
+    await node.handedOver?.[Symbol.asyncDispose]();
+    await access?.finish(false);
+    await provider.backupCleanup(vmid, "qemu", false, String(error), never);
+  }
+  const taskLog = path.join(node.dir, "task.log");
+  await writeFile(taskLog, "INFO: task log\n");
+  await provider.backupHandleLogFile(vmid, taskLog);
+  await provider.jobCleanup(never);
+  return { volname, error: failure, modes, oracles: access?.oracles ?? new Map(), log: node.log.slice(logStart) };
+}
+
+/** What qmrestore does with every disk; `take` gets the raw file as PVE's qemu-img convert would. */
+export async function restore(
+  node: TestNode,
+  volname: string,
+  take: (device: string, rawPath: string, sizeBytes: number) => Promise<void>,
+): Promise<{ guestConfig: Buffer; firewallConfig: Buffer | undefined; devices: string[] }> {
+  await using provider = node.provider();
+  await provider.restoreGetMechanism(volname, never);
+  try {
+    const devices = await provider.restoreVmInit(volname, never);
+    const guestConfig = await provider.archiveGetGuestConfig(volname, never);
+    const firewallConfig = await provider.archiveGetFirewallConfig(volname, never);
+    for (const [device, { size }] of devices) {
+      const { qemuImgPath } = await provider.restoreVmVolumeInit(volname, device, never);
+      try {
+        await take(device, qemuImgPath, size);
+      } finally {
+        await provider.restoreVmVolumeCleanup(volname, device);
+      }
+    }
+    return { guestConfig, firewallConfig, devices: [...devices.keys()] };
+  } finally {
+    await provider.restoreVmCleanup(volname);
+  }
+}
+
+/** Volume names of everything that is listed. */
+export async function list(node: TestNode, vmid: number): Promise<string[]> {
+  await using provider = node.provider();
+  return (await provider.listVolumes(vmid, never)).map((entry) => entry.volname);
+}
