@@ -3,6 +3,7 @@
 import { inspectArchive, verifyArchive } from "../archive/index.ts";
 import { ChildProcessError, formatBytes } from "../core/index.ts";
 import type { RegularFile } from "../host/index.ts";
+import { parseArchiveName } from "../pve/index.ts";
 import { verifyDigest } from "../qcow2/index.ts";
 import { assertSound, type ManifestFile, type Point, PointDamagedError, type Store } from "../store/index.ts";
 
@@ -13,18 +14,16 @@ import { assertSound, type ManifestFile, type Point, PointDamagedError, type Sto
  * @throws PointDamagedError naming the first file that is not what was committed; PointNotFoundError
  */
 export async function check(store: Store, archive: string, signal: AbortSignal): Promise<void> {
-  const top = await store.openPoint(archive, signal);
-  await using lock = await store.lockChainShared(top, signal);
-  const folders = new Set<string>([top.folderName]);
-  for (const device of top.devices.keys()) {
-    await using chain = await store.openChain(top, device, signal);
-    for (const folder of chain.folders) folders.add(folder);
+  const name = parseArchiveName(archive);
+  await using points = await store.pointsOf(name.vmid);
+  await using held = await store.holdChains(points, archive, signal);
+  for (const [device, chain] of held.chains) {
     const { length } = chain.images;
     console.log(`${device}: ${formatBytes(chain.sizeBytes)}, ${length} image${length === 1 ? "" : "s"}`);
   }
-  for (const folder of folders) await checkPoint(await store.openPoint(`${top.vmid}/${folder}`, signal), signal);
-  await lock.assertHeld(); // what was read may be half of what it was
-  console.log(`${top.archive} can be restored`);
+  for (const one of held.names) await checkPoint(await points.point(one), signal);
+  await held.assertHeld(); // what was read may be half of what it was
+  console.log(`${name.archive} can be restored`);
 }
 
 async function checkPoint(point: Point, signal: AbortSignal): Promise<void> {

@@ -25,6 +25,7 @@ import { type DirectoryConfig, parseConfig } from "./config.ts";
 import { archiveContainer } from "./container/container-archiver.ts";
 import { ContainerBackup } from "./container/container-backup.ts";
 import { ContainerRestore, containerMechanism } from "./container/container-restore.ts";
+import { PointsInRestore } from "./points-in-restore.ts";
 import { RestoreSession } from "./restore-session.ts";
 import { VmBackup } from "./vm-backup.ts";
 import { toVolumeEntry, toVolumeInfo } from "./volumes.ts";
@@ -56,6 +57,7 @@ export class DirectoryProvider implements BackupProvider {
   readonly #lockTiming: LockTiming | undefined;
   readonly #restores = new Map<string, RestoreSession>();
   readonly #containerRestores = new Map<string, ContainerRestore>();
+  readonly #points = new PointsInRestore();
   #store: Promise<Store> | undefined;
   #compressor: ClusterCompressor | undefined;
   #backup: VmBackup | ContainerBackup | undefined;
@@ -203,22 +205,22 @@ export class DirectoryProvider implements BackupProvider {
 
   async restoreGetMechanism(
     volname: string,
-    signal: AbortSignal,
+    _signal: AbortSignal,
   ): Promise<{ mechanism: "qemu-img" | "tar" | "directory"; vmtype: GuestType }> {
     const store = await this.#openStore();
-    const point = await store.openPoint(volname, signal);
+    const point = await this.#points.point(store, volname);
     const mechanism = point.type === "lxc" ? containerMechanism(point) : "qemu-img";
     return { mechanism, vmtype: point.type };
   }
 
-  async archiveGetGuestConfig(volname: string, signal: AbortSignal): Promise<Buffer> {
+  async archiveGetGuestConfig(volname: string, _signal: AbortSignal): Promise<Buffer> {
     const store = await this.#openStore();
-    return await (await store.openPoint(volname, signal)).guestConfig();
+    return await (await this.#points.point(store, volname)).guestConfig();
   }
 
-  async archiveGetFirewallConfig(volname: string, signal: AbortSignal): Promise<Buffer | undefined> {
+  async archiveGetFirewallConfig(volname: string, _signal: AbortSignal): Promise<Buffer | undefined> {
     const store = await this.#openStore();
-    return await (await store.openPoint(volname, signal)).firewallConfig();
+    return await (await this.#points.point(store, volname)).firewallConfig();
   }
 
   async restoreVmInit(volname: string, signal: AbortSignal): Promise<ReadonlyMap<string, { readonly size: number }>> {
@@ -230,7 +232,8 @@ export class DirectoryProvider implements BackupProvider {
       deviceView: this.#config.deviceView,
       warn: this.#warn,
     };
-    const session = await RestoreSession.open(environment, volname, signal);
+    const points = await this.#points.pointsOf(environment.store, volname);
+    const session = await RestoreSession.open(environment, points, volname, signal);
     this.#restores.set(volname, session);
     return session.sizes;
   }
@@ -239,6 +242,7 @@ export class DirectoryProvider implements BackupProvider {
     const session = this.#restores.get(volname);
     this.#restores.delete(volname);
     await session?.[Symbol.asyncDispose]();
+    await this.#points.forget(volname);
   }
 
   async restoreVmVolumeInit(volname: string, device: string, signal: AbortSignal): Promise<{ qemuImgPath: string }> {
@@ -256,13 +260,18 @@ export class DirectoryProvider implements BackupProvider {
   async restoreContainerInit(volname: string, signal: AbortSignal): Promise<ContainerOffer> {
     await this.#takeContainerRestore(volname)?.[Symbol.asyncDispose](); // a second init of the same backup starts afresh
     const environment = { store: await this.#openStore(), runDir: this.#runDir, warn: this.#warn };
-    const restore = await ContainerRestore.open(environment, volname, signal);
+    const points = await this.#points.pointsOf(environment.store, volname);
+    const restore = await ContainerRestore.open(environment, points, volname, signal);
     this.#containerRestores.set(volname, restore);
     return restore.offer;
   }
 
   async restoreContainerCleanup(volname: string): Promise<void> {
-    await this.#takeContainerRestore(volname)?.withdraw();
+    try {
+      await this.#takeContainerRestore(volname)?.withdraw();
+    } finally {
+      await this.#points.forget(volname);
+    }
   }
 
   async listVolumes(vmid: number | undefined, signal: AbortSignal): Promise<VolumeEntry[]> {
@@ -311,6 +320,7 @@ export class DirectoryProvider implements BackupProvider {
     for (const volname of [...this.#restores.keys()]) await this.restoreVmCleanup(volname);
     for (const volname of [...this.#containerRestores.keys()])
       await this.#takeContainerRestore(volname)?.[Symbol.asyncDispose]();
+    await this.#points[Symbol.asyncDispose]();
     await this.#endBackup();
     await this.#compressor?.[Symbol.asyncDispose]();
     this.#compressor = undefined;

@@ -2,7 +2,8 @@
 // Restores under way: which point is open, and the raw views of its disks.
 import { CleanupStack, RequestError } from "../core/index.ts";
 import { type NbdHost, openRawView, type RawView, type RawViewMechanism, sweepRawViews } from "../device/index.ts";
-import { assertSound, type ChainLock, type OpenChain, type Point, type Store } from "../store/index.ts";
+import { parseArchiveName } from "../pve/index.ts";
+import { assertSound, type GuestPoints, type HeldChains, type Store } from "../store/index.ts";
 import { describeTellingKeys } from "./config-warnings.ts";
 import { mustVouch } from "./vouch.ts";
 
@@ -19,65 +20,59 @@ export interface RestoreEnvironment {
 /** One VM restore: holds the chain's lock and the views until it is disposed. */
 export class RestoreSession implements AsyncDisposable {
   readonly #environment: RestoreEnvironment;
-  readonly #point: Point;
-  readonly #lock: ChainLock;
-  /** Open from the check to the end: what was checked is what is read. */
-  readonly #chains: ReadonlyMap<string, OpenChain>;
+  /** Open and locked from the check to the end: what was checked is what is read. */
+  readonly #held: HeldChains;
   readonly #owned: CleanupStack;
   readonly #views = new Map<string, RawView>();
 
-  private constructor(
-    environment: RestoreEnvironment,
-    point: Point,
-    lock: ChainLock,
-    chains: ReadonlyMap<string, OpenChain>,
-    owned: CleanupStack,
-  ) {
+  private constructor(environment: RestoreEnvironment, held: HeldChains, owned: CleanupStack) {
     this.#environment = environment;
-    this.#point = point;
-    this.#lock = lock;
-    this.#chains = chains;
+    this.#held = held;
     this.#owned = owned;
   }
 
-  static async open(environment: RestoreEnvironment, volname: string, signal: AbortSignal): Promise<RestoreSession> {
+  /** @param points of the guest; borrowed until this is disposed */
+  static async open(
+    environment: RestoreEnvironment,
+    points: GuestPoints,
+    volname: string,
+    signal: AbortSignal,
+  ): Promise<RestoreSession> {
     const { store, runDir, host, warn } = environment;
     await sweepRawViews(runDir, warn, host);
-    const point = await store.openPoint(volname, signal);
+    const point = await points.point(parseArchiveName(volname));
     if (point.type !== "qemu") {
       throw new RequestError(`Cannot restore "${point.volname}" as a VM: it is the backup of a container`);
     }
     await using stack = new CleanupStack();
-    const lock = stack.use(await store.lockChainShared(point, signal));
-    const chains = new Map<string, OpenChain>();
+    const held = stack.use(await store.holdChains(points, volname, signal));
     // All of all chains now: a restore that would fail at its last disk must not begin.
-    for (const device of point.devices.keys()) {
-      const chain = stack.use(await store.openChain(point, device, signal));
-      for (const { file } of chain.images) await assertSound(`restore "${point.volname}"`, file, signal);
-      chains.set(device, chain);
+    for (const { images } of held.chains.values()) {
+      for (const { file, header } of images) await assertSound(`restore "${point.volname}"`, file, signal, header);
     }
     const warning = describeTellingKeys(point.volname, "qemu", await point.guestConfig());
     if (warning !== undefined) warn(warning);
-    return new RestoreSession(environment, point, lock, chains, stack.move());
+    return new RestoreSession(environment, held, stack.move());
   }
 
   get sizes(): ReadonlyMap<string, { readonly size: number }> {
-    return new Map([...this.#point.devices].map(([name, { virtualBytes }]) => [name, { size: virtualBytes }]));
+    return new Map([...this.#held.point.devices].map(([name, { virtualBytes }]) => [name, { size: virtualBytes }]));
   }
 
   /** Offers a disk as a raw file or block device. Asked twice for the same disk it answers with the same path. */
   async offer(device: string, signal: AbortSignal): Promise<string> {
     const known = this.#views.get(device);
     if (known !== undefined) return known.path;
-    const chain = this.#chains.get(device);
+    const chain = this.#held.chains.get(device);
     if (chain === undefined) {
-      throw new RequestError(`Cannot restore "${device}" of "${this.#point.volname}": this backup has no such disk`);
+      throw new RequestError(
+        `Cannot restore "${device}" of "${this.#held.point.volname}": this backup has no such disk`,
+      );
     }
-    await this.#lock.assertHeld();
+    await this.#held.assertHeld();
     const { runDir, host, deviceView, warn } = this.#environment;
-    const images = chain.images.map(({ file }) => file);
-    const { sizeBytes } = chain;
-    const options = { chain: images, sizeBytes, runDir, name: device, mechanism: deviceView, host, warn, signal };
+    const { files, sizeBytes } = chain;
+    const options = { chain: files, sizeBytes, runDir, name: device, mechanism: deviceView, host, warn, signal };
     await using stack = new CleanupStack();
     const view = stack.use(await openRawView(options));
     await chain.assertUnchanged("everything"); // QEMU read the headers itself: they are those that were checked
@@ -98,8 +93,8 @@ export class RestoreSession implements AsyncDisposable {
     this.#views.delete(device);
     await using _view = view;
     await mustVouch(device, view);
-    await this.#lock.assertHeld();
-    await this.#chains.get(device)?.assertUnchanged("content");
+    await this.#held.assertHeld();
+    await this.#held.chains.get(device)?.assertUnchanged("content");
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -2,8 +2,7 @@
 // One VM backup: from the question which disks may be incremental, to the committed point.
 import { AlignedPool, type CopySource, copyDevice, POOL_SLOTS, READ_BYTES, Throttle } from "../block/index.ts";
 import type { LogFunction } from "../core/index.ts";
-import { CleanupStack, formatBytes, HostError, messageOf, RequestError } from "../core/index.ts";
-import type { RegularFile } from "../host/index.ts";
+import { CleanupStack, formatBytes, messageOf, RequestError } from "../core/index.ts";
 import type { FileHandleCalls, VmBackupInfo, VmVolume } from "../provider/index.ts";
 import {
   checkDeviceName,
@@ -16,8 +15,8 @@ import { type ClusterCompressor, type Compression, Qcow2Chain, Qcow2Writer } fro
 import { explainLoss, FileHandleSource, NbdSource, type NbdTimeouts } from "../source/index.ts";
 import {
   assertSound,
+  type Base,
   backingFileName,
-  type ChainLock,
   deviceFileName,
   FIREWALL_CONFIG_FILE,
   GUEST_CONFIG_FILE,
@@ -43,19 +42,9 @@ export interface VmBackupEnvironment {
   readonly log: LogFunction;
 }
 
-/** What was promised for a device when PVE asked. */
-type Promised = PromisedBase | { readonly kind: "full"; readonly reason: string };
-
-/** Its chain is open from the question to the commit: what was checked is what is built on. */
-interface PromisedBase {
-  readonly kind: "base";
-  readonly base: Point;
-  readonly chain: OpenChain;
-}
-
 /** How a device is backed up now. */
 type Decision =
-  | { readonly mode: "incremental"; readonly base: Point; readonly chain: OpenChain }
+  | { readonly mode: "incremental"; readonly base: Point; readonly chain: Qcow2Chain }
   | { readonly mode: "full"; readonly reason: string };
 
 /** Owned by the provider from backup_init to backup_cleanup. */
@@ -65,8 +54,12 @@ export class VmBackup implements AsyncDisposable {
   readonly #owned: CleanupStack;
   readonly #lock: GuestLock;
   readonly #staged: StagedPoint;
-  readonly #promised = new Map<string, Promised>();
-  #baseLock: ChainLock | undefined;
+  /** Held from the question to the commit, so that nobody removes it in between. */
+  #base: Base | undefined;
+  /** Readers of the base by device: what was checked at the question is what is built on. */
+  readonly #readers = new Map<string, Qcow2Chain>();
+  /** Why devices that were asked for are backed up in full. */
+  #reasons: ReadonlyMap<string, string> = new Map();
   #point: Point | undefined;
 
   private constructor(environment: VmBackupEnvironment, lock: GuestLock, staged: StagedPoint, owned: CleanupStack) {
@@ -109,39 +102,21 @@ export class VmBackup implements AsyncDisposable {
     signal: AbortSignal,
   ): Promise<ReadonlyMap<string, "new" | "use">> {
     const { mode, root, store } = this.#environment;
-    const answers = new Map<string, "new" | "use">();
-    if (mode === "full") return answers;
+    if (mode === "full") return new Map();
     const guest = await readGuestIdentity(this.vmid, root);
-    for (const [device, { size }] of volumes) {
-      const decision = await store.decideBase({ vmid: this.vmid, device, sizeBytes: size, guest, signal });
-      if (!decision.usable) {
-        this.#promised.set(device, { kind: "full", reason: decision.reason });
-        answers.set(device, "new");
-        continue;
-      }
-      this.#owned.use(decision.chain);
-      this.#promised.set(device, await this.#promise(decision, signal));
-      answers.set(device, this.#promised.get(device)?.kind === "base" ? "use" : "new");
-    }
-    return answers;
+    const check = (base: Point, device: string, chain: OpenChain) => this.#check(base, device, chain, signal);
+    const { base, reasons } = await store.findBase({ vmid: this.vmid, devices: volumes, guest, signal }, check);
+    if (base !== undefined) this.#base = this.#owned.use(base);
+    this.#reasons = reasons;
+    return new Map([...volumes.keys()].map((device) => [device, base?.chains.has(device) === true ? "use" : "new"]));
   }
 
-  /**
-   * Holds the base until the commit, so that nobody removes it in between; all devices share one base. Its chain is
-   * sound all the way down.
-   */
-  async #promise({ base, chain }: Omit<PromisedBase, "kind">, signal: AbortSignal): Promise<Promised> {
-    try {
-      this.#baseLock ??= this.#owned.use(await this.#environment.store.lockChainShared(base, signal, "required"));
-      await this.#environment.store.assertChainSound(`build on "${base.volname}"`, this.vmid, chain, signal);
-      await Qcow2Chain.over(openFiles(chain), signal); // what cannot be opened cannot be a base
-      await chain.assertUnchanged("everything");
-      return { kind: "base", base, chain };
-    } catch (error) {
-      signal.throwIfAborted();
-      if (!(error instanceof HostError)) throw error;
-      return { kind: "full", reason: `its base cannot be used: ${error.message}` };
-    }
+  /** A base is sound all the way down, and can be read: else it is none. */
+  async #check(base: Point, device: string, chain: OpenChain, signal: AbortSignal): Promise<void> {
+    await this.#environment.store.assertChainSound(`build on "${base.volname}"`, this.vmid, chain, signal);
+    const reader = await Qcow2Chain.over(chain.files, signal, chain.headers);
+    await chain.assertUnchanged("everything");
+    this.#readers.set(device, reader);
   }
 
   /**
@@ -173,13 +148,15 @@ export class VmBackup implements AsyncDisposable {
     const { log } = this.#environment;
     const guest = await this.#guestIdentity(guestConfig);
     for (const device of volumes.keys()) checkDeviceName(device);
+    if ([...volumes.values()].some(({ bitmapMode }) => bitmapMode === "reuse"))
+      await this.#base?.recheck(guest, signal);
     await this.#staged.writeFile(GUEST_CONFIG_FILE, guestConfig);
     if (info.firewallConfig !== undefined) await this.#staged.writeFile(FIREWALL_CONFIG_FILE, info.firewallConfig);
     using pool = new AlignedPool(READ_BYTES, POOL_SLOTS);
     const throttle = new Throttle(info.bandwidthLimit);
     const devices: StagedDevice[] = [];
     for (const [device, volume] of [...volumes].sort(([a], [b]) => (a < b ? -1 : 1))) {
-      const decision = await this.#decide(device, volume, guest, signal);
+      const decision = this.#decide(device, volume);
       log("info", describe(device, volume, decision));
       const job = { device, volume, decision, pool, throttle, signal };
       devices.push(
@@ -188,8 +165,7 @@ export class VmBackup implements AsyncDisposable {
         }),
       );
     }
-    await this.#baseLock?.assertHeld();
-    const point = await this.#staged.commit({ devices, process: guest.process }, signal);
+    const point = await this.#staged.commit({ devices, base: this.#base, process: guest.process }, signal);
     this.#point = point;
     log("info", `backup "${point.volname}" is complete: ${formatBytes(point.occupiedBytes)} on the storage`);
     // Notes, protection and retention come next, without our lock. The backup is safe: nothing may fail it now.
@@ -209,20 +185,19 @@ export class VmBackup implements AsyncDisposable {
     return { ...(vmgenid === undefined ? {} : { vmgenid }), ...(process === undefined ? {} : { process }) };
   }
 
-  async #decide(device: string, volume: VmVolume, guest: GuestIdentity, signal: AbortSignal): Promise<Decision> {
-    const promised = this.#promised.get(device);
-    if (volume.bitmapMode === "reuse") {
-      if (promised?.kind !== "base") {
+  #decide(device: string, { bitmapMode }: VmVolume): Decision {
+    const chain = this.#readers.get(device);
+    if (bitmapMode === "reuse") {
+      const base = this.#base?.point;
+      if (base === undefined || chain === undefined) {
         throw new RequestError(`Cannot back up "${device}": PVE reuses a bitmap that this storage did not ask for`);
       }
-      const question = { vmid: this.vmid, device, sizeBytes: volume.size, guest, signal };
-      await this.#environment.store.recheckBase(question, promised);
-      return { mode: "incremental", base: promised.base, chain: promised.chain };
+      return { mode: "incremental", base, chain };
     }
     if (this.#environment.mode === "full") return { mode: "full", reason: "vm-backup-mode is full" };
-    if (promised === undefined) return { mode: "full", reason: "PVE did not ask for an incremental backup of it" };
-    if (promised.kind === "full") return { mode: "full", reason: promised.reason };
-    return { mode: "full", reason: "QEMU has no bitmap of it, or started a new one" };
+    if (chain !== undefined) return { mode: "full", reason: "QEMU has no bitmap of it, or started a new one" };
+    const reason = this.#reasons.get(device) ?? "PVE did not ask for an incremental backup of it";
+    return { mode: "full", reason };
   }
 
   async #backUpDevice(job: DeviceJob): Promise<StagedDevice> {
@@ -230,12 +205,9 @@ export class VmBackup implements AsyncDisposable {
     const { decision, device, signal, volume } = job;
     await using stack = new CleanupStack();
     const source = stack.use(await this.#openSource(device, volume, signal));
-    let base: Qcow2Chain | undefined;
-    let backing: { file: string; format: "qcow2" } | undefined;
-    if (decision.mode === "incremental") {
-      base = await Qcow2Chain.over(openFiles(decision.chain), signal);
-      backing = { file: backingFileName(decision.base.folderName, device), format: "qcow2" };
-    }
+    const below = decision.mode === "incremental" ? decision : undefined;
+    const backing: { file: string; format: "qcow2" } | undefined =
+      below === undefined ? undefined : { file: backingFileName(below.base.folderName, device), format: "qcow2" };
     const file = this.#staged.newFile(deviceFileName(device));
     const target = stack.use(
       await Qcow2Writer.create({ file, virtualBytes: volume.size, backing, compression, compressor, signal }),
@@ -244,7 +216,7 @@ export class VmBackup implements AsyncDisposable {
       device,
       source,
       target,
-      base,
+      base: below?.chain,
       pool: job.pool,
       throttle: job.throttle,
       log,
@@ -258,7 +230,7 @@ export class VmBackup implements AsyncDisposable {
       name: device,
       virtualBytes: volume.size,
       reason: decision.mode === "full" ? decision.reason : "",
-      ...(decision.mode === "incremental" ? { base: decision.base } : {}),
+      isIncremental: below !== undefined,
       compression,
       readBytes: copied.readBytes,
       writtenBytes: image.fileBytes,
@@ -276,8 +248,6 @@ export class VmBackup implements AsyncDisposable {
     return await FileHandleSource.open({ device, volume, handle, storeid, calls, timeouts, log }, signal);
   }
 }
-
-const openFiles = ({ images }: OpenChain): RegularFile[] => images.map(({ file }) => file);
 
 interface DeviceJob {
   readonly device: string;

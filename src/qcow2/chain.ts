@@ -22,11 +22,16 @@ export class Qcow2Chain {
   /**
    * Reads a chain, the top image first, the base last. The files are borrowed: whoever opened them closes them.
    *
+   * @param known headers of these very files, where they were read already
    * @throws Qcow2FormatError if an image is unsound or comes twice, if their L1 tables are too large, if one that is
    *   not the last has no backing file or a format other than qcow2 for it, or if the last one has a backing file;
    *   EnvironmentError if one cannot be read
    */
-  static async over(files: readonly RegularFile[], signal: AbortSignal): Promise<Qcow2Chain> {
+  static async over(
+    files: readonly RegularFile[],
+    signal: AbortSignal,
+    known: readonly Qcow2Header[] = [],
+  ): Promise<Qcow2Chain> {
     if (files.length === 0 || files.length > MAX_CHAIN_IMAGES) {
       throw new RequestError(`Cannot open a chain of ${files.length} images: 1 to ${MAX_CHAIN_IMAGES} are wanted`);
     }
@@ -36,7 +41,7 @@ export class Qcow2Chain {
     for (const [index, file] of files.entries()) {
       const { path } = file;
       signal.throwIfAborted();
-      const image = await Qcow2Image.over(file);
+      const image = await Qcow2Image.over(file, known[index]);
       const { dev, ino } = await file.handle.stat({ bigint: true });
       if (seen.has(`${dev}:${ino}`)) throw new Qcow2FormatError(`Cannot open chain: "${path}" comes twice in it`);
       seen.add(`${dev}:${ino}`);

@@ -17,6 +17,8 @@ export interface CheckOptions {
   readonly signal: AbortSignal;
   /** Called now and then with the part that is done, 0 to 1. */
   readonly onProgress?: (part: number) => void;
+  /** Of this very file, where it was read already. */
+  readonly header?: Qcow2Header;
   /** Clusters per pass; for tests. */
   readonly windowClusters?: number;
 }
@@ -31,7 +33,7 @@ const MAX_ERRORS = 1000;
  *   internal snapshots or bitmaps, whose clusters we do not count; EnvironmentError if reading fails
  */
 export async function checkQcow2(file: RegularFile, options: CheckOptions): Promise<CheckReport> {
-  const header = await readQcow2Header(file);
+  const header = options.header ?? (await readQcow2Header(file));
   if (header.snapshots > 0 || header.hasBitmaps) {
     throw new UnsupportedError(`Cannot check "${file.path}": it holds internal snapshots or bitmaps`);
   }

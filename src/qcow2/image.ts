@@ -42,10 +42,11 @@ export class Qcow2Image {
   /**
    * Reads header and L1 table. The file is borrowed: whoever opened it closes it.
    *
+   * @param known the header of this very file, where it was read already
    * @throws EnvironmentError if the file cannot be read, Qcow2FormatError if it is not a sound plain image
    */
-  static async over(file: RegularFile): Promise<Qcow2Image> {
-    const header = await readQcow2Header(file);
+  static async over(file: RegularFile, known?: Qcow2Header): Promise<Qcow2Image> {
+    const header = known ?? (await readQcow2Header(file));
     const entries = Math.ceil(header.virtualBytes / l2CoverageBytes(header.clusterBytes));
     const l1 = await readTable(file, header.l1Offset, entries * TABLE_ENTRY_BYTES);
     return new Qcow2Image(file, header, l1);

@@ -3,81 +3,200 @@
 // the store, the one outside it and what it remembers itself; everything doubtful makes a full backup, and says why.
 import { CleanupStack, formatBytes, HostError } from "../core/index.ts";
 import { isSameProcess } from "../host/index.ts";
-import type { GuestIdentity } from "../pve/index.ts";
-import { checkDeviceName, checkVmid } from "../pve/index.ts";
-import { type CatalogEntry, type CompleteEntry, openGuest, scanGuest } from "./catalog.ts";
+import { checkDeviceName, checkVmid, type GuestIdentity } from "../pve/index.ts";
+import type { CatalogEntry, CompleteEntry } from "./catalog.ts";
 import { MAX_CHAIN_LENGTH, type OpenChain, openChain } from "./chain.ts";
 import type { StoreContext } from "./context.ts";
 import { BaseUnusableError } from "./errors.ts";
+import { HeldChains } from "./held-chains.ts";
 import { completePoint, type Point } from "./point.ts";
-import { type FoundState, readState } from "./state.ts";
-import { Witness, type WitnessRecord, type WitnessState } from "./witness.ts";
+import { type GuestSnapshot, type Memories, readMemories, takeSnapshot } from "./snapshot.ts";
+import type { WitnessRecord } from "./witness.ts";
 
 export interface BaseQuestion {
   readonly vmid: number;
-  readonly device: string;
-  readonly sizeBytes: number;
+  /** Sizes of the devices in bytes. */
+  readonly devices: ReadonlyMap<string, { readonly size: number }>;
   /** The guest as it is now. */
   readonly guest: GuestIdentity;
   readonly signal: AbortSignal;
 }
 
-export type BaseDecision =
-  /** `chain` is open, and the caller's to close. */
-  | { readonly usable: true; readonly base: Point; readonly chain: OpenChain }
-  /** `reason` ends the log line "full backup: ...". */
-  | { readonly usable: false; readonly reason: string };
+/** Looks closer at the chain of one device, before anything is promised; throws a HostError if it will not do. */
+export type ChainCheck = (base: Point, device: string, chain: OpenChain) => Promise<void>;
 
 class NotUsable extends Error {}
 
-/**
- * Decides for one device. The caller holds the guest's lock.
- *
- * @throws only what is no reason for a full backup: RequestError, StoreUnavailableError, the reason of `signal`
- */
-export async function decideBase(context: StoreContext, question: BaseQuestion): Promise<BaseDecision> {
-  checkVmid(question.vmid);
-  checkDeviceName(question.device);
-  try {
-    const entries = await scanGuest(context, question.vmid, question.signal);
-    const record = checkWitness(await readWitness(context, question.vmid), entries, context.storeid);
-    const newest = checkNewest(entries, record, context.storeid);
-    checkState(await readGuestState(context, question.vmid), newest, context.storeid);
-    checkGuest(newest.manifest.guest, question.guest);
-    checkGuest(record.guest, question.guest);
-    const base = completePoint(context, newest.name, newest.manifest, newest.occupiedBytes);
-    await using owned = new CleanupStack();
-    const chain = owned.use(await openBaseChain(context, base, question));
-    checkForeign(entries, record);
-    owned.move();
-    return { usable: true, base, chain };
-  } catch (error) {
-    if (error instanceof NotUsable) return { usable: false, reason: error.message };
-    throw error;
+const NOTHING_LOST = { hint: "nothing is lost: the next backup is a full one" };
+
+/** The newest point of a guest as the base of a backup: held from the question to the commit. */
+export class Base implements AsyncDisposable {
+  readonly point: Point;
+  /** Of the devices that can be built on it. */
+  readonly chains: ReadonlyMap<string, OpenChain>;
+  readonly #context: StoreContext;
+  readonly #snapshot: GuestSnapshot;
+  readonly #held: HeldChains;
+  readonly #owned: CleanupStack;
+
+  constructor(context: StoreContext, snapshot: GuestSnapshot, held: HeldChains, owned: CleanupStack) {
+    this.point = held.point;
+    this.chains = held.chains;
+    this.#context = context;
+    this.#snapshot = snapshot;
+    this.#held = held;
+    this.#owned = owned;
+  }
+
+  /**
+   * The same question at the moment of use: the witnesses are asked again, the names, and the open files. No manifest
+   * and no header is read again unless a point has come or gone.
+   *
+   * @param guest as it is backed up
+   * @throws BaseUnusableError if the answer is another one now
+   */
+  async recheck(guest: GuestIdentity, signal: AbortSignal): Promise<void> {
+    try {
+      const { newest } = await this.#judgeAgain(guest, signal);
+      if (newest.manifest.uuid !== this.point.uuid) throw new NotUsable("a newer backup took its place");
+      await this.#held.assertHeld();
+      await this.#held.assertInPlace();
+      for (const chain of this.chains.values()) await chain.assertUnchanged("everything");
+    } catch (error) {
+      signal.throwIfAborted();
+      if (!(error instanceof NotUsable || error instanceof HostError)) throw error;
+      const { volname } = this.point;
+      throw new BaseUnusableError(`Cannot build on "${volname}": it is no longer usable as base: ${error.message}`, {
+        cause: error,
+        ...NOTHING_LOST,
+      });
+    }
+  }
+
+  async #judgeAgain(guest: GuestIdentity, signal: AbortSignal): Promise<Verdict> {
+    const { points, entries } = this.#snapshot;
+    const names = (await points.names()).map(({ folderName }) => folderName);
+    const isSame = names.join() === entries.map(({ name }) => name.folderName).join();
+    if (isSame) return judgeAll(this.#context, entries, await readMemories(this.#context, points), guest);
+    await using now = await takeSnapshot(this.#context, points.vmid, signal);
+    return judgeAll(this.#context, now.entries, now, guest);
+  }
+
+  /**
+   * Before the commit: each point of the chains is still the recorded one, and each open file still has its name.
+   *
+   * @param now taken after the copy
+   * @throws BaseUnusableError, LockedError
+   */
+  async assertCommittable(now: GuestSnapshot): Promise<void> {
+    await this.#held.assertHeld();
+    try {
+      for (const { folderName } of this.#held.names) {
+        const before = uuidOf(await this.#snapshot.points.entryOf(folderName));
+        const entry = await now.points.entryOf(folderName);
+        if (entry?.kind === "damaged") throw new NotUsable(`${folderName} is damaged: ${entry.reason}`);
+        if (before === undefined || uuidOf(entry) !== before)
+          throw new NotUsable(`${folderName} is another backup now`);
+      }
+      await this.#held.assertInPlace();
+      for (const chain of this.chains.values()) await chain.assertUnchanged("content");
+    } catch (error) {
+      if (!(error instanceof NotUsable || error instanceof HostError)) throw error;
+      const { volname } = this.point;
+      throw new BaseUnusableError(`Cannot commit: the base "${volname}" is no longer usable: ${error.message}`, {
+        cause: error,
+        ...NOTHING_LOST,
+      });
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#owned[Symbol.asyncDispose]();
   }
 }
 
+const uuidOf = (entry: CatalogEntry | undefined): string | undefined =>
+  entry?.kind === "complete" ? entry.manifest.uuid : undefined;
+
+export interface BaseAnswer {
+  /** The caller's to dispose; undefined if no device can be built on anything. */
+  readonly base: Base | undefined;
+  /** Why a device is backed up in full: of each that the base has no chain for. Ends the line "full backup: ...". */
+  readonly reasons: ReadonlyMap<string, string>;
+}
+
 /**
- * The same question at the moment of use, for a base that was promised before.
+ * Decides for all devices of a guest at once. The caller holds the guest's lock.
  *
- * @throws BaseUnusableError if the answer is another one now
+ * @throws only what is no reason for a full backup: RequestError, StoreUnavailableError, the reason of `signal`
  */
-export async function recheckBase(
-  context: StoreContext,
-  question: BaseQuestion,
-  promised: { readonly base: Point; readonly chain: OpenChain },
-): Promise<void> {
-  const decision = await decideBase(context, question);
-  const reason = decision.usable ? "a newer backup took its place" : decision.reason;
-  await using _chain = decision.usable ? decision.chain : undefined;
-  if (decision.usable && decision.base.uuid === promised.base.uuid) {
-    promised.chain.assertSame(decision.chain);
-    return;
+export async function findBase(context: StoreContext, question: BaseQuestion, check: ChainCheck): Promise<BaseAnswer> {
+  const { vmid, devices, guest, signal } = question;
+  checkVmid(vmid);
+  for (const device of devices.keys()) checkDeviceName(device);
+  await using owned = new CleanupStack();
+  const reasons = new Map<string, string>();
+  const snapshot = owned.use(await takeSnapshot(context, vmid, signal));
+  try {
+    const { newest, record } = judge(context, snapshot.entries, snapshot, guest);
+    const point = completePoint(context, newest.name, newest.manifest, newest.occupiedBytes);
+    const chains = new Map<string, OpenChain>();
+    for (const [device, { size }] of devices) {
+      const chain = await openBaseChain(snapshot, point, device, size, signal).catch(toReason);
+      if (typeof chain === "string") reasons.set(device, chain);
+      else chains.set(device, owned.use(chain));
+    }
+    if (chains.size === 0) return { base: undefined, reasons };
+    checkForeign(snapshot.entries, record);
+    const held = owned.use(await HeldChains.hold(context, snapshot.points, point, chains, "required", signal));
+    for (const [device, chain] of chains) {
+      const problem = await check(point, device, chain).then(() => undefined, toReason);
+      if (problem === undefined) continue;
+      signal.throwIfAborted();
+      reasons.set(device, `its base cannot be used: ${problem}`);
+      chains.delete(device);
+    }
+    return { base: chains.size === 0 ? undefined : new Base(context, snapshot, held, owned.move()), reasons };
+  } catch (error) {
+    signal.throwIfAborted();
+    if (!(error instanceof NotUsable || error instanceof HostError)) throw error;
+    const reason = error instanceof NotUsable ? error.message : `its base cannot be used: ${error.message}`;
+    for (const device of devices.keys()) reasons.set(device, reasons.get(device) ?? reason);
+    return { base: undefined, reasons };
   }
-  throw new BaseUnusableError(
-    `Cannot back up ${question.device} incrementally: its base is no longer usable (${reason})`,
-    { hint: "nothing is lost: the next backup is a full one" },
-  );
+}
+
+/** What keeps one device from being built on its base; everything else is thrown on. */
+function toReason(error: unknown): string {
+  if (error instanceof NotUsable || error instanceof HostError) return error.message;
+  throw error;
+}
+
+interface Verdict {
+  readonly newest: CompleteEntry;
+  readonly record: WitnessRecord;
+}
+
+/** The newest point of this storage, if all that must agree on it does. @throws NotUsable */
+function judge(
+  { storeid }: StoreContext,
+  entries: readonly CatalogEntry[],
+  { witness, state }: Memories,
+  guest: GuestIdentity,
+): Verdict {
+  const record = checkWitness(witness, entries, storeid);
+  const newest = checkNewest(entries, record, storeid);
+  checkState(state, newest, storeid);
+  checkGuest(newest.manifest.guest, guest);
+  checkGuest(record.guest, guest);
+  return { newest, record };
+}
+
+/** The same, and no other directory appeared that might hold a newer one. @throws NotUsable */
+function judgeAll(...asked: Parameters<typeof judge>): Verdict {
+  const verdict = judge(...asked);
+  checkForeign(asked[1], verdict.record);
+  return verdict;
 }
 
 /** Complete points of this storage id: only they say something about its bitmap. */
@@ -85,17 +204,7 @@ function ownPoints(entries: readonly CatalogEntry[], storeid: string): CompleteE
   return entries.filter((entry) => entry.kind === "complete").filter((entry) => entry.manifest.storeid === storeid);
 }
 
-async function readWitness(context: StoreContext, vmid: number): Promise<WitnessState> {
-  try {
-    const witness = await Witness.locate(context.root, context.storeid, vmid, context.io);
-    return await witness.read();
-  } catch (error) {
-    if (error instanceof HostError) return { kind: "damaged", reason: error.message };
-    throw error;
-  }
-}
-
-function checkWitness(state: WitnessState, entries: readonly CatalogEntry[], storeid: string): WitnessRecord {
+function checkWitness(state: Memories["witness"], entries: readonly CatalogEntry[], storeid: string): WitnessRecord {
   if (state.kind === "damaged") throw new NotUsable(`the record of the last backup is damaged: ${state.reason}`);
   if (state.kind === "none") {
     if (ownPoints(entries, storeid).length === 0) throw new NotUsable("first backup");
@@ -146,7 +255,7 @@ function checkGuest(then: GuestIdentity, now: GuestIdentity): void {
 }
 
 /** The third witness, which no copy of the one outside can bring back to an older state. */
-function checkState(found: FoundState, newest: CompleteEntry, storeid: string): void {
+function checkState(found: Memories["state"], newest: CompleteEntry, storeid: string): void {
   if (found.kind === "none") throw new NotUsable("state.json is missing, which names the last backup");
   if (found.kind === "damaged") {
     throw new NotUsable(`state.json cannot be used, which names the last backup: ${found.reason}`);
@@ -157,19 +266,19 @@ function checkState(found: FoundState, newest: CompleteEntry, storeid: string): 
   throw new NotUsable(`state.json names ${last.archive} as the last backup through this storage`);
 }
 
-async function readGuestState(context: StoreContext, vmid: number): Promise<FoundState> {
-  await using guest = await openGuest(context, vmid);
-  return guest === undefined ? { kind: "none" } : await readState(guest);
-}
-
-async function openBaseChain(context: StoreContext, base: Point, question: BaseQuestion): Promise<OpenChain> {
-  const { device, sizeBytes, signal } = question;
+async function openBaseChain(
+  { points }: GuestSnapshot,
+  base: Point,
+  device: string,
+  sizeBytes: number,
+  signal: AbortSignal,
+): Promise<OpenChain> {
   const found = base.type === "qemu" ? base.devices.get(device) : undefined;
   if (found === undefined) throw new NotUsable("it is not part of the last backup");
   if (found.virtualBytes !== sizeBytes) {
     throw new NotUsable(`size changed from ${sizeText(found.virtualBytes)} to ${sizeText(sizeBytes)}`);
   }
-  const chain = await openChain(context, base, device, signal).catch((error: unknown) => {
+  const chain = await openChain(points, base, device, signal).catch((error: unknown) => {
     signal.throwIfAborted();
     if (error instanceof HostError) throw new NotUsable(`base damaged: ${error.message}`);
     throw error;

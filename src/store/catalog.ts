@@ -18,6 +18,8 @@ export type CatalogEntry =
       readonly kind: "complete";
       readonly name: ArchiveName;
       readonly manifest: Manifest;
+      /** The file it was read from. */
+      readonly manifestFile: FolderEntry;
       readonly occupiedBytes: number;
       /** Whether there is an attributes.json to be read. */
       readonly hasAttributes: boolean;
@@ -40,7 +42,7 @@ export type CatalogEntry =
 
 export type CompleteEntry = Extract<CatalogEntry, { kind: "complete" }>;
 
-const FOLDERS_IN_FLIGHT = 16;
+const FILES_IN_FLIGHT = 16;
 const MAX_FILES_PER_POINT = 5000;
 
 /** Ids of the guests that have a folder, ascending. */
@@ -52,19 +54,6 @@ export async function listGuests(context: StoreContext): Promise<number[]> {
   } catch (error) {
     throw new StoreUnavailableError(environmentError("list", context.path, error).message, { cause: error });
   }
-}
-
-/** Every point-like folder of one guest, in order of names. A guest without a folder has none. */
-export async function scanGuest(context: StoreContext, vmid: number, signal: AbortSignal): Promise<CatalogEntry[]> {
-  const entries: CatalogEntry[] = [];
-  await using guest = await openGuest(context, vmid);
-  if (guest === undefined) return [];
-  const names = await listPointFolders(guest, vmid);
-  for await (const entry of orderedMap(names, FOLDERS_IN_FLIGHT, (name) => classifyFolder(guest, name))) {
-    signal.throwIfAborted();
-    if (entry !== undefined) entries.push(entry);
-  }
-  return entries;
 }
 
 /**
@@ -85,7 +74,8 @@ export async function openGuest(context: StoreContext, vmid: number): Promise<Fo
   }
 }
 
-async function listPointFolders(guest: Folder, vmid: number): Promise<ArchiveName[]> {
+/** Names of the directories that are named like points, in order. @throws EnvironmentError */
+export async function listPointFolders(guest: Folder, vmid: number): Promise<ArchiveName[]> {
   try {
     const names = (await guest.list()).sort();
     return names.map((name) => parseFolderName(vmid, name)).filter((name) => name !== undefined);
@@ -118,10 +108,11 @@ export async function classifyFolder(guest: Folder, name: ArchiveName): Promise<
 async function classifyFiles(name: ArchiveName, folder: Folder, files: FileTable): Promise<CatalogEntry> {
   const occupiedBytes = occupiedBytesOf(files.values());
   const hasAttributes = files.has(ATTRIBUTES_FILE);
-  if (files.has(MANIFEST_FILE)) {
+  const manifestFile = files.get(MANIFEST_FILE);
+  if (manifestFile !== undefined) {
     const manifest = parseManifest(await folder.readFile(MANIFEST_FILE, MAX_JSON_BYTES));
     checkManifestAgainst(name, manifest, files);
-    return { kind: "complete", name, manifest, occupiedBytes, hasAttributes };
+    return { kind: "complete", name, manifest, manifestFile, occupiedBytes, hasAttributes };
   }
   if (!files.has(GUEST_CONFIG_FILE)) throw new FileProblem("it has no manifest");
   for (const [file, { kind, links }] of files) {
@@ -178,7 +169,7 @@ export async function lookAtFiles(folder: Folder, listed: "may vanish" | "must s
   const names = await folder.list();
   if (names.length > MAX_FILES_PER_POINT) throw new FileProblem(`it holds ${names.length} files, too many`);
   const files = new Map<string, FolderEntry>();
-  for await (const [name, found] of orderedMap(names, FOLDERS_IN_FLIGHT, async (one) => {
+  for await (const [name, found] of orderedMap(names, FILES_IN_FLIGHT, async (one) => {
     return [one, await folder.look(one)] as const;
   })) {
     if (found !== undefined) files.set(name, found);

@@ -2,13 +2,14 @@
 // The chain of images behind one device of a point, checked before anybody reads from it. What a header
 // names is compared, never followed.
 import { CleanupStack, quote } from "../core/index.ts";
-import { formatStamp } from "../host/index.ts";
-import { parseArchiveName } from "../pve/index.ts";
-import { pointFolder, type StoreContext } from "./context.ts";
-import { BaseUnusableError, PointDamagedError, PointNotFoundError } from "./errors.ts";
+import { type Folder, isSameFile, type RegularFile } from "../host/index.ts";
+import { type ArchiveName, parseArchiveName } from "../pve/index.ts";
+import type { Qcow2Header } from "../qcow2/index.ts";
+import { PointDamagedError, PointNotFoundError } from "./errors.ts";
 import { backingFileName, deviceFileName } from "./format/layout.ts";
 import { isOwnImage, parseLegacyBacking } from "./format/legacy.ts";
-import type { ManifestDevice } from "./format/manifest.ts";
+import type { ManifestBase, ManifestDevice } from "./format/manifest.ts";
+import type { GuestPoints } from "./guest-points.ts";
 import {
   assertUnchanged,
   damagedFile,
@@ -18,44 +19,68 @@ import {
   type Unchanged,
   unreadableFile,
 } from "./image-file.ts";
-import { openPoint, openPointFolder, type Point, type PointDevice } from "./point.ts";
+import type { Point, PointDevice } from "./point.ts";
 
 /** A longer chain is neither made nor read: QEMU opens every file of it, and recurses through it. */
 export const MAX_CHAIN_LENGTH = 256;
 
+/** One image of a chain, in the directory of its point. */
+interface Link {
+  readonly image: ImageFile;
+  readonly point: ArchiveName;
+  /** Of the point; borrowed. */
+  readonly folder: Folder;
+  readonly fileName: string;
+}
+
 /** The images behind one device, open: what was checked is what is read. */
 export class OpenChain implements AsyncDisposable {
-  /** Top first, the full image last. */
-  readonly images: readonly ImageFile[];
-  /** Names of the points' folders, in the same order. */
-  readonly folders: readonly string[];
   /** Virtual size of the top. */
   readonly sizeBytes: number;
+  readonly #links: readonly Link[];
   readonly #owned: CleanupStack;
 
   constructor(links: readonly Link[], sizeBytes: number, owned: CleanupStack) {
-    this.images = links.map(({ image }) => image);
-    this.folders = links.map(({ folder }) => folder);
+    this.#links = links;
     this.sizeBytes = sizeBytes;
     this.#owned = owned;
   }
 
-  /** @throws PointDamagedError if a file is no longer what was opened and checked; EnvironmentError */
-  async assertUnchanged(what: Unchanged): Promise<void> {
-    for (const image of this.images) await assertUnchanged(image, what);
+  /** Top first, the full image last. */
+  get images(): ImageFile[] {
+    return this.#links.map(({ image }) => image);
   }
 
-  /** @throws BaseUnusableError unless `other` consists of the very same files in the same state */
-  assertSame(other: OpenChain): void {
-    const changed = this.images.find(({ stamp }, at) => {
-      const now = other.images[at]?.stamp;
-      return now === undefined || formatStamp(now) !== formatStamp(stamp);
-    });
-    if (changed === undefined && other.images.length === this.images.length) return;
-    const path = (changed ?? other.images[0])?.file.path;
-    throw new BaseUnusableError(`Cannot build on "${path}": it was changed meanwhile`, {
-      hint: "nothing is lost: the next backup is a full one",
-    });
+  /** The same for a reader of the disk. */
+  get files(): RegularFile[] {
+    return this.#links.map(({ image }) => image.file);
+  }
+
+  /** What was read when the images were opened. */
+  get headers(): Qcow2Header[] {
+    return this.#links.map(({ image }) => image.header);
+  }
+
+  /** The points that hold the images, in the same order. */
+  get points(): ArchiveName[] {
+    return this.#links.map(({ point }) => point);
+  }
+
+  /** @throws PointDamagedError if a file is no longer what was opened and checked; EnvironmentError */
+  async assertUnchanged(what: Unchanged): Promise<void> {
+    for (const { image } of this.#links) await assertUnchanged(image, what);
+  }
+
+  /** @throws PointDamagedError if another file has the name of one that is open, or none; EnvironmentError */
+  async assertInPlace(): Promise<void> {
+    for (const { image, folder, fileName } of this.#links) {
+      const { path } = image.file;
+      const now = await folder.look(fileName).catch((error: unknown) => {
+        throw unreadableFile(path, error);
+      });
+      if (now === undefined) throw damagedFile(path, "it is missing");
+      if (!isSameFile(now, image.stamp)) throw damagedFile(path, "another file took its place");
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -63,28 +88,41 @@ export class OpenChain implements AsyncDisposable {
   }
 }
 
-interface Link {
-  readonly folder: string;
-  readonly image: ImageFile;
-}
-
 /**
- * Opens and checks every file behind a device: a regular file in this guest's folders, with recorded size and
+ * Opens and checks every file behind a device: a regular file in this guest's directories, with recorded size and
  * header, backed by exactly the recorded base. The tables are not read: see assertSound().
  *
+ * @param points must outlive the chain
  * @throws PointDamagedError saying which file is wrong and how; PointNotFoundError for an unknown device
  */
 export async function openChain(
-  context: StoreContext,
+  points: GuestPoints,
   point: Point,
   device: string,
   signal: AbortSignal,
 ): Promise<OpenChain> {
   const { virtualBytes } = known(point, device);
   await using owned = new CleanupStack();
-  const find = point.kind === "complete" ? findComplete : findLegacy;
-  const links = await find(context, point, device, owned, signal);
+  const links: Link[] = [];
+  let step: Step | undefined =
+    point.kind === "complete" ? recordedStep(points, point, device) : legacyStep(points, point, deviceFileName(device));
+  while (step !== undefined) {
+    signal.throwIfAborted();
+    if (links.length >= MAX_CHAIN_LENGTH) throw tooLong(point);
+    const { link, next }: Found = await step(owned);
+    links.push(link);
+    step = next;
+  }
   return new OpenChain(links, virtualBytes, owned.move());
+}
+
+/** Opens one image, which is `owned`'s from then on, and knows where the one below it is. */
+type Step = (owned: CleanupStack) => Promise<Found>;
+
+interface Found {
+  readonly link: Link;
+  /** Undefined after the full image. */
+  readonly next: Step | undefined;
 }
 
 function known(point: Point, device: string): PointDevice {
@@ -93,29 +131,19 @@ function known(point: Point, device: string): PointDevice {
   throw new PointNotFoundError(`Cannot open device ${quote(device)} of "${point.volname}": it has no such device`);
 }
 
-async function findComplete(
-  context: StoreContext,
-  top: Point,
-  device: string,
-  owned: CleanupStack,
-  signal: AbortSignal,
-): Promise<Link[]> {
-  const links: Link[] = [];
-  for (let point = top; ; ) {
-    signal.throwIfAborted();
-    if (links.length >= MAX_CHAIN_LENGTH) throw tooLong(top);
+function recordedStep(points: GuestPoints, point: Point, device: string): Step {
+  return async (owned) => {
     const record = point.manifest?.devices.find((one) => one.name === device);
-    const file = point.devices.get(device);
-    if (record === undefined || file === undefined) {
+    if (record === undefined) {
       throw new PointDamagedError(`Cannot use "${point.volname}": it does not hold device ${device} of a later backup`);
     }
-    await using folder = await openPointFolder(context, point);
-    const image = owned.use(await openImageFile(folder, file.file));
+    const folder = await points.folder(point);
+    const image = owned.use(await openImageFile(folder, record.file));
     checkRecorded(image, record, point);
-    links.push({ folder: point.folderName, image });
-    if (record.base === undefined) return links;
-    point = await openBase(context, point, record.base);
-  }
+    const link = { image, point, folder, fileName: record.file };
+    if (record.base === undefined) return { link, next: undefined };
+    return { link, next: recordedStep(points, await baseOf(points, point, record.base), device) };
+  };
 }
 
 function checkRecorded(image: ImageFile, record: ManifestDevice, point: Point): void {
@@ -145,12 +173,9 @@ export function checkImage(
   }
 }
 
-async function openBase(
-  context: StoreContext,
-  child: Point,
-  recorded: { readonly folder: string; readonly uuid: string },
-): Promise<Point> {
-  const base = await openPoint(context, `${child.vmid}/${recorded.folder}`).catch((error: unknown) => {
+async function baseOf(points: GuestPoints, child: Point, recorded: ManifestBase): Promise<Point> {
+  const name = parseArchiveName(`${child.vmid}/${recorded.folder}`);
+  const base = await points.point(name).catch((error: unknown) => {
     if (!(error instanceof PointNotFoundError)) throw error;
     throw new PointDamagedError(`Cannot use "${child.volname}": its base ${recorded.folder} is missing`, {
       cause: error,
@@ -169,50 +194,32 @@ async function openBase(
   return base;
 }
 
-async function findLegacy(
-  context: StoreContext,
-  top: Point,
-  device: string,
-  owned: CleanupStack,
-  signal: AbortSignal,
-): Promise<Link[]> {
-  const links: Link[] = [];
-  const seen = new Set<string>();
-  let folder = top.folderName;
-  let file = deviceFileName(device);
-  for (;;) {
-    signal.throwIfAborted();
-    if (links.length >= MAX_CHAIN_LENGTH) throw tooLong(top);
-    const image = owned.use(await openLegacyImage(context, top, folder, file));
+/** By what the header names, mapped into this guest's directories. @param seen paths of the images above */
+function legacyStep(points: GuestPoints, point: ArchiveName, fileName: string, seen = new Set<string>()): Step {
+  return async (owned) => {
+    const folder = await points.folder(point).catch((error: unknown) => {
+      if (!(error instanceof PointNotFoundError)) throw error;
+      throw damagedFile(`${points.pathOf(point)}/${fileName}`, "it is missing");
+    });
+    const image = owned.use(await openImageFile(folder, fileName));
     const { path } = image.file;
+    try {
+      refuseShared(image.file);
+    } catch (error) {
+      throw unreadableFile(path, error);
+    }
     if (seen.has(path)) throw damagedFile(path, "it is its own base");
-    seen.add(path);
     if (isOwnImage(image.header)) throw damagedFile(path, "this software wrote it, for another backup");
-    links.push({ folder, image });
-    const backing = image.header.backing;
-    if (backing === undefined) return links;
-    const mapped = parseLegacyBacking(top.vmid, backing.file);
+    const link = { image, point, folder, fileName };
+    const { backing } = image.header;
+    if (backing === undefined) return { link, next: undefined };
+    const mapped = parseLegacyBacking(point.vmid, backing.file);
     if (mapped === undefined || (backing.format ?? "qcow2") !== "qcow2") {
       throw damagedFile(path, `it names backing file ${quote(backing.file)}, which is not a disk of this guest`);
     }
-    ({ folder, file } = mapped);
-  }
-}
-
-async function openLegacyImage(context: StoreContext, top: Point, folder: string, file: string): Promise<ImageFile> {
-  const name = parseArchiveName(`${top.vmid}/${folder}`);
-  await using owner = await openPointFolder(context, name).catch((error: unknown) => {
-    if (!(error instanceof PointNotFoundError)) throw error;
-    throw damagedFile(`${pointFolder(context, top.vmid, folder)}/${file}`, "it is missing");
-  });
-  const image = await openImageFile(owner, file);
-  try {
-    refuseShared(image.file);
-    return image;
-  } catch (error) {
-    await image[Symbol.asyncDispose]();
-    throw unreadableFile(image.file.path, error);
-  }
+    const below = parseArchiveName(`${point.vmid}/${mapped.folder}`);
+    return { link, next: legacyStep(points, below, mapped.file, seen.add(path)) };
+  };
 }
 
 function tooLong(top: Point): PointDamagedError {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The commit of a point: files synced, manifest last, witness in flight, rename, then the rest.
 
-import { environmentError, errnoOf, HostError, messageOf, RequestError } from "../core/index.ts";
+import { environmentError, errnoOf, messageOf, RequestError } from "../core/index.ts";
 import { type Digest, tryCreateDigester } from "../digest/index.ts";
 import { FileProblem, type ProcessIdentity, type RegularFile, readWhole } from "../host/index.ts";
 import { type GuestIdentity, MAX_GUEST_CONFIG_BYTES, parseVmgenid } from "../pve/index.ts";
-import { foreignFolders } from "./base.ts";
-import { type FileTable, lookAtFiles, occupiedBytesOf, scanGuest } from "./catalog.ts";
-import { checkImage, openChain } from "./chain.ts";
+import type { Base } from "./base.ts";
+import { type FileTable, lookAtFiles, occupiedBytesOf } from "./catalog.ts";
+import { checkImage } from "./chain.ts";
 import { checkSameStore, type StoreContext } from "./context.ts";
-import { BaseUnusableError, PointDamagedError } from "./errors.ts";
+import { PointDamagedError } from "./errors.ts";
 import { deviceFileName, GUEST_CONFIG_FILE, MANIFEST_FILE } from "./format/layout.ts";
 import {
   cutLine,
@@ -22,16 +22,18 @@ import {
 } from "./format/manifest.ts";
 import { openImageFile, unreadableFile } from "./image-file.ts";
 import type { GuestLock } from "./lock/guest-lock.ts";
-import { completePoint, openPoint, type Point } from "./point.ts";
+import { completePoint, type Point } from "./point.ts";
 import { assertOnlyOurs, publish } from "./publish.ts";
-import type { StagedPoint } from "./staged-point.ts";
+import { nextSequence } from "./sequence.ts";
+import { takeSnapshot } from "./snapshot.ts";
+import type { Staged } from "./staged.ts";
 
 /** What a job reports about one device; the store reads size and header from the file itself. */
 export interface StagedDevice {
   readonly name: string;
   readonly virtualBytes: number;
-  /** The base of an incremental device; a full one has none. */
-  readonly base?: { readonly folderName: string; readonly uuid: string | undefined };
+  /** Whether it builds on the base of the job. */
+  readonly isIncremental: boolean;
   /** Why it is full; empty for an incremental one. */
   readonly reason: string;
   readonly compression: string;
@@ -45,6 +47,8 @@ export interface StagedDevice {
 
 export interface CommitParts {
   readonly devices: readonly StagedDevice[];
+  /** What incremental devices build on. */
+  readonly base?: Base | undefined;
   /** The QEMU process the bitmaps live in, as it was at the start of the job. */
   readonly process?: ProcessIdentity | undefined;
   /** Digests of other large files, by name. Small files get theirs here. */
@@ -57,7 +61,7 @@ export interface CommitParts {
 export async function commitPoint(
   context: StoreContext,
   lock: GuestLock,
-  staged: StagedPoint,
+  staged: Staged,
   parts: CommitParts,
   signal: AbortSignal,
 ): Promise<Point> {
@@ -66,24 +70,27 @@ export async function commitPoint(
   const files: ManifestFile[] = [];
   for (const name of [...staged.files.keys()].sort()) files.push(await syncFile(context, staged, name, parts));
   const devices: ManifestDevice[] = [];
-  for (const device of parts.devices) devices.push(await checkDevice(context, staged, device, signal));
+  for (const device of parts.devices) devices.push(await checkDevice(staged, device, parts.base));
   const guest = await readGuest(staged, parts);
+  await using now = await takeSnapshot(context, staged.name.vmid, signal);
+  await parts.base?.assertCommittable(now);
+  const sequence = nextSequence(context, now.entries, now.state);
   const manifest = await writeManifest(context, staged, {
+    sequence,
     guest,
     devices,
     ...(parts.container === undefined ? {} : { container: parts.container }),
     files,
   });
   const occupiedBytes = occupiedBytesOf((await lookAtStaged(staged)).values());
-  const foreign = foreignFolders(await scanGuest(context, staged.name.vmid, signal));
   signal.throwIfAborted();
   await checkSameStore(context);
-  await publish(context, lock, staged, { guest, foreign });
+  await publish(context, lock, staged, { guest, sequence, before: now });
   return completePoint(context, staged.name, manifest, occupiedBytes);
 }
 
 /** What the job did not write does not get in, and what it wrote is still there. */
-async function lookAtStaged(staged: StagedPoint): Promise<FileTable> {
+async function lookAtStaged(staged: Staged): Promise<FileTable> {
   const { folder } = staged;
   const found = await lookAtFiles(folder, "must stay").catch((error: unknown) => {
     throw unreadableFile(folder.path, error);
@@ -95,7 +102,7 @@ async function lookAtStaged(staged: StagedPoint): Promise<FileTable> {
 /** A file of the point: on the disk, as long as it was reported to be, and with its digest. */
 async function syncFile(
   context: StoreContext,
-  staged: StagedPoint,
+  staged: Staged,
   name: string,
   parts: CommitParts,
 ): Promise<ManifestFile> {
@@ -124,25 +131,23 @@ async function digestSmallFile(file: RegularFile, written: Buffer | undefined): 
   return digester?.finish();
 }
 
-/** The image must say what the manifest will say, and its base must still be whole. */
-async function checkDevice(
-  context: StoreContext,
-  staged: StagedPoint,
-  device: StagedDevice,
-  signal: AbortSignal,
-): Promise<ManifestDevice> {
-  const file = deviceFileName(device.name);
+/** The image must say what the manifest will say. */
+async function checkDevice(staged: Staged, device: StagedDevice, base: Base | undefined): Promise<ManifestDevice> {
+  const { name, virtualBytes, isIncremental, reason, compression, readBytes, writtenBytes, zeroBytes } = device;
+  const below = isIncremental ? base?.point : undefined;
+  if (isIncremental && (below?.uuid === undefined || base?.chains.has(name) !== true)) {
+    throw new RequestError(`Cannot commit "${name}" as an increment: the job holds no base of it`);
+  }
+  const file = deviceFileName(name);
   await using image = await openImageFile(staged.folder, file);
-  checkImage(image, device, device.base?.folderName);
-  if (device.base !== undefined) await checkBase(context, staged, device.name, device.base, signal);
-  const { name, virtualBytes, reason, compression, readBytes, writtenBytes, zeroBytes, base } = device;
+  checkImage(image, device, below?.folderName);
   return {
     name,
     file,
     virtualBytes,
-    mode: base === undefined ? "full" : "incremental",
-    reason: base === undefined ? cutLine(reason) : "",
-    ...(base?.uuid === undefined ? {} : { base: { folder: base.folderName, uuid: base.uuid } }),
+    mode: below === undefined ? "full" : "incremental",
+    reason: below === undefined ? cutLine(reason) : "",
+    ...(below?.uuid === undefined ? {} : { base: { folder: below.folderName, uuid: below.uuid } }),
     compression,
     readBytes,
     writtenBytes,
@@ -151,29 +156,7 @@ async function checkDevice(
   };
 }
 
-async function checkBase(
-  context: StoreContext,
-  staged: StagedPoint,
-  device: string,
-  promised: { readonly folderName: string; readonly uuid: string | undefined },
-  signal: AbortSignal,
-): Promise<void> {
-  try {
-    const base = await openPoint(context, `${staged.name.vmid}/${promised.folderName}`);
-    if (base.uuid === undefined || base.uuid !== promised.uuid) {
-      throw new BaseUnusableError(`Cannot commit ${device}: its base ${promised.folderName} is another backup now`);
-    }
-    await using _whole = await openChain(context, base, device, signal);
-  } catch (error) {
-    signal.throwIfAborted();
-    if (!(error instanceof HostError) || error instanceof BaseUnusableError) throw error;
-    throw new BaseUnusableError(`Cannot commit ${device}: its base is no longer usable: ${error.message}`, {
-      cause: error,
-    });
-  }
-}
-
-async function readGuest(staged: StagedPoint, parts: CommitParts): Promise<GuestIdentity> {
+async function readGuest(staged: Staged, parts: CommitParts): Promise<GuestIdentity> {
   const path = staged.folder.pathOf(GUEST_CONFIG_FILE);
   const config = await staged.folder.readFile(GUEST_CONFIG_FILE, MAX_GUEST_CONFIG_BYTES).catch((error: unknown) => {
     if (!(error instanceof FileProblem) && errnoOf(error) !== "ENOENT") throw environmentError("read", path, error);
@@ -188,13 +171,12 @@ async function readGuest(staged: StagedPoint, parts: CommitParts): Promise<Guest
 
 async function writeManifest(
   context: StoreContext,
-  staged: StagedPoint,
-  content: Pick<Manifest, "guest" | "devices" | "container" | "files">,
+  staged: Staged,
+  content: Pick<Manifest, "sequence" | "guest" | "devices" | "container" | "files">,
 ): Promise<Manifest> {
-  const { uuid, sequence, name } = staged;
+  const { uuid, name } = staged;
   const bytes = formatManifest({
     uuid,
-    sequence,
     vmid: name.vmid,
     type: name.type,
     epoch: name.epoch,

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-export { OpenChain } from "./chain.ts";
+export type { Base } from "./base.ts";
+export type { OpenChain } from "./chain.ts";
 export type { StagedDevice } from "./commit.ts";
 export { PointDamagedError } from "./errors.ts";
 export { backingFileName, deviceFileName, FIREWALL_CONFIG_FILE, GUEST_CONFIG_FILE } from "./format/layout.ts";
 export type { ManifestContainer, ManifestFile } from "./format/manifest.ts";
-export { GuestLock } from "./lock/guest-lock.ts";
+export type { GuestPoints } from "./guest-points.ts";
+export type { HeldChains } from "./held-chains.ts";
+export type { GuestLock } from "./lock/guest-lock.ts";
 export type { LockTiming } from "./lock/lock-record.ts";
-export { ChainLock } from "./lock/point-lock.ts";
 export type { Point } from "./point.ts";
 export { assertSound } from "./sound-image.ts";
-export { StagedPoint } from "./staged-point.ts";
+export type { StagedPoint } from "./staged-point.ts";
 export { type PointEntry, Store } from "./store.ts";

@@ -53,7 +53,12 @@ export async function openPoint(context: StoreContext, archive: string): Promise
   const name = parseArchiveName(archive);
   await using guest = await openGuest(context, name.vmid);
   const entry = guest === undefined ? undefined : await classifyFolder(guest, name);
-  if (entry === undefined) throw new PointNotFoundError(`Cannot open "${volnameOf(name.archive)}": no such backup`);
+  if (entry === undefined) throw notFound(name);
+  return await toPoint(context, entry);
+}
+
+/** @throws PointDamagedError, NewerFormatError or EnvironmentError for what cannot be used */
+export async function toPoint(context: StoreContext, entry: CatalogEntry): Promise<Point> {
   if (entry.kind === "damaged") throw unusable(entry);
   return entry.kind === "complete"
     ? completePoint(context, entry.name, entry.manifest, entry.occupiedBytes)
@@ -68,17 +73,19 @@ function unusable({ name, reason, unreadable }: Extract<CatalogEntry, { kind: "d
 }
 
 /** @throws PointDamagedError, PointNotFoundError, EnvironmentError */
-export async function openPointFolder(
-  context: StoreContext,
-  { vmid, folderName, archive }: ArchiveName,
-): Promise<Folder> {
+export async function openPointFolder(context: StoreContext, name: ArchiveName): Promise<Folder> {
+  const { vmid, folderName } = name;
   await using guest = await openGuest(context, vmid);
   try {
     if (guest !== undefined) return await guest.openFolder(folderName);
   } catch (error) {
     if (errnoOf(error) !== "ENOENT") throw unreadableFile(pointFolder(context, vmid, folderName), error);
   }
-  throw new PointNotFoundError(`Cannot open "${volnameOf(archive)}": no such backup`);
+  throw notFound(name);
+}
+
+export function notFound({ archive }: ArchiveName): PointNotFoundError {
+  return new PointNotFoundError(`Cannot open "${volnameOf(archive)}": there is no such backup`);
 }
 
 export function completePoint(

@@ -4,22 +4,31 @@
 import { messageOf, RequestError } from "../core/index.ts";
 import { type Folder, isSameFile } from "../host/index.ts";
 import type { ArchiveName, GuestIdentity } from "../pve/index.ts";
+import { foreignFolders } from "./base.ts";
 import { classifyFolder, type FileTable, lookAtFiles, openGuest } from "./catalog.ts";
 import type { StoreContext } from "./context.ts";
 import { explain } from "./durable.ts";
 import { PointDamagedError, PointExistsError } from "./errors.ts";
 import { unreadableFile } from "./image-file.ts";
 import type { GuestLock } from "./lock/guest-lock.ts";
-import type { StagedPoint } from "./staged-point.ts";
-import { type GuestState, readState, writeState } from "./state.ts";
+import type { GuestSnapshot } from "./snapshot.ts";
+import type { Staged } from "./staged.ts";
+import { writeState } from "./state.ts";
 import { Witness } from "./witness.ts";
+
+export interface PublishRequest {
+  readonly guest: GuestIdentity;
+  readonly sequence: number;
+  /** The guest's part of the store, taken a moment ago. */
+  readonly before: GuestSnapshot;
+}
 
 /** Witness in flight, rename, settle. The rename is the commit. */
 export async function publish(
   context: StoreContext,
   lock: GuestLock,
-  staged: StagedPoint,
-  { guest, foreign }: { readonly guest: GuestIdentity; readonly foreign: readonly string[] },
+  staged: Staged,
+  { guest, sequence, before: now }: PublishRequest,
 ): Promise<void> {
   const { name, uuid } = staged;
   const witness = await Witness.locate(context.root, context.storeid, name.vmid, context.io);
@@ -51,10 +60,12 @@ export async function publish(
     await context.io.syncFolder(lock.folder);
     await context.io.syncFolder(context.folder); // of a guest's first backup the folder is new, too
   });
-  const isRemembered = await attempt(() => writeNewState(context, lock.folder, staged));
+  const isRemembered = await attempt(() => writeNewState(context, lock.folder, staged, { sequence, before: now }));
   // Not durable: a power cut may take the point away. Not remembered: the store names an older one as the last. In both
   // cases the witness stays in flight, and no bitmap is believed.
-  if (isDurable && isRemembered) await attempt(() => witness.write({ settled: uuid, guest, foreign }));
+  if (isDurable && isRemembered) {
+    await attempt(() => witness.write({ settled: uuid, guest, foreign: foreignFolders(now.entries) }));
+  }
 }
 
 /** @throws PointExistsError if anything has the name of the point */
@@ -67,7 +78,7 @@ export async function assertFree(guest: Folder, name: ArchiveName): Promise<void
 }
 
 /** On a network share the reply to a rename can get lost: what the folder says counts. */
-async function renameOnce(context: StoreContext, guest: Folder, staged: StagedPoint): Promise<void> {
+async function renameOnce(context: StoreContext, guest: Folder, staged: Staged): Promise<void> {
   const { folder, name, stagingName } = staged;
   try {
     await context.io.rename(guest, stagingName, guest, name.folderName);
@@ -82,7 +93,7 @@ async function renameOnce(context: StoreContext, guest: Folder, staged: StagedPo
  *
  * @throws PointDamagedError, EnvironmentError; the witness stays in flight then
  */
-async function assertPublished(context: StoreContext, staged: StagedPoint): Promise<void> {
+async function assertPublished(context: StoreContext, staged: Staged): Promise<void> {
   const { folder, name, uuid } = staged;
   const act = `Cannot commit "backup/${name.archive}"`;
   const changed = (what: string): PointDamagedError =>
@@ -109,7 +120,7 @@ async function assertPublished(context: StoreContext, staged: StagedPoint): Prom
  *
  * @throws RequestError naming what it has not created; PointDamagedError naming what is gone or another file now
  */
-export function assertOnlyOurs({ files, folder }: Pick<StagedPoint, "files" | "folder">, found: FileTable): void {
+export function assertOnlyOurs({ files, folder }: Pick<Staged, "files" | "folder">, found: FileTable): void {
   const foreign = [...found.keys()].find((name) => !files.has(name));
   if (foreign !== undefined) {
     throw new RequestError(`Cannot commit "${folder.pathOf(foreign)}": this backup did not write it`);
@@ -124,10 +135,13 @@ export function assertOnlyOurs({ files, folder }: Pick<StagedPoint, "files" | "f
   }
 }
 
-async function writeNewState(context: StoreContext, guest: Folder, staged: StagedPoint): Promise<void> {
-  const found = await readState(guest);
-  const before: GuestState = found.kind === "state" ? found.state : { sequence: 0, newest: new Map() };
-  const newest = new Map(before.newest);
-  newest.set(context.storeid, { uuid: staged.uuid, archive: staged.name.archive });
-  await writeState(guest, { sequence: staged.sequence, newest }, context.io);
+async function writeNewState(
+  context: StoreContext,
+  guest: Folder,
+  { name, uuid }: Staged,
+  { sequence, before: { state } }: Pick<PublishRequest, "sequence" | "before">,
+): Promise<void> {
+  const newest = new Map(state.kind === "state" ? state.state.newest : []);
+  newest.set(context.storeid, { uuid, archive: name.archive });
+  await writeState(guest, { sequence, newest }, context.io);
 }

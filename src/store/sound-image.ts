@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The tables of an image, read before anybody relies on them: a lost table reads as zeroes, silently.
 import type { RegularFile } from "../host/index.ts";
-import { checkQcow2, Qcow2FormatError } from "../qcow2/index.ts";
+import { checkQcow2, Qcow2FormatError, type Qcow2Header } from "../qcow2/index.ts";
 import { PointDamagedError } from "./errors.ts";
 
 /**
@@ -10,10 +10,19 @@ import { PointDamagedError } from "./errors.ts";
  * was written, and is lost.
  *
  * @param act begins the sentence: `Cannot <act>: ...`
+ * @param header of this very file, where it was read already
  * @throws PointDamagedError; UnsupportedError if nobody can tell; EnvironmentError; the reason of `signal`
  */
-export async function assertSound(act: string, file: RegularFile, signal: AbortSignal): Promise<void> {
-  const { errors, errorCount, leakedClusters } = await checkQcow2(file, { signal }).catch((error: unknown) => {
+export async function assertSound(
+  act: string,
+  file: RegularFile,
+  signal: AbortSignal,
+  header?: Qcow2Header,
+): Promise<void> {
+  const { errors, errorCount, leakedClusters } = await checkQcow2(
+    file,
+    header === undefined ? { signal } : { signal, header },
+  ).catch((error: unknown) => {
     if (error instanceof Qcow2FormatError) throw new PointDamagedError(error.message, { cause: error });
     throw error;
   });

@@ -5,7 +5,6 @@ import type { FileHandle } from "node:fs/promises";
 import { environmentError, quote, RequestError } from "../core/index.ts";
 import { type FileIdentity, type Folder, isSameFile, type NewFile, type RegularFile } from "../host/index.ts";
 import { type ArchiveName, formatArchiveName, type PointType } from "../pve/index.ts";
-import { scanGuest } from "./catalog.ts";
 import { type CommitParts, commitPoint } from "./commit.ts";
 import type { StoreContext } from "./context.ts";
 import { explain } from "./durable.ts";
@@ -15,8 +14,7 @@ import { unreadableFile } from "./image-file.ts";
 import type { GuestLock } from "./lock/guest-lock.ts";
 import type { Point } from "./point.ts";
 import { assertFree } from "./publish.ts";
-import { nextSequence } from "./sequence.ts";
-import { readState } from "./state.ts";
+import type { Staged } from "./staged.ts";
 import { sweepGuest } from "./sweep.ts";
 
 export interface BeginRequest {
@@ -28,10 +26,8 @@ export interface BeginRequest {
   readonly signal: AbortSignal;
 }
 
-export class StagedPoint implements AsyncDisposable {
+export class StagedPoint implements Staged, AsyncDisposable {
   readonly uuid: string;
-  /** Commit number: higher than that of every point this guest ever had in this store. */
-  readonly sequence: number;
   readonly name: ArchiveName;
   /** Where the files are written until commit. */
   readonly folder: Folder;
@@ -41,15 +37,10 @@ export class StagedPoint implements AsyncDisposable {
   readonly #written = new Map<string, Buffer>();
   #isOver = false;
 
-  private constructor(
-    context: StoreContext,
-    lock: GuestLock,
-    staged: Pick<StagedPoint, "name" | "sequence" | "uuid" | "folder">,
-  ) {
+  private constructor(context: StoreContext, lock: GuestLock, staged: Pick<StagedPoint, "name" | "uuid" | "folder">) {
     this.#context = context;
     this.#lock = lock;
     this.name = staged.name;
-    this.sequence = staged.sequence;
     this.uuid = staged.uuid;
     this.folder = staged.folder;
   }
@@ -65,15 +56,13 @@ export class StagedPoint implements AsyncDisposable {
     await lock.assertHeld();
     await assertFree(lock.folder, name);
     await sweepGuest(context, lock, signal);
-    const entries = await scanGuest(context, lock.vmid, signal);
-    const sequence = nextSequence(context, entries, await readState(lock.folder));
     signal.throwIfAborted();
     const uuid = randomUUID();
     const stagingName = `${STAGING_PREFIX}${uuid}`;
     const path = lock.folder.pathOf(stagingName);
     await explain("create", path, () => lock.folder.makeFolder(stagingName));
     const folder = await explain("open", path, () => lock.folder.openFolder(stagingName));
-    return new StagedPoint(context, lock, { name, sequence, uuid, folder });
+    return new StagedPoint(context, lock, { name, uuid, folder });
   }
 
   /** Name of the staging folder in the guest's folder. */

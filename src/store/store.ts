@@ -2,23 +2,21 @@
 // The store: a plain directory of points. This class joins the modules; each rule lives in one of them.
 import { isAbsolute, normalize } from "node:path";
 import { messageOf, orderedMap, quote, RequestError } from "../core/index.ts";
-import { checkVmid, type PointType, STOREID_PATTERN, volnameOf } from "../pve/index.ts";
-import { type BaseDecision, type BaseQuestion, decideBase, recheckBase } from "./base.ts";
-import { type CatalogEntry, listGuests, scanGuest } from "./catalog.ts";
-import { type OpenChain, openChain } from "./chain.ts";
+import { checkVmid, type PointType, parseArchiveName, STOREID_PATTERN, volnameOf } from "../pve/index.ts";
+import { type Attributes, readAttributes, writeAttributes } from "./attributes.ts";
+import { type BaseAnswer, type BaseQuestion, type ChainCheck, findBase } from "./base.ts";
+import { type CatalogEntry, listGuests } from "./catalog.ts";
+import type { OpenChain } from "./chain.ts";
 import { openStoreFolder, type StoreContext } from "./context.ts";
 import { type DurableIo, durableIo } from "./durable.ts";
 import { PointNotFoundError, StoreUnavailableError } from "./errors.ts";
-import { type Attributes, readAttributes, writeAttributes } from "./format/attributes.ts";
+import type { ManifestBase } from "./format/manifest.ts";
+import { GuestPoints } from "./guest-points.ts";
+import { HeldChains } from "./held-chains.ts";
+import type { LockNeed } from "./lock/chain-lock.ts";
 import { GuestLock } from "./lock/guest-lock.ts";
 import { LOCK_TIMING, type LockTiming } from "./lock/lock-record.ts";
-import {
-  type ChainLock,
-  type LockNeed,
-  lockAttributes,
-  lockChainShared,
-  lockPointExclusive,
-} from "./lock/point-lock.ts";
+import { lockAttributes, lockPointExclusive } from "./lock/point-lock.ts";
 import { keepFailedLog, storeLog } from "./logs.ts";
 import { openPoint, openPointFolder, type Point } from "./point.ts";
 import { assertSound } from "./sound-image.ts";
@@ -53,6 +51,8 @@ export interface PointEntry {
   readonly occupiedBytes: number;
   /** Volume name of the base; undefined for full and for legacy points. */
   readonly parent: string | undefined;
+  /** The base is not there, or is another backup: this one cannot be restored. */
+  readonly isBaseMissing: boolean;
   readonly uuid: string | undefined;
   readonly sequence: number | undefined;
   readonly storeid: string | undefined;
@@ -95,7 +95,7 @@ export class Store implements AsyncDisposable {
     const rows: PointEntry[] = [];
     for (const vmid of vmids) {
       const entries = await this.#scanOrWarn(vmid, filter.vmid === undefined, signal);
-      for await (const row of orderedMap(entries, ROWS_IN_FLIGHT, (entry) => this.#row(entry))) {
+      for await (const row of orderedMap(entries, ROWS_IN_FLIGHT, (entry) => this.#row(entry, entries))) {
         signal.throwIfAborted();
         if (row !== undefined) rows.push(row);
       }
@@ -119,22 +119,31 @@ export class Store implements AsyncDisposable {
     return await StagedPoint.begin(this.#context, request);
   }
 
-  /** See decideBase() in base.ts. */
-  async decideBase(question: BaseQuestion): Promise<BaseDecision> {
-    return await decideBase(this.#context, question);
+  /** See findBase() in base.ts. */
+  async findBase(question: BaseQuestion, check: ChainCheck): Promise<BaseAnswer> {
+    return await findBase(this.#context, question, check);
   }
 
-  /** @throws BaseUnusableError unless `promised` is still the answer, file by file */
-  async recheckBase(
-    question: BaseQuestion,
-    promised: { readonly base: Point; readonly chain: OpenChain },
-  ): Promise<void> {
-    await recheckBase(this.#context, question, promised);
+  /** The points of a guest, for whoever reads one of them: each is read once. The caller disposes it. */
+  async pointsOf(vmid: number): Promise<GuestPoints> {
+    return await GuestPoints.open(this.#context, vmid);
   }
 
-  /** Opens the images behind a device; the caller closes them. @throws PointDamagedError, PointNotFoundError */
-  async openChain(point: Point, device: string, signal: AbortSignal): Promise<OpenChain> {
-    return await openChain(this.#context, point, device, signal);
+  /**
+   * Opens a point for reading: the chains of all devices, checked and locked.
+   *
+   * @param points of its guest; outlives what is returned
+   * @param need "required" where reading without a lock will not do; "if possible" warns and goes on
+   * @throws LockedError, PointDamagedError, PointNotFoundError, NewerFormatError, EnvironmentError
+   */
+  async holdChains(
+    points: GuestPoints,
+    archive: string,
+    signal: AbortSignal,
+    need: LockNeed = "if possible",
+  ): Promise<HeldChains> {
+    const point = await points.point(parseArchiveName(archive));
+    return await HeldChains.open(this.#context, points, point, need, signal);
   }
 
   /**
@@ -146,22 +155,12 @@ export class Store implements AsyncDisposable {
   async assertChainSound(act: string, vmid: number, { images }: OpenChain, signal: AbortSignal): Promise<void> {
     const memory = this.#sound?.vmid === vmid ? this.#sound : await SoundMemory.load(this.#context, vmid);
     this.#sound = memory;
-    for (const [depth, { file, stamp }] of images.entries()) {
+    for (const [depth, { file, header, stamp }] of images.entries()) {
       if (depth > 0 && memory.has(stamp)) continue;
-      await assertSound(act, file, signal);
+      await assertSound(act, file, signal, header);
       memory.add(stamp);
     }
     await memory.save();
-  }
-
-  /**
-   * Readers' lock on every point in the chains of all devices.
-   *
-   * @param need "required" where reading without a lock will not do; "if possible" warns and goes on
-   * @throws LockedError, PointDamagedError
-   */
-  async lockChainShared(point: Point, signal: AbortSignal, need: LockNeed = "if possible"): Promise<ChainLock> {
-    return await lockChainShared(this.#context, point, signal, need);
   }
 
   /** Remover's lock on one point. @throws LockedError while anybody reads it */
@@ -204,7 +203,8 @@ export class Store implements AsyncDisposable {
 
   async #scanOrWarn(vmid: number, isOneOfMany: boolean, signal: AbortSignal): Promise<CatalogEntry[]> {
     try {
-      return await scanGuest(this.#context, vmid, signal);
+      await using points = await GuestPoints.open(this.#context, vmid);
+      return await points.all(signal);
     } catch (error) {
       signal.throwIfAborted();
       if (!isOneOfMany || error instanceof StoreUnavailableError) throw error;
@@ -225,7 +225,7 @@ export class Store implements AsyncDisposable {
     }
   }
 
-  async #row(entry: CatalogEntry): Promise<PointEntry | undefined> {
+  async #row(entry: CatalogEntry, all: readonly CatalogEntry[]): Promise<PointEntry | undefined> {
     const { archive, vmid, type, epoch } = entry.name;
     if (entry.kind === "damaged") {
       this.#context.warn(`Cannot list "${volnameOf(archive)}": ${entry.reason}`);
@@ -244,6 +244,7 @@ export class Store implements AsyncDisposable {
       kind: entry.kind,
       occupiedBytes: entry.occupiedBytes,
       parent: base === undefined ? undefined : volnameOf(`${vmid}/${base.folder}`),
+      isBaseMissing: base !== undefined && !all.some((one) => isPoint(one, base)),
       uuid: manifest?.uuid,
       sequence: manifest?.sequence,
       storeid: manifest?.storeid,
@@ -251,6 +252,11 @@ export class Store implements AsyncDisposable {
       protected: attributes.protected,
     };
   }
+}
+
+function isPoint(entry: CatalogEntry, { folder, uuid }: ManifestBase): boolean {
+  if (entry.name.folderName !== folder) return false;
+  return entry.kind === "damaged" || (entry.kind === "complete" && entry.manifest.uuid === uuid);
 }
 
 /** A hung network share blocks a thread for ever; the caller hears of it after a while. */

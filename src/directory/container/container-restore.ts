@@ -7,7 +7,8 @@ import { CleanupStack, environmentError, RequestError } from "../../core/index.t
 import { type DirectoryView, mountSquashfs, sweepRawViews, ViewFolder } from "../../device/index.ts";
 import type { RegularFile } from "../../host/index.ts";
 import type { ContainerOffer } from "../../provider/index.ts";
-import { type ChainLock, type Point, PointDamagedError, type Store } from "../../store/index.ts";
+import { parseArchiveName } from "../../pve/index.ts";
+import { type GuestPoints, type HeldChains, type Point, PointDamagedError, type Store } from "../../store/index.ts";
 import { describeTellingKeys } from "../config-warnings.ts";
 import { mustVouch } from "../vouch.ts";
 
@@ -27,7 +28,7 @@ export function containerMechanism(point: Point): "tar" | "directory" {
 export class ContainerRestore implements AsyncDisposable {
   readonly offer: ContainerOffer;
   readonly #volname: string;
-  readonly #lock: ChainLock;
+  readonly #held: HeldChains;
   readonly #owned: CleanupStack;
   /** Undefined for an archive that PVE reads itself. */
   readonly #view: DirectoryView | undefined;
@@ -35,38 +36,39 @@ export class ContainerRestore implements AsyncDisposable {
   private constructor(
     volname: string,
     offer: ContainerOffer,
-    lock: ChainLock,
+    held: HeldChains,
     owned: CleanupStack,
     view: DirectoryView | undefined,
   ) {
     this.offer = offer;
     this.#volname = volname;
-    this.#lock = lock;
+    this.#held = held;
     this.#owned = owned;
     this.#view = view;
   }
 
   static async open(
     { store, runDir, warn }: ContainerRestoreEnvironment,
+    points: GuestPoints,
     volname: string,
     signal: AbortSignal,
   ): Promise<ContainerRestore> {
     await sweepRawViews(runDir, warn);
-    const point = await store.openPoint(volname, signal);
+    const point = await points.point(parseArchiveName(volname));
     const mechanism = containerMechanism(point);
     await using stack = new CleanupStack();
-    const lock = stack.use(await store.lockChainShared(point, signal));
+    const held = stack.use(await store.holdChains(points, volname, signal));
     const file = stack.use(await point.openFile(archiveOf(point)));
     await checkUnrecorded(point, file, signal);
     const warning = describeTellingKeys(point.volname, "lxc", await point.guestConfig());
     if (warning !== undefined) warn(warning);
     if (mechanism === "tar") {
       const folder = stack.use(await ViewFolder.create(runDir));
-      return new ContainerRestore(volname, { tarPath: await linkTo(file, folder) }, lock, stack.move(), undefined);
+      return new ContainerRestore(volname, { tarPath: await linkTo(file, folder) }, held, stack.move(), undefined);
     }
     const view = stack.use(await mountSquashfs({ image: file, runDir, signal }));
     if (view.fallbackReason !== undefined) warn(describeFallback(volname, view.fallbackReason));
-    return new ContainerRestore(volname, { archiveDirectory: view.path }, lock, stack.move(), view);
+    return new ContainerRestore(volname, { archiveDirectory: view.path }, held, stack.move(), view);
   }
 
   /**
@@ -78,7 +80,7 @@ export class ContainerRestore implements AsyncDisposable {
     await using stack = new CleanupStack();
     stack.use(this);
     await mustVouch(this.#volname, this.#view);
-    await this.#lock.assertHeld();
+    await this.#held.assertHeld();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -33,6 +33,8 @@ export interface LockPlace {
   readonly name: string;
   /** For messages: "guest 100". */
   readonly what: string;
+  /** For a readers' lock: directories of the points it covers. */
+  readonly points?: readonly string[];
 }
 
 export class LockFile implements AsyncDisposable {
@@ -67,7 +69,7 @@ export class LockFile implements AsyncDisposable {
    * @throws LockedError naming the holder; EnvironmentError; the abort reason of `signal`
    */
   static async acquire(place: LockPlace, timing: LockTiming, signal: AbortSignal): Promise<LockFile> {
-    const record = await createLockRecord();
+    const record = await createLockRecord(place.points);
     heldHere.add(record.uuid);
     try {
       return await LockFile.#acquire(place, record, timing, signal);

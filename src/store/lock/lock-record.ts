@@ -37,6 +37,8 @@ export interface LockRecord {
   /** The holder's wall clock, ISO 8601; for people only. */
   readonly since: string;
   readonly heartbeat: number;
+  /** Directories of the points that a readers' lock covers. */
+  readonly points?: readonly string[];
 }
 
 /** A lock file as somebody else sees it. */
@@ -50,14 +52,18 @@ export interface SeenLock {
 
 const LOCK_FORMAT = "pve-backup-host-lock";
 const LOCK_VERSION = 1;
-/** Fixed, so that a heartbeat in place never leaves a mix of an old and a new length. */
-const LOCK_FILE_BYTES = 1024;
+/** A record fills whole blocks, with room for the heartbeat: one written in place never changes the length. */
+const LOCK_BLOCK_BYTES = 1024;
+const HEARTBEAT_ROOM = 16;
+const MAX_LOCK_BYTES = 32 * LOCK_BLOCK_BYTES;
+/** The longest chain, for a few disks with different ones. */
+const MAX_LOCKED_POINTS = 1024;
 const MAX_HOSTNAME_CHARS = 255;
 
 /** UUIDs of the locks that this process holds, or is about to. */
 export const heldHere = new Set<string>();
 
-export async function createLockRecord(): Promise<LockRecord> {
+export async function createLockRecord(points?: readonly string[]): Promise<LockRecord> {
   const self = await readProcess(process.pid);
   if (self === undefined) throw environmentError("read", `/proc/${process.pid}/stat`, new Error("it is not readable"));
   return {
@@ -67,13 +73,17 @@ export async function createLockRecord(): Promise<LockRecord> {
     process: self,
     since: new Date().toISOString(),
     heartbeat: 0,
+    ...(points === undefined ? {} : { points }),
   };
 }
 
 /** JSON in one line, filled up with spaces. */
 export function encodeLockRecord(record: LockRecord): Buffer {
   const text = JSON.stringify({ format: LOCK_FORMAT, version: LOCK_VERSION, ...record });
-  return Buffer.from(`${text.padEnd(LOCK_FILE_BYTES - 1)}\n`, "utf8");
+  const blocks = Math.ceil(
+    (Buffer.byteLength(text) - String(record.heartbeat).length + HEARTBEAT_ROOM) / LOCK_BLOCK_BYTES,
+  );
+  return Buffer.from(`${text.padEnd(blocks * LOCK_BLOCK_BYTES - 1)}\n`, "utf8");
 }
 
 /** Undefined for whatever is not a complete record. */
@@ -82,6 +92,7 @@ export function decodeLockRecord(bytes: Buffer): LockRecord | undefined {
     const fields = new Fields(parseJson(bytes));
     checkFormat(fields, LOCK_FORMAT, LOCK_VERSION);
     const holder = fields.object("process");
+    const points = fields.has("points") ? fields.list("points", MAX_LOCKED_POINTS).map(String) : undefined;
     return {
       uuid: fields.text("uuid", isUuid),
       hostId: fields.text("hostId", /^[0-9a-f]{32}$/),
@@ -93,6 +104,7 @@ export function decodeLockRecord(bytes: Buffer): LockRecord | undefined {
       },
       since: fields.text("since", /^[0-9TZ:.-]{1,40}$/),
       heartbeat: fields.count("heartbeat"),
+      ...(points === undefined ? {} : { points }),
     };
   } catch (error) {
     if (error instanceof FileProblem) return undefined;
@@ -114,8 +126,8 @@ export async function readLock(folder: Folder, name: string): Promise<SeenLock |
 
 /** The same for a lock file that is open already. */
 export async function readLockFrom(handle: FileHandle): Promise<SeenLock> {
-  const bytes = Buffer.alloc(LOCK_FILE_BYTES);
-  const { bytesRead } = await handle.read(bytes, 0, LOCK_FILE_BYTES, 0);
+  const bytes = Buffer.alloc(MAX_LOCK_BYTES);
+  const { bytesRead } = await handle.read(bytes, 0, bytes.length, 0);
   const { mtimeMs } = await handle.stat();
   return { record: decodeLockRecord(bytes.subarray(0, bytesRead)), mtimeMs };
 }

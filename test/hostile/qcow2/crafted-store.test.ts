@@ -35,7 +35,15 @@ beforeAll(async () => {
     await staged.writeFile(`${DEVICE}.qcow2`, bytes);
     const digest = { algorithm: "sha256", value: createHash("sha256").update(bytes).digest("hex") } as const;
     const counts = { readBytes: 65536, writtenBytes: bytes.length, zeroBytes: 0, fileBytes: bytes.length };
-    const device = { name: DEVICE, virtualBytes: MIB, reason: "first backup", compression: "none", digest, ...counts };
+    const device = {
+      name: DEVICE,
+      virtualBytes: MIB,
+      isIncremental: false,
+      reason: "first backup",
+      compression: "none",
+      digest,
+      ...counts,
+    };
     await staged.commit({ devices: [device], process: undefined }, NEVER);
   }
   image = join(lab.path, "100/qemu-1700000000", `${DEVICE}.qcow2`);

@@ -5,7 +5,7 @@ import { stat } from "node:fs/promises";
 import { expect, it } from "vitest";
 import { Qcow2Writer } from "../../../src/qcow2/index.ts";
 import type { Point, Store } from "../../../src/store/index.ts";
-import { createLab, NEVER } from "../../unit/store/lab.ts";
+import { createLab, holdBase, NEVER } from "../../unit/store/lab.ts";
 import { AskedProvider, DEVICE, GUEST_CONFIG } from "./asked-provider.ts";
 
 /** The L1 table of such a disk has 16 MiB, and 256 are the most that a chain may have. */
@@ -32,9 +32,10 @@ async function commitEmpty(store: Store, epoch: number, base: Point | undefined)
     digest,
     ...counts,
   } as const;
-  const devices = [base === undefined ? device : { ...device, base }];
+  const devices = [{ ...device, isIncremental: base !== undefined }];
+  await using held = base === undefined ? undefined : await holdBase(store, base);
   expect((await stat(file.path)).size).toBe(fileBytes);
-  return await staged.commit({ devices, process: undefined }, NEVER);
+  return await staged.commit({ devices, base: held, process: undefined }, NEVER);
 }
 
 it("a chain whose L1 tables are too large together is not built on", async () => {

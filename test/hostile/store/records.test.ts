@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Generated state files, witnesses, locks and attributes: what is taken is exactly what the format allows.
 import { describe, it } from "vitest";
-import { parseAttributes } from "../../../src/store/format/attributes.ts";
+import { parseAttributes } from "../../../src/store/attributes.ts";
 import { decodeLockRecord } from "../../../src/store/lock/lock-record.ts";
 import { parseState } from "../../../src/store/state.ts";
 import { parseWitness } from "../../../src/store/witness.ts";

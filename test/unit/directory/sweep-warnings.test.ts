@@ -47,12 +47,14 @@ afterEach(async () => {
 
 describe("a folder that cannot be swept", () => {
   it("is warned of by the restore of a VM", async () => {
-    await expect(provider.restoreVmInit("backup/100/qemu-1700000000", never)).rejects.toThrow(/: no such backup$/);
+    await expect(provider.restoreVmInit("backup/100/qemu-1700000000", never)).rejects.toThrow(
+      /: there is no such backup$/,
+    );
   });
 
   it("is warned of by the restore of a container", async () => {
     const volname = "backup/101/lxc-1700000000";
-    await expect(provider.restoreContainerInit(volname, never)).rejects.toThrow(/: no such backup$/);
+    await expect(provider.restoreContainerInit(volname, never)).rejects.toThrow(/: there is no such backup$/);
   });
 
   it("is warned of by the backup of a container, which goes on", async () => {

@@ -1,6 +1,19 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { execFileSync } from "node:child_process";
-import { cp, mkdir, open, readFile, rename, rm, symlink, truncate, writeFile } from "node:fs/promises";
+import {
+  copyFile,
+  cp,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  symlink,
+  truncate,
+  utimes,
+  writeFile,
+} from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { readProcess } from "../../../src/host/index.ts";
@@ -23,7 +36,7 @@ import {
 const OTHER_VMGENID = "99999999-2222-3333-4444-555555555555";
 const NO_VMGENID = { vmgenid: null } as const;
 
-describe("decideBase()", () => {
+describe("findBase()", () => {
   let lab: Lab;
   let store: Store;
   beforeEach(async () => {
@@ -264,39 +277,73 @@ describe("decideBase()", () => {
   });
 });
 
-describe("recheckBase()", () => {
-  it("confirms a base that is still good and dies for one that went since the question", async () => {
+describe("Base", () => {
+  const guest = { vmgenid: VMGENID };
+  const found = async (store: Store) => {
+    const devices = new Map([["drive-scsi0", { size: 64 * MIB }]]);
+    const { base } = await store.findBase({ vmid: 100, devices, guest, signal: NEVER }, async () => undefined);
+    if (base === undefined) throw new Error("no base");
+    return base;
+  };
+  /** What recheck() says after something happened. */
+  const afterwards = async (happens: (lab: Lab, store: Store) => Promise<void>): Promise<unknown> => {
     await using lab = await createLab();
     const store = await lab.open();
-    const base = await backup(store, { epoch: 1000 });
-    const question = {
-      vmid: 100,
-      device: "drive-scsi0",
-      sizeBytes: 64 * MIB,
-      guest: { vmgenid: VMGENID },
-      signal: NEVER,
-    };
-    await using chain = await store.openChain(base, "drive-scsi0", NEVER);
-    await store.recheckBase(question, { base, chain });
-    await rm(join(lab.path, "100/qemu-1000/drive-scsi0.qcow2"));
-    const error = await store.recheckBase(question, { base, chain }).catch((thrown: unknown) => thrown);
+    await backup(store, { epoch: 1000 });
+    await using base = await found(store);
+    await base.recheck(guest, NEVER);
+    await happens(lab, store);
+    return await base.recheck(guest, NEVER).catch((thrown: unknown) => thrown);
+  };
+  const image = "100/qemu-1000/drive-scsi0.qcow2";
+
+  it.each<[string, (lab: Lab, store: Store) => Promise<void>, RegExp]>([
+    ["its image is gone", (lab) => rm(join(lab.path, image)), /drive-scsi0.qcow2": it is missing/],
+    [
+      "another file has the name of its image",
+      (lab) =>
+        copyFile(join(lab.path, image), join(lab.path, "copy")).then(() =>
+          rename(join(lab.path, "copy"), join(lab.path, image)),
+        ),
+      /another file took its place/,
+    ],
+    ["its image was written to", (lab) => utimes(join(lab.path, image), 1, 1), /it was changed while it was in use/],
+    [
+      "its manifest was replaced",
+      async (lab) => {
+        const path = join(lab.path, "100/qemu-1000/manifest.json");
+        const bytes = await readFile(path);
+        await rm(path);
+        await writeFile(path, bytes);
+      },
+      /it was removed or replaced while it was in use/,
+    ],
+    [
+      "a newer backup took its place",
+      async (_lab, store) => void (await backup(store, { epoch: 2000 })),
+      /a newer backup took its place/,
+    ],
+    ["the witness is gone", (lab) => rm(lab.witnessPath(100)), /no record here/],
+    ["state.json is gone", (lab) => rm(join(lab.path, "100/state.json")), /state.json is missing/],
+    ["an unknown folder appeared", (lab) => mkdir(join(lab.path, "100/qemu-3000")), /qemu-3000 is damaged/],
+    [
+      "its lock was taken",
+      async (lab) => {
+        for (const name of await readdir(join(lab.path, "100/.locks"))) await rm(join(lab.path, "100/.locks", name));
+      },
+      /its lock file is gone/,
+    ],
+  ])("is refused at the moment of use if %s", async (_what, happens, reason) => {
+    const error = await afterwards(happens);
     expect(error).toBeInstanceOf(BaseUnusableError);
-    expect(String(error)).toMatch(/drive-scsi0 incrementally: its base is no longer usable/);
+    expect(String(error)).toMatch(reason);
   });
 
-  it("refuses another base than the promised one", async () => {
+  it("is refused for a guest that is another one by then", async () => {
     await using lab = await createLab();
     const store = await lab.open();
-    const base = await backup(store, { epoch: 1000 });
-    await backup(store, { epoch: 2000, base });
-    const question = {
-      vmid: 100,
-      device: "drive-scsi0",
-      sizeBytes: 64 * MIB,
-      guest: { vmgenid: VMGENID },
-      signal: NEVER,
-    };
-    await using chain = await store.openChain(base, "drive-scsi0", NEVER);
-    await expect(store.recheckBase(question, { base, chain })).rejects.toThrow(/a newer backup took its place/);
+    await backup(store, { epoch: 1000 });
+    await using base = await found(store);
+    await expect(base.recheck({ vmgenid: VMGENID.replace("1", "2") }, NEVER)).rejects.toThrow(/vmgenid changed/);
   });
 });

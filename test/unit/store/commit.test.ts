@@ -9,7 +9,18 @@ import { Folder } from "../../../src/host/index.ts";
 import { type DurableIo, durableIo } from "../../../src/store/durable.ts";
 import { BaseUnusableError, LockedError, PointExistsError } from "../../../src/store/errors.ts";
 import type { Store } from "../../../src/store/index.ts";
-import { backup, createLab, decide, fillStaged, type Lab, MIB, NEVER, readJson, resolveChain } from "./lab.ts";
+import {
+  backup,
+  createLab,
+  decide,
+  fillStaged,
+  holdBase,
+  type Lab,
+  MIB,
+  NEVER,
+  readJson,
+  resolveChain,
+} from "./lab.ts";
 
 /** What an act is about: a folder, a name in one, or the path of an open file. */
 function pathOf([where, name]: readonly unknown[]): string {
@@ -222,7 +233,10 @@ describe("StagedPoint.commit()", () => {
     if (device === undefined) throw new Error("no device");
     const wrongSize = { ...device, virtualBytes: 65 * MIB };
     await expect(staged.commit({ devices: [wrongSize] }, NEVER)).rejects.toThrow(/its virtual size is 67108864/);
-    await expect(staged.commit({ devices: [{ ...device, base }] }, NEVER)).rejects.toThrow(/no backing file/);
+    const increment = { ...device, isIncremental: true };
+    await expect(staged.commit({ devices: [increment] }, NEVER)).rejects.toThrow(/the job holds no base of it/);
+    await using held = await holdBase(store, base);
+    await expect(staged.commit({ devices: [increment], base: held }, NEVER)).rejects.toThrow(/no backing file/);
   });
 
   it("refuses links and folders among the files, and a missing guest config", async () => {
@@ -243,8 +257,9 @@ describe("StagedPoint.commit()", () => {
     await using lock = await store.lockGuest(100, NEVER);
     await using staged = await store.beginPoint({ lock, type: "qemu", epoch: 2000, signal: NEVER });
     const devices = await fillStaged(staged, { epoch: 2000, base });
+    await using held = await holdBase(store, base);
     await rm(join(base.path, "drive-scsi0.qcow2"));
-    await expect(staged.commit({ devices }, NEVER)).rejects.toThrow(BaseUnusableError);
+    await expect(staged.commit({ devices, base: held }, NEVER)).rejects.toThrow(BaseUnusableError);
   });
 
   it("dies if its lock was taken over, and leaves the witness alone", async () => {
@@ -342,7 +357,7 @@ describe("Store.beginPoint()", () => {
     for (const path of [join(folder, ".tmp-old"), join(base.path, ".tmp-old")]) await utimes(path, 1, 1);
     await backup(store, { epoch: 2000, base });
     expect((await readdir(folder)).sort()).toEqual(
-      [".tmp-young", "notes-of-the-admin.txt", "qemu-1000", "qemu-2000", "state.json"].sort(),
+      [".locks", ".tmp-young", "notes-of-the-admin.txt", "qemu-1000", "qemu-2000", "state.json"].sort(),
     );
     expect(await readdir(base.path)).not.toContain(".tmp-old");
   });

@@ -4,9 +4,14 @@ import { createHash, randomUUID } from "node:crypto";
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { CleanupStack } from "../../../src/core/index.ts";
 import type { ProcessIdentity } from "../../../src/host/index.ts";
-import type { GuestIdentity } from "../../../src/pve/index.ts";
-import type { DurableIo } from "../../../src/store/durable.ts";
+import { type GuestIdentity, parseArchiveName } from "../../../src/pve/index.ts";
+import { Base } from "../../../src/store/base.ts";
+import { openChain } from "../../../src/store/chain.ts";
+import { openStoreFolder, type StoreContext } from "../../../src/store/context.ts";
+import { type DurableIo, durableIo } from "../../../src/store/durable.ts";
+import { HeldChains } from "../../../src/store/held-chains.ts";
 import {
   deviceFileName,
   type LockTiming,
@@ -15,6 +20,8 @@ import {
   type StagedPoint,
   Store,
 } from "../../../src/store/index.ts";
+import type { LockNeed } from "../../../src/store/lock/chain-lock.ts";
+import { takeSnapshot } from "../../../src/store/snapshot.ts";
 
 export const MIB = 1024 * 1024;
 export const NEVER = new AbortController().signal;
@@ -124,7 +131,7 @@ export async function fillStaged(staged: StagedPoint, plan: BackupPlan): Promise
     devices.push({
       name,
       virtualBytes,
-      ...(base === undefined ? {} : { base }),
+      isIncremental: base !== undefined,
       reason: base === undefined ? "first backup" : "",
       compression: "none",
       readBytes: 0,
@@ -142,25 +149,53 @@ export async function backup(store: Store, plan: BackupPlan): Promise<Point> {
   await using lock = await store.lockGuest(plan.vmid ?? 100, NEVER);
   await using staged = await store.beginPoint({ lock, type: "qemu", epoch: plan.epoch, signal: NEVER });
   const devices = await fillStaged(staged, plan);
-  return await staged.commit({ devices, process: plan.process }, NEVER);
+  await using base = plan.base === undefined ? undefined : await holdBase(store, plan.base);
+  return await staged.commit({ devices, base, process: plan.process }, NEVER);
 }
 
-/** decideBase() for the guest as backup() makes it. */
+/** A point as findBase() holds it, whatever the witnesses say. */
+export async function holdBase(store: Store, { archive, vmid }: Point): Promise<Base> {
+  await using owned = new CleanupStack();
+  const folder = owned.use(await openStoreFolder(store.path));
+  const rest = { storeid: "bk", root: "/nowhere", nodename: "pve1", io: durableIo, timing: FAST_TIMING };
+  const context: StoreContext = { path: store.path, folder, ...rest, warn: () => undefined };
+  const snapshot = owned.use(await takeSnapshot(context, vmid, NEVER));
+  const point = await snapshot.points.point(parseArchiveName(archive));
+  const held = owned.use(await HeldChains.open(context, snapshot.points, point, "required", NEVER));
+  return new Base(context, snapshot, held, owned.move());
+}
+
+/** A point as a reader holds it. */
+export async function holdChains(
+  store: Store,
+  { archive, vmid }: Pick<Point, "archive" | "vmid">,
+  signal: AbortSignal = NEVER,
+  need?: LockNeed,
+): Promise<Pick<HeldChains, "chains" | "names" | "assertHeld"> & AsyncDisposable> {
+  await using owned = new CleanupStack();
+  const points = owned.use(await store.pointsOf(vmid));
+  const held = owned.use(await store.holdChains(points, archive, signal, need));
+  const all = owned.move();
+  const { chains, names } = held;
+  return {
+    chains,
+    names,
+    assertHeld: () => held.assertHeld(),
+    [Symbol.asyncDispose]: () => all[Symbol.asyncDispose](),
+  };
+}
+
+/** findBase() for the guest as backup() makes it. */
 export async function decide(
   store: Store,
   change: { device?: string; sizeBytes?: number; guest?: GuestIdentity; vmid?: number } = {},
 ): Promise<string> {
-  const answer = await store.decideBase({
-    vmid: 100,
-    device: "drive-scsi0",
-    sizeBytes: 64 * MIB,
-    guest: { vmgenid: VMGENID },
-    signal: NEVER,
-    ...change,
-  });
-  if (!answer.usable) return answer.reason;
-  await answer.chain[Symbol.asyncDispose]();
-  return `use ${answer.base.archive}`;
+  const { device = "drive-scsi0", sizeBytes = 64 * MIB, ...rest } = change;
+  const devices = new Map([[device, { size: sizeBytes }]]);
+  const question = { vmid: 100, devices, guest: { vmgenid: VMGENID }, signal: NEVER, ...rest };
+  const { base: found, reasons } = await store.findBase(question, async () => undefined);
+  await using base = found;
+  return base?.chains.has(device) === true ? `use ${base.point.archive}` : (reasons.get(device) ?? "no reason");
 }
 
 /** The chain behind a device by its names, opened and closed again. */
@@ -170,9 +205,10 @@ export async function resolveChain(
   device: string,
   signal: AbortSignal,
 ): Promise<{ paths: string[]; folders: readonly string[]; sizeBytes: number }> {
-  await using chain = await store.openChain(point, device, signal);
-  const { folders, images, sizeBytes } = chain;
-  return { paths: images.map(({ file }) => file.path), folders, sizeBytes };
+  await using points = await store.pointsOf(point.vmid);
+  await using chain = await openChain(points, point, device, signal);
+  const { files, sizeBytes } = chain;
+  return { paths: files.map(({ path }) => path), folders: chain.points.map(({ folderName }) => folderName), sizeBytes };
 }
 
 /** A folder as the upstream example leaves it. */

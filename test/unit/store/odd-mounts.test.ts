@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { describe, expect, it, type TestContext } from "vitest";
 import { errnoOf } from "../../../src/core/index.ts";
 import { requireTool } from "../../support/programs/tools.ts";
-import { backup, createLab, decide, type Lab, NEVER } from "./lab.ts";
+import { backup, createLab, decide, holdChains, type Lab, NEVER } from "./lab.ts";
 
 /** Mounts over the store until disposed; skips the test where mounting is not allowed. */
 function mountStore(context: TestContext, lab: Lab, ...args: string[]): Disposable {
@@ -31,9 +31,9 @@ describe("a store mounted read-only", () => {
     const store = await lab.open();
     expect(await store.listPoints({}, NEVER)).toHaveLength(2);
     const point = await store.openPoint("100/qemu-2000", NEVER);
-    await using _readers = await store.lockChainShared(point, NEVER);
+    await using _readers = await holdChains(store, point, NEVER);
     expect(lab.warnings).toEqual([expect.stringMatching(/^Reading "backup\/100\/qemu-2000" without a lock: .*EROFS/)]);
-    await expect(store.lockChainShared(point, NEVER, "required")).rejects.toThrow(/EROFS/);
+    await expect(holdChains(store, point, NEVER, "required")).rejects.toThrow(/EROFS/);
     expect((await point.guestConfig()).length).toBeGreaterThan(0);
     await expect(store.lockGuest(100, NEVER)).rejects.toThrow(/the file system is read-only \(EROFS\)/);
     await expect(store.updateAttributes("100/qemu-2000", { notes: "n" }, NEVER)).rejects.toThrow(/EROFS/);
@@ -53,9 +53,9 @@ describe("a store that is full", () => {
     const base = await backup(store, { epoch: 1000 });
     const point = await backup(store, { epoch: 2000, base });
     await fillUp(lab);
-    await using _readers = await store.lockChainShared(point, NEVER);
+    await using _readers = await holdChains(store, point, NEVER);
     expect(lab.warnings).toEqual([expect.stringMatching(/^Reading "backup\/100\/qemu-2000" without a lock: .*ENOSPC/)]);
-    await expect(store.lockChainShared(point, NEVER, "required")).rejects.toThrow(/ENOSPC/);
+    await expect(holdChains(store, point, NEVER, "required")).rejects.toThrow(/ENOSPC/);
   });
 
   it("does not let anybody read what is being removed", async (context) => {
@@ -66,7 +66,7 @@ describe("a store that is full", () => {
     const point = await backup(store, { epoch: 2000, base });
     await using _remover = await store.lockPointExclusive(base, NEVER);
     await fillUp(lab);
-    await expect(store.lockChainShared(point, NEVER)).rejects.toThrow(/it is being removed by process/);
+    await expect(holdChains(store, point, NEVER)).rejects.toThrow(/it is being removed by process/);
   });
 
   it("fails the backup in one clear sentence and leaves the last one as the base", async (context) => {

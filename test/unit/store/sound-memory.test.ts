@@ -4,6 +4,7 @@ import { execFileSync } from "node:child_process";
 import { chmod, mkdir, open, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { openChain } from "../../../src/store/chain.ts";
 import { PointDamagedError, type Store } from "../../../src/store/index.ts";
 import { createLab, type Lab, makeLegacy, NEVER, readJson } from "./lab.ts";
 
@@ -42,7 +43,8 @@ const memoryFile = (): string => join(lab.root, "var/cache/pve-backup-host/bk/10
 async function check(store?: Store): Promise<string[]> {
   const asked = store ?? (await lab.open());
   read.length = 0;
-  await using chain = await asked.openChain(await asked.openPoint("100/qemu-300", NEVER), "drive-scsi0", NEVER);
+  await using points = await asked.pointsOf(100);
+  await using chain = await openChain(points, await asked.openPoint("100/qemu-300", NEVER), "drive-scsi0", NEVER);
   await asked.assertChainSound("build on it", 100, chain, NEVER);
   return [...read];
 }

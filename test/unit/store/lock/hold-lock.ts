@@ -7,6 +7,6 @@ const [path = "", root = "", vmid = "", archive] = process.argv.slice(2);
 const signal = new AbortController().signal;
 const store = await Store.open({ path, root, storeid: "bk", nodename: "child" });
 if (archive === undefined) await store.lockGuest(Number(vmid), signal);
-else await store.lockChainShared(await store.openPoint(archive, signal), signal);
+else await store.holdChains(await store.pointsOf(Number(vmid)), archive, signal);
 process.stdout.write("held\n");
 setInterval(() => undefined, 1000);

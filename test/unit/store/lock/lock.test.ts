@@ -11,7 +11,7 @@ import { PointDamagedError, type Store } from "../../../../src/store/index.ts";
 import { breakLock } from "../../../../src/store/lock/lock-file.ts";
 import { readLock } from "../../../../src/store/lock/lock-record.ts";
 import { type Bundle, buildProgram } from "../../../support/programs/bundle.ts";
-import { backup, createLab, editJson, FAST_TIMING, type Lab, NEVER, readJson } from "../lab.ts";
+import { backup, createLab, editJson, FAST_TIMING, holdChains, type Lab, NEVER, readJson } from "../lab.ts";
 
 let program: Bundle;
 beforeAll(async () => {
@@ -252,14 +252,14 @@ describe("locks on points", () => {
     const store = await lab.open();
     const { full, top, alone } = await makeChain(store);
     {
-      await using _reader = await store.lockChainShared(top, NEVER);
-      await using _second = await store.lockChainShared(top, NEVER);
+      await using _reader = await holdChains(store, top, NEVER);
+      await using _second = await holdChains(store, top, NEVER);
       await expect(store.lockPointExclusive(top, NEVER)).rejects.toThrow(/qemu-2000": it is being read by process/);
       await expect(store.lockPointExclusive(full, NEVER)).rejects.toThrow(LockedError);
       await using _remover = await store.lockPointExclusive(alone, NEVER);
     }
     await using _remover = await store.lockPointExclusive(full, NEVER);
-    await expect(store.lockChainShared(top, NEVER)).rejects.toThrow(/qemu-1000": it is being removed by process/);
+    await expect(holdChains(store, top, NEVER)).rejects.toThrow(/qemu-1000": it is being removed by process/);
     await expect(store.lockPointExclusive(full, NEVER)).rejects.toThrow(LockedError);
   });
 
@@ -268,12 +268,12 @@ describe("locks on points", () => {
     const store = await lab.open();
     const { full, top } = await makeChain(store);
     {
-      await using _reader = await store.lockChainShared(top, NEVER);
+      await using _reader = await holdChains(store, top, NEVER);
       await store.lockPointExclusive(full, NEVER).catch(() => undefined);
     }
     {
       await using _remover = await store.lockPointExclusive(full, NEVER);
-      await store.lockChainShared(top, NEVER).catch(() => undefined);
+      await holdChains(store, top, NEVER).catch(() => undefined);
     }
     expect(await readdir(join(lab.path, "100/.locks"))).toEqual([]);
   });
@@ -285,8 +285,8 @@ describe("locks on points", () => {
     const reader = await startHolder(lab, "100/qemu-2000");
     await expect(store.lockPointExclusive(full, NEVER)).rejects.toThrow(LockedError);
     await reader[Symbol.asyncDispose]();
-    expect((await readdir(join(lab.path, "100/.locks"))).length).toBe(2);
-    await using _living = await store.lockChainShared(alone, NEVER);
+    expect((await readdir(join(lab.path, "100/.locks"))).length).toBe(1);
+    await using _living = await holdChains(store, alone, NEVER);
     await backup(store, { epoch: 4000 });
     expect(await readdir(join(lab.path, "100/.locks"))).toEqual([expect.stringMatching(/^qemu-3000\.shared-/)]);
     await using _remover = await store.lockPointExclusive(full, NEVER);
@@ -305,7 +305,9 @@ describe("locks on points", () => {
         if (isLocked) rmSync(full.path, { recursive: true, force: true });
       },
     });
-    await expect(store.lockChainShared(top, signal)).rejects.toThrow(/its base qemu-1000 is missing/);
+    await expect(holdChains(store, top, signal)).rejects.toThrow(
+      /qemu-1000": it was removed or replaced while it was in use/,
+    );
     expect(await readdir(locks)).toEqual([]);
   });
 
@@ -314,6 +316,6 @@ describe("locks on points", () => {
     const store = await lab.open();
     const { full, top } = await makeChain(store);
     await rm(full.path, { recursive: true });
-    await expect(store.lockChainShared(top, NEVER)).rejects.toThrow(PointDamagedError);
+    await expect(holdChains(store, top, NEVER)).rejects.toThrow(PointDamagedError);
   });
 });

@@ -2,9 +2,9 @@
 import { mkdir, readdir, readFile, stat, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { RequestError } from "../../../../src/core/index.ts";
-import type { Store } from "../../../../src/store/index.ts";
-import { backup, createLab, type Lab, NEVER } from "../lab.ts";
+import { RequestError } from "../../../src/core/index.ts";
+import type { Store } from "../../../src/store/index.ts";
+import { backup, createLab, type Lab, NEVER } from "./lab.ts";
 
 let lab: Lab;
 let store: Store;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // attributes.json: what may change after commit. Beside the manifest, so that notes never rewrite it.
-import { errnoOf, messageOf, RequestError } from "../../core/index.ts";
-import type { Folder } from "../../host/index.ts";
-import type { DurableIo } from "../durable.ts";
-import { checkFormat, Fields, formatJson, parseJson } from "./json.ts";
-import { ATTRIBUTES_FILE } from "./layout.ts";
+import { errnoOf, messageOf, RequestError } from "../core/index.ts";
+import type { Folder } from "../host/index.ts";
+import type { DurableIo } from "./durable.ts";
+import { checkFormat, Fields, formatJson, parseJson } from "./format/json.ts";
+import { ATTRIBUTES_FILE } from "./format/layout.ts";
 
 export interface Attributes {
   readonly notes?: string;
