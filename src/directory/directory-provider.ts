@@ -224,7 +224,7 @@ export class DirectoryProvider implements BackupProvider {
   }
 
   async restoreVmInit(volname: string, signal: AbortSignal): Promise<ReadonlyMap<string, { readonly size: number }>> {
-    await this.restoreVmCleanup(volname); // a second init of the same backup starts afresh
+    await this.#endRestore(volname); // a second init of the same backup starts afresh
     const environment = {
       store: await this.#openStore(),
       runDir: this.#runDir,
@@ -239,10 +239,11 @@ export class DirectoryProvider implements BackupProvider {
   }
 
   async restoreVmCleanup(volname: string): Promise<void> {
-    const session = this.#restores.get(volname);
-    this.#restores.delete(volname);
-    await session?.[Symbol.asyncDispose]();
-    await this.#points.forget(volname);
+    try {
+      await this.#endRestore(volname);
+    } finally {
+      await this.#points.forget(volname);
+    }
   }
 
   async restoreVmVolumeInit(volname: string, device: string, signal: AbortSignal): Promise<{ qemuImgPath: string }> {
@@ -327,6 +328,12 @@ export class DirectoryProvider implements BackupProvider {
     const store = await this.#store?.catch(() => undefined);
     this.#store = undefined;
     await store?.[Symbol.asyncDispose]();
+  }
+
+  async #endRestore(volname: string): Promise<void> {
+    const session = this.#restores.get(volname);
+    this.#restores.delete(volname);
+    await session?.[Symbol.asyncDispose]();
   }
 
   readonly #warn = (message: string): void => this.#context.log("warn", message);
