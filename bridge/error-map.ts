@@ -27,6 +27,7 @@ export const RPC_ERROR_NUMBERS = {
   POINT_DAMAGED: -32033,
   BASE_UNUSABLE: -32034,
   LOCKED: -32035,
+  NEWER_FORMAT: -32036,
 } as const satisfies Record<ErrorCode | ProtocolErrorCode, number>;
 
 /** An error of the protocol itself: a wrong order, an unknown method. */

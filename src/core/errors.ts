@@ -19,6 +19,7 @@ export type ErrorCode =
   | "POINT_DAMAGED"
   | "BASE_UNUSABLE"
   | "LOCKED"
+  | "NEWER_FORMAT"
   | "CHILD_PROCESS";
 
 export interface HostErrorOptions {
@@ -48,6 +49,11 @@ export class RequestError extends HostError {
 /** The request is sound, but this version does not do it. */
 export class UnsupportedError extends HostError {
   override readonly code = "NOT_SUPPORTED";
+}
+
+/** A newer version of this software wrote it: sound, as far as this one can tell, and not to be guessed at. */
+export class NewerFormatError extends HostError {
+  override readonly code = "NEWER_FORMAT";
 }
 
 /** The abort reason of every cancelled operation. */

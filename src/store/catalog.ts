@@ -7,7 +7,7 @@ import { type ArchiveName, checkVmid, isVmidName, MAX_GUEST_CONFIG_BYTES, parseF
 import { archiveProblem } from "./archive-shape.ts";
 import { checkAvailable, type StoreContext } from "./context.ts";
 import { PointDamagedError, StoreUnavailableError } from "./errors.ts";
-import { MAX_JSON_BYTES } from "./format/json.ts";
+import { MAX_JSON_BYTES, NewerFormatProblem } from "./format/json.ts";
 import { ATTRIBUTES_FILE, deviceFileName, GUEST_CONFIG_FILE, MANIFEST_FILE } from "./format/layout.ts";
 import { isOwnImage, judgeLegacy } from "./format/legacy.ts";
 import { type Manifest, parseManifest } from "./format/manifest.ts";
@@ -30,7 +30,13 @@ export type CatalogEntry =
       readonly occupiedBytes: number;
       readonly hasAttributes: boolean;
     }
-  | { readonly kind: "damaged"; readonly name: ArchiveName; readonly reason: string };
+  | {
+      readonly kind: "damaged";
+      readonly name: ArchiveName;
+      readonly reason: string;
+      /** Why it could not be read at all; undefined for what was read and found wrong. */
+      readonly unreadable?: "failed" | "newer format";
+    };
 
 export type CompleteEntry = Extract<CatalogEntry, { kind: "complete" }>;
 
@@ -94,6 +100,9 @@ export async function classifyFolder(guest: Folder, name: ArchiveName): Promise<
     await using folder = await guest.openFolder(name.folderName);
     return await classifyFiles(name, folder, await lookAtFiles(folder, "may vanish"));
   } catch (error) {
+    if (error instanceof NewerFormatProblem) {
+      return { kind: "damaged", name, reason: messageOf(error), unreadable: "newer format" };
+    }
     if (error instanceof FileProblem) return { kind: "damaged", name, reason: messageOf(error) };
     const isThere = await guest.look(name.folderName).then(
       (found) => found !== undefined,
@@ -101,7 +110,8 @@ export async function classifyFolder(guest: Folder, name: ArchiveName): Promise<
     );
     // A folder that is there and cannot be read must not hide the others.
     const path = guest.pathOf(name.folderName);
-    return isThere ? { kind: "damaged", name, reason: environmentError("read", path, error).message } : undefined;
+    if (!isThere) return undefined;
+    return { kind: "damaged", name, reason: environmentError("read", path, error).message, unreadable: "failed" };
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One backup that can be restored.
 
-import { errnoOf } from "../core/index.ts";
+import { EnvironmentError, errnoOf, type HostError, NewerFormatError } from "../core/index.ts";
 import { tryCreateDigester } from "../digest/index.ts";
 import { type Folder, type RegularFile, readWhole } from "../host/index.ts";
 import { type ArchiveName, MAX_GUEST_CONFIG_BYTES, parseArchiveName, volnameOf } from "../pve/index.ts";
@@ -54,12 +54,17 @@ export async function openPoint(context: StoreContext, archive: string): Promise
   await using guest = await openGuest(context, name.vmid);
   const entry = guest === undefined ? undefined : await classifyFolder(guest, name);
   if (entry === undefined) throw new PointNotFoundError(`Cannot open "${volnameOf(name.archive)}": no such backup`);
-  if (entry.kind === "damaged") {
-    throw new PointDamagedError(`Cannot use "${volnameOf(name.archive)}": ${entry.reason}`);
-  }
+  if (entry.kind === "damaged") throw unusable(entry);
   return entry.kind === "complete"
     ? completePoint(context, entry.name, entry.manifest, entry.occupiedBytes)
     : await legacyPoint(context, entry);
+}
+
+/** What was not read may be whole: a disk that fails, a right that is missing, a newer version that wrote it. */
+function unusable({ name, reason, unreadable }: Extract<CatalogEntry, { kind: "damaged" }>): HostError {
+  const message = `Cannot use "${volnameOf(name.archive)}": ${reason}`;
+  if (unreadable === "newer format") return new NewerFormatError(message);
+  return unreadable === "failed" ? new EnvironmentError(message) : new PointDamagedError(message);
 }
 
 /** @throws PointDamagedError, PointNotFoundError, EnvironmentError */

@@ -100,12 +100,17 @@ export function parseJson(bytes: Buffer): unknown {
   }
 }
 
+/** A document of a newer version: not damage, and not to be guessed at. */
+export class NewerFormatProblem extends FileProblem {}
+
 /** Checks `format` and `version`: what a newer release wrote must not be guessed at. */
 export function checkFormat(fields: Fields, format: string, version: number): void {
   if (fields.raw("format") !== format) throw new FileProblem(`it is not a ${format} file`);
   const found = fields.count("version");
   if (found > version) {
-    throw new FileProblem(`it was written by a newer version (format ${found}, this version reads up to ${version})`);
+    throw new NewerFormatProblem(
+      `it was written by a newer version (format ${found}, this version reads up to ${version})`,
+    );
   }
   if (found < 1) throw new FileProblem("field version is not a whole number in range");
 }
