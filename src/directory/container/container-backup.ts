@@ -12,6 +12,7 @@ import {
   messageOf,
   RequestError,
 } from "../../core/index.ts";
+import { pveRefusal } from "../../maintenance/index.ts";
 import type { ContainerBackupInfo, ContainerHandoff } from "../../provider/index.ts";
 import {
   FIREWALL_CONFIG_FILE,
@@ -26,9 +27,6 @@ import { ContainerArchive } from "./container-archive.ts";
 import { type ContainerFormat, containerArchiveName } from "./container-archiver.ts";
 import { type HandoffChannel, HandoffListener, type HandoffMessage } from "./container-handoff.ts";
 import { type CommitMessage, errorMessage, parseCommit } from "./container-messages.ts";
-
-/** Proxmox VE refuses to restore an archive with fewer. */
-const FEWEST_MEMBERS = 10;
 
 export interface ContainerBackupEnvironment {
   readonly store: Store;
@@ -187,10 +185,8 @@ export class ContainerBackup implements AsyncDisposable {
     const { hasSbin, members, totalBytes } = await inspectArchive(await archive.file(), signal);
     if (members === 0) throw new EnvironmentError(`Cannot commit "${path}": it is empty`);
     log("info", `the archive is readable: ${members} members, ${formatBytes(totalBytes)}`);
-    if (!hasSbin) log("warn", 'the archive has no "sbin": Proxmox VE will refuse to restore this container');
-    if (members < FEWEST_MEMBERS) {
-      log("warn", `the archive has ${members} members: Proxmox VE refuses to restore fewer than ${FEWEST_MEMBERS}`);
-    }
+    const refusal = pveRefusal(path, { hasSbin, members });
+    if (refusal !== undefined) log("warn", `Proxmox VE will refuse to restore ${basename(path)}: ${refusal}`);
     return { archive: basename(path), members, totalBytes, hasSbin, warnings: summary.warnings };
   }
 }

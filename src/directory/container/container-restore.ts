@@ -2,12 +2,12 @@
 // One container restore: the tar archive as it lies in the store, or the squashfs image as a folder.
 import { symlink } from "node:fs/promises";
 import path from "node:path";
-import { inspectArchive, verifyArchive } from "../../archive/index.ts";
-import { CleanupStack, environmentError, RequestError } from "../../core/index.ts";
+import { CleanupStack, environmentError } from "../../core/index.ts";
 import { type DirectoryView, mountSquashfs, sweepRawViews, ViewFolder } from "../../device/index.ts";
 import type { RegularFile } from "../../host/index.ts";
+import { assertContainerRestorable, containerArchiveOf } from "../../maintenance/index.ts";
 import type { ContainerOffer } from "../../provider/index.ts";
-import { type ChainLock, type Point, PointDamagedError, type Store } from "../../store/index.ts";
+import type { ChainLock, Point, Store } from "../../store/index.ts";
 import { describeTellingKeys } from "../config-warnings.ts";
 import { mustVouch } from "../vouch.ts";
 
@@ -20,7 +20,7 @@ export interface ContainerRestoreEnvironment {
 
 /** Decides from the store alone: every process gives the same answer. @throws RequestError if there is no archive */
 export function containerMechanism(point: Point): "tar" | "directory" {
-  return archiveOf(point).endsWith(".sqfs") ? "directory" : "tar";
+  return containerArchiveOf(point).endsWith(".sqfs") ? "directory" : "tar";
 }
 
 /** Holds the backup's lock and the mount until it is disposed. */
@@ -56,8 +56,8 @@ export class ContainerRestore implements AsyncDisposable {
     const mechanism = containerMechanism(point);
     await using stack = new CleanupStack();
     const lock = stack.use(await store.lockChainShared(point, signal));
-    const file = stack.use(await point.openFile(archiveOf(point)));
-    await checkUnrecorded(point, file, signal);
+    const file = stack.use(await point.openFile(containerArchiveOf(point)));
+    await assertContainerRestorable(point, file, signal);
     const warning = describeTellingKeys(point.volname, "lxc", await point.guestConfig());
     if (warning !== undefined) warn(warning);
     if (mechanism === "tar") {
@@ -84,25 +84,6 @@ export class ContainerRestore implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#owned[Symbol.asyncDispose]();
   }
-}
-
-function archiveOf(point: Point): string {
-  if (point.type === "lxc" && point.containerArchive !== undefined) return point.containerArchive;
-  throw new RequestError(
-    `Cannot restore "${point.volname}" as a container: ${point.type === "lxc" ? "it has no archive" : "it is the backup of a VM"}`,
-  );
-}
-
-/**
- * What no digest was compared of is looked at first: an archive that was cut off where a member ends, tar would take for
- * a whole one, and one with a second name may be a file of somebody else.
- */
-async function checkUnrecorded(point: Point, file: RegularFile, signal: AbortSignal): Promise<void> {
-  if (point.manifest === undefined) await inspectArchive(file, signal);
-  if (file.links === 1) return;
-  const digest = point.manifest?.files.find(({ name }) => name === path.basename(file.path))?.digest;
-  if (digest !== undefined && (await verifyArchive(file, digest, signal))) return;
-  throw new PointDamagedError(`Cannot use "${file.path}": it has ${file.links} names, and is not the recorded archive`);
 }
 
 /**

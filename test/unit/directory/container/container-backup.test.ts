@@ -187,8 +187,7 @@ describe("a container's backup", () => {
     channel.send(GOOD_COMMIT);
     expect(await answer()).toEqual({ ok: true });
     expect(log.filter((line) => line.startsWith("warn"))).toEqual([
-      'warn: the archive has no "sbin": Proxmox VE will refuse to restore this container',
-      "warn: the archive has 6 members: Proxmox VE refuses to restore fewer than 10",
+      'warn: Proxmox VE will refuse to restore archive.tar: it has no directory or link "sbin" at its top',
     ]);
   });
 
