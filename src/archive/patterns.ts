@@ -5,7 +5,7 @@
 //
 // Texts here hold bytes: one character per byte ("latin1"), for names need not be UTF-8.
 
-/** Excluded by everybody: what mkfs leaves in the root of a file system. */
+/** Always excluded: what mkfs leaves in the root of a file system. */
 export const LOST_AND_FOUND = "lost+found";
 
 const isAnchored = (pattern: string): boolean => pattern.startsWith("/");
@@ -61,7 +61,7 @@ export function pathExcludeLine(path: string): string {
   return `\\${path.split("/").map(escapeForExcludeFile).join("/")}`; // the first backslash of a line is dropped
 }
 
-/** Excludes all that is in a folder, but not the folder. */
+/** Excludes everything in a directory, but not the directory. */
 export function contentsExcludeLines(path: string): string[] {
   const line = pathExcludeLine(path);
   return [`${line}/*`, `${line}/.*`];

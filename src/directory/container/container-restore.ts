@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// One container restore: the tar archive as it lies in the store, or the squashfs image as a folder.
+// One container restore: the tar archive as it lies in the store, or the squashfs image as a directory.
 import { symlink } from "node:fs/promises";
 import path from "node:path";
 import { CleanupStack, environmentError } from "../../core/index.ts";
@@ -72,7 +72,7 @@ export class ContainerRestore implements AsyncDisposable {
   /**
    * Takes back what was on offer.
    *
-   * @throws ChildProcessError if the folder was served no longer; LockedError if somebody may have removed it meanwhile
+   * @throws ChildProcessError if the directory was no longer served; LockedError if another process may have removed the backup meanwhile
    */
   async withdraw(): Promise<void> {
     await using stack = new CleanupStack();
@@ -87,8 +87,8 @@ export class ContainerRestore implements AsyncDisposable {
 }
 
 /**
- * PVE opens a tar by its name. This one lies in a folder of root's alone and leads to the descriptor that was checked,
- * whatever the archive's own name leads to by now. It ends with this process.
+ * PVE opens a tar by its name. This one lies in a directory that only root may enter and leads to the descriptor that was checked,
+ * whatever the archive's name leads to by now. It ends with this process.
  */
 async function linkTo(file: RegularFile, folder: ViewFolder): Promise<string> {
   const link = path.join(folder.path, path.basename(file.path));
