@@ -5,14 +5,14 @@ import { once } from "node:events";
 import { Readable, type Writable } from "node:stream";
 import { createGunzip } from "node:zlib";
 import { type Entry, extract, type Headers } from "tar-stream";
-import { CleanupStack, RequestError } from "../core/index.ts";
+import { CleanupStack, quote, RequestError, UnsupportedError } from "../core/index.ts";
 import { openAgain, type RegularFile } from "../host/index.ts";
 import { readCompressionFormat, startUnpacker } from "./decompressor.ts";
 import { type SparseExtent, SparseMapReader } from "./sparse-member.ts";
 import type { Tool } from "./tool.ts";
 
 export interface TarMember {
-  /** As in the archive ("./etc/hostname"); bytes that are no UTF-8 show as U+FFFD. */
+  /** As in the archive ("./etc/hostname"); bytes that are not UTF-8 show as U+FFFD. */
   readonly name: string;
   readonly type: "file" | "directory" | "symlink" | "link" | "fifo" | "block-device" | "character-device" | "other";
   /** Bytes of the file as it was, holes included. */
@@ -31,12 +31,14 @@ type PaxHeaders = Headers & { readonly pax?: Readonly<Record<string, string>> | 
 const KNOWN_TYPES: ReadonlySet<string> = new Set([
   ...["file", "directory", "symlink", "link", "fifo", "block-device", "character-device"],
 ]);
+const UNPACK_WITH_TAR = { hint: "unpack it with GNU tar" };
 const ZEROS = Buffer.alloc(64 * 1024);
 
 /**
  * Members in the order of the archive. `file` is borrowed.
  *
- * @throws an error if it is damaged; EnvironmentError; the abort reason of `signal`
+ * @throws an error if it is damaged; UnsupportedError at a member behind which nothing can be read; EnvironmentError; the
+ *   abort reason of `signal`
  */
 export async function* listTar(file: RegularFile, signal: AbortSignal): AsyncIterable<TarMember> {
   for await (const entry of readEntries(file, signal)) {
@@ -49,7 +51,8 @@ export async function* listTar(file: RegularFile, signal: AbortSignal): AsyncIte
  * Writes the content of one regular file to `to` and ends it. "etc/hostname" and "./etc/hostname" are the same
  * name; the first member of that name is taken. `file` is borrowed.
  *
- * @throws RequestError if there is no such member, or it is no regular file or hard link to one
+ * @throws RequestError if there is no such member, or it is not a regular file or a hard link to one; UnsupportedError if
+ *   it is a sparse file in a format other than pax 1.0; as listTar()
  */
 export async function extractFile(
   file: RegularFile,
@@ -75,6 +78,7 @@ async function extractMember(file: RegularFile, memberName: string, to: Writable
     }
     if (member.type === "link" && member.linkName !== undefined) return member.linkName;
     if (member.type !== "file") throw notAFile(memberName, member);
+    refuseOldSparse(entry.header, file.path);
     await copyContent(entry, member, to, signal);
     to.end();
     return undefined;
@@ -105,11 +109,37 @@ async function* readEntries(archive: RegularFile, signal: AbortSignal): AsyncIte
   stack.defer(() => signal.removeEventListener("abort", onAbort));
   input.on("error", (error) => parser.destroy(error));
   input.pipe(parser);
-  for await (const entry of parser) yield entry;
+  for await (const entry of parser) {
+    refuseUnknownType(entry.header, archive.path);
+    yield entry;
+  }
   signal.throwIfAborted();
   if (tool === undefined) return;
   await tool.exited;
   if (tool.exitCode !== 0) throw tool.failure("read", archive.path);
+}
+
+/**
+ * The header of a sparse file in GNU's own format may go on in blocks that its size does not count: what follows would be
+ * read from the wrong place. tar-stream has no name for its type, nor for others that hold no file of a container.
+ */
+function refuseUnknownType({ name, type }: Headers, archivePath: string): void {
+  if (type !== null && type !== undefined) return;
+  throw new UnsupportedError(
+    `Cannot read "${archivePath}": member ${quote(name)} is a sparse file in GNU's old format, or of an unknown type`,
+    UNPACK_WITH_TAR,
+  );
+}
+
+/** Formats 0.0 and 0.1 have the map in the pax header, where tar-stream keeps only the last of equal keys. */
+function refuseOldSparse({ name, pax }: PaxHeaders, archivePath: string): void {
+  const keys = Object.keys(pax ?? {}).filter((key) => key.startsWith("GNU.sparse."));
+  if (keys.length === 0 || (pax?.["GNU.sparse.major"] === "1" && pax["GNU.sparse.minor"] === "0")) return;
+  const shown = quote(pax?.["GNU.sparse.name"] ?? name);
+  throw new UnsupportedError(
+    `Cannot extract ${shown} from "${archivePath}": it is a sparse file in a pax format other than 1.0`,
+    UNPACK_WITH_TAR,
+  );
 }
 
 function toMember(header: PaxHeaders): TarMember {
@@ -118,7 +148,7 @@ function toMember(header: PaxHeaders): TarMember {
   return {
     name: pax["GNU.sparse.name"] ?? header.name,
     type: (KNOWN_TYPES.has(type) ? type : type === "contiguous-file" ? "file" : "other") as TarMember["type"],
-    size: Number(pax["GNU.sparse.realsize"] ?? header.size ?? 0),
+    size: Number(pax["GNU.sparse.realsize"] ?? pax["GNU.sparse.size"] ?? header.size ?? 0),
     mode: header.mode ?? 0,
     uid: header.uid ?? 0,
     gid: header.gid ?? 0,

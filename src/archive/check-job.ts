@@ -13,7 +13,7 @@ export function checkArchiveJob(job: ArchiveJob): void {
     throw new RequestError(`Cannot archive ${JSON.stringify(job.directory)}: it is not an absolute path`);
   }
   if (job.sources.length === 0 || job.sources.length > MAX_SOURCES) {
-    throw new RequestError(`Cannot archive: there are ${job.sources.length} sources, 1 to ${MAX_SOURCES} are wanted`);
+    throw new RequestError(`Cannot archive: there are ${job.sources.length} sources, expected 1 to ${MAX_SOURCES}`);
   }
   for (const source of job.sources) {
     const parts = source.split("/");
@@ -26,7 +26,7 @@ export function checkArchiveJob(job: ArchiveJob): void {
   }
   for (const pattern of job.excludePatterns) {
     if (pattern === "" || pattern.includes("\0") || pattern.length > MAX_PATTERN_CHARS) {
-      throw new RequestError(`Cannot exclude ${JSON.stringify(pattern.slice(0, 80))}: not a pattern`);
+      throw new RequestError(`Cannot exclude ${JSON.stringify(pattern.slice(0, 80))}: it is not a pattern`);
     }
   }
 }

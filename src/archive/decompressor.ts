@@ -51,9 +51,7 @@ export async function startDecompressor(file: FileHandle, path: string): Promise
   if (format === undefined) return undefined;
   const pipe = tryCreatePipe();
   if (pipe === undefined) {
-    throw new ChildProcessError(
-      `Cannot list ${JSON.stringify(path)}: this system has no pipes for us (koffi is missing)`,
-    );
+    throw new ChildProcessError(`Cannot list ${JSON.stringify(path)}: a pipe cannot be created (koffi is missing)`);
   }
   try {
     const tool = await startUnpacker(format, file, pipe.writeFd);

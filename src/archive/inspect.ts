@@ -8,11 +8,11 @@ import { startDecompressor } from "./decompressor.ts";
 import { onLines, Tool, waitForTools } from "./tool.ts";
 
 export interface ArchiveContents {
-  /** Names in the archive, the root included; a folder given as two sources counts twice in a tar. */
+  /** Names in the archive, the root included; a directory given as two sources counts twice in a tar. */
   readonly members: number;
   /** Sizes of the regular files, holes included. */
   readonly totalBytes: number;
-  /** PVE refuses to restore a container without a folder or link of this name in its root. */
+  /** PVE refuses to restore a container without a directory or link of this name in its root. */
   readonly hasSbin: boolean;
 }
 
@@ -46,7 +46,7 @@ export async function inspectTar(archive: RegularFile, signal: AbortSignal): Pro
     ["--list", "--verbose", "--block-number", "--numeric-owner", "--quoting-style=escape", "--file=-"],
     {
       stdio: [decompressor?.output ?? file.fd, "pipe"],
-      cwd: "/", // ours may be closed to nobody
+      cwd: "/", // user nobody may not be allowed into ours
       setprivFlags: await readerFlags(),
       onStderrLine: (line) => {
         reason ??= line.replace(/^tar: /, "");
@@ -106,12 +106,12 @@ async function checkSuperblock(file: FileHandle, path: string): Promise<void> {
   const bytes = Buffer.alloc(SUPERBLOCK_BYTES);
   const { bytesRead } = await file.read(bytes, 0, SUPERBLOCK_BYTES, 0);
   if (bytesRead < SUPERBLOCK_BYTES || bytes.readUInt32LE(0) !== SQUASHFS_MAGIC) {
-    throw new ChildProcessError(`Cannot list ${JSON.stringify(path)}: it is no squashfs image`);
+    throw new ChildProcessError(`Cannot list ${JSON.stringify(path)}: it is not a squashfs image`);
   }
-  const wantedBytes = bytes.readBigUInt64LE(BYTES_USED_AT);
+  const expectedBytes = bytes.readBigUInt64LE(BYTES_USED_AT);
   const { size } = await file.stat();
-  if (BigInt(size) < wantedBytes) {
-    throw new ChildProcessError(`Cannot list ${JSON.stringify(path)}: it has ${size} bytes, ${wantedBytes} are wanted`);
+  if (BigInt(size) < expectedBytes) {
+    throw new ChildProcessError(`Cannot list ${JSON.stringify(path)}: it has ${size} bytes, expected ${expectedBytes}`);
   }
 }
 
@@ -122,7 +122,7 @@ function isSbinInTar(type: string, rest: string): boolean {
   return type === "h" && name.startsWith("sbin link to ");
 }
 
-/** Sums up the lines of a long listing: type, size, the rest. Others are no members. */
+/** Sums up the lines of a long listing: type, size, the rest. Other lines are not members. */
 class Listing {
   readonly #line: RegExp;
   readonly #isSbin: (type: string, rest: string) => boolean;

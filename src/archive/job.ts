@@ -22,7 +22,7 @@ export interface ArchiveJob {
 }
 
 export interface ArchiveSummary {
-  /** Members of the archive: files, folders and everything else. */
+  /** Members of the archive: files, directories and everything else. */
   readonly files: number;
   /** Bytes read from the container. */
   readonly bytes: number;

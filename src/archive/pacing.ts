@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Holds a process that has no fitting limit of its own below a number of bytes per second: stopped when
+// Holds a process that has no suitable limit built in below a number of bytes per second: stopped when
 // it has read more than its share, continued when the share has caught up.
 import { readProcessBytes } from "./progress.ts";
 import { startTimer } from "./timer.ts";
@@ -14,7 +14,7 @@ const UNWATCHED_SHARE_MS = 90;
 /** After a time of reading less, it may read ahead by no more than this: more made short archives too fast. */
 const MAX_CREDIT_MS = 100;
 
-/** Decides, without a clock of its own. Times are monotonic milliseconds. */
+/** Decides, without reading a clock. Times are monotonic milliseconds. */
 export class Pace {
   readonly #bytesPerMs: number;
   #allowedBytes = 0;

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { environmentError } from "../core/index.ts";
 
-/** TMPDIR may be a folder of root's alone, and we the root of a container. */
+/** TMPDIR may be a directory that only root may enter, while this process is root of a container only. */
 const folders = (): Set<string> => new Set([tmpdir(), "/tmp", "/var/tmp"]);
 
 /** Readable and writable by us alone, gone when closed. The caller closes it. @throws EnvironmentError */

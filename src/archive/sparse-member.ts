@@ -30,7 +30,7 @@ export class SparseMapReader {
       const end = this.#bytes.indexOf(NEWLINE, at);
       if (end < 0) return undefined;
       const text = this.#bytes.toString("latin1", at, end);
-      if (!/^\d{1,15}$/.test(text)) throw malformed("its map holds no number");
+      if (!/^\d{1,15}$/.test(text)) throw malformed("its map holds something other than a number");
       numbers.push(Number(text));
       at = end + 1;
       if (numbers.length === 1) wanted += 2 * (numbers[0] ?? 0);
@@ -48,7 +48,8 @@ function toExtents(numbers: readonly number[], fileBytes: number): SparseExtent[
   for (let index = 0; index + 1 < numbers.length; index += 2) {
     const offset = numbers[index] ?? 0;
     const length = numbers[index + 1] ?? 0;
-    if (offset < end || offset + length > fileBytes) throw malformed("its map goes back or beyond its end");
+    if (offset < end || offset + length > fileBytes)
+      throw malformed("its map is out of order or beyond the end of the file");
     end = offset + length;
     extents.push({ offset, length });
   }

@@ -6,7 +6,7 @@ import { Warnings } from "./warnings.ts";
 
 const MAX_UNREAD = 1_000;
 
-/** A file or folder that mksquashfs went on without. */
+/** A file or directory that mksquashfs went on without. */
 export interface UnreadFile {
   readonly message: string;
   /** False if only its extended attributes were not read: that is a warning to tar, too. */
@@ -20,6 +20,8 @@ const UNREAD = [
   /^Cannot stat dir\/file (.+) because .+, ignoring$/s,
   /^Failed to read symlink (.+), ignoring$/s,
 ];
+/** Beyond PATH_MAX nothing can be restored: counted by the scan before, and never a failure. */
+const TOO_LONG = /^Cannot stat dir\/file .{3900,} because File name too long, ignoring$/s;
 const ATTRIBUTES_UNREAD = /^llistxattr for (.+) failed in read_attrs, because .+$/s;
 const BEGINS_UNREAD = /^(?:Failed to read (?:file|symlink) |Could not open |Cannot stat dir\/file |llistxattr for )/;
 /** Longest path of the kernel, and the words around it. */
@@ -107,6 +109,7 @@ export class SquashfsMessages {
   /** Takes what may be a whole message; if it is none, more of it may come. */
   #addUnread(bytes: string): void {
     this.#begun = undefined;
+    if (TOO_LONG.test(bytes)) return;
     const path = UNREAD.map((pattern) => pattern.exec(bytes)?.[1]).find((found) => found !== undefined);
     const key = path ?? ATTRIBUTES_UNREAD.exec(bytes)?.[1];
     const message = toText(bytes);

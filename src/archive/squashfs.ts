@@ -68,7 +68,8 @@ export async function writeSquashfs(job: ArchiveJob): Promise<ArchiveSummary> {
   logSockets(job.log, scan.sockets, scan.firstSocket);
   const total = { files: messages.members, readBytes: messages.sourceBytes, writtenBytes: await sizeOf(job) };
   job.log("info", progress.finish(total, performance.now()));
-  return { files: total.files, bytes: total.readBytes, warnings: messages.warnings };
+  const warnings = messages.warnings + scan.longPaths.report(job.log);
+  return { files: total.files, bytes: total.readBytes, warnings };
 }
 
 async function startTool(job: ArchiveJob, excludesFd: number, messages: SquashfsMessages): Promise<Tool> {

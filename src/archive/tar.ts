@@ -10,6 +10,7 @@ import { CleanupStack } from "../core/index.ts";
 import { checkArchiveJob, warnOfTrailingSlashes } from "./check-job.ts";
 import { type Compressor, findCompressor } from "./compressor.ts";
 import type { ArchiveCompression, ArchiveJob, ArchiveSummary } from "./job.ts";
+import { findLongPaths, LONG_PATH_PATTERN } from "./long-paths.ts";
 import { tarExcludeFlags } from "./patterns.ts";
 import { type KernelPipe, tryCreatePipe } from "./pipe.ts";
 import { ArchiveProgress, readProcessBytes } from "./progress.ts";
@@ -53,7 +54,10 @@ const OWN_FLAGS = [
 
 /** Arguments of a plain GNU tar that archives the same to its stdout. */
 export function tarFlags(job: Pick<ArchiveJob, "directory" | "sources" | "excludePatterns">): string[] {
-  return [...TAR_FLAGS, `--directory=${job.directory}`, ...tarExcludeFlags(job.excludePatterns), ...job.sources];
+  return [
+    ...[...TAR_FLAGS, `--directory=${job.directory}`, ...tarExcludeFlags(job.excludePatterns)],
+    ...[`--exclude=${LONG_PATH_PATTERN}`, ...job.sources],
+  ];
 }
 
 /** The name PVE's rules accept for a restore. */
@@ -71,6 +75,7 @@ export function tarFileName(compression: ArchiveCompression): "archive.tar" | "a
 export async function writeTar(job: ArchiveJob): Promise<ArchiveSummary> {
   checkArchiveJob(job);
   warnOfTrailingSlashes(job);
+  const longPaths = await findLongPaths(job);
   await using stack = new CleanupStack();
   const index = stack.use(await openScratchFile());
   const messages = new TarMessages(job.log);
@@ -94,7 +99,8 @@ export async function writeTar(job: ArchiveJob): Promise<ArchiveSummary> {
   messages.close();
   const total = await counters();
   job.log("info", progress.finish(total, performance.now()));
-  return { files: total.files, bytes: total.readBytes, warnings: messages.warnings };
+  const warnings = messages.warnings + longPaths.report(job.log);
+  return { files: total.files, bytes: total.readBytes, warnings };
 }
 
 interface Chain {

@@ -51,8 +51,8 @@ export interface PointEntry {
   readonly occupiedBytes: number;
   /** Volume name of the base; undefined for full and for legacy points. */
   readonly parent: string | undefined;
-  /** The base is not there, or is another backup: this one cannot be restored. */
-  readonly isBaseMissing: boolean;
+  /** The base is missing, damaged, or another backup: this one cannot be restored. */
+  readonly baseMissing: boolean;
   readonly uuid: string | undefined;
   readonly sequence: number | undefined;
   readonly storeid: string | undefined;
@@ -244,7 +244,7 @@ export class Store implements AsyncDisposable {
       kind: entry.kind,
       occupiedBytes: entry.occupiedBytes,
       parent: base === undefined ? undefined : volnameOf(`${vmid}/${base.folder}`),
-      isBaseMissing: base !== undefined && !all.some((one) => isPoint(one, base)),
+      baseMissing: base !== undefined && !all.some((one) => isPoint(one, base)),
       uuid: manifest?.uuid,
       sequence: manifest?.sequence,
       storeid: manifest?.storeid,
@@ -256,7 +256,7 @@ export class Store implements AsyncDisposable {
 
 function isPoint(entry: CatalogEntry, { folder, uuid }: ManifestBase): boolean {
   if (entry.name.folderName !== folder) return false;
-  return entry.kind === "damaged" || (entry.kind === "complete" && entry.manifest.uuid === uuid);
+  return entry.kind === "complete" && entry.manifest.uuid === uuid;
 }
 
 /** A hung network share blocks a thread for ever; the caller hears of it after a while. */

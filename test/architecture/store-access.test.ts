@@ -28,6 +28,8 @@ const USERS: Readonly<Record<string, string>> = {
   "src/directory/container/container-archiver.ts": "/proc",
   "src/directory/container/container-handoff.ts": "the folder for sockets",
   "src/directory/container/container-restore.ts": "the folder for mounts",
+  "src/cli/backup-name.ts": "a path on the command line: made a name, never opened",
+  "src/cli/output.ts": "standard output and standard error",
   "src/source/fuse-file.ts": "/proc/PID/fd: a file of nbdfuse",
 };
 

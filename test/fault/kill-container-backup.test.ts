@@ -31,7 +31,7 @@ const isCommitted = (call: Call): boolean => CALLS.indexOf(call) >= CALLS.indexO
 
 /** What the other Node says of the end of the one that owns the store. */
 const OWNER_GONE = {
-  SIGKILL: /^Cannot finish the backup: the process that owns the storage is gone$/,
+  SIGKILL: /^Cannot finish the backup: the process that commits it has ended$/,
   SIGTERM: /^Cancelled: the backup of container 101 has ended$/,
 } as const;
 

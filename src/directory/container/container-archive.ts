@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The archive file of a container's backup, between its making and the commit: made by root, filled by
-// somebody else through an open handle, taken back by root.
+// another process through an open handle, taken back by root.
 import { type FileHandle, statfs } from "node:fs/promises";
 import { EnvironmentError, environmentError, formatBytes } from "../../core/index.ts";
 import { type Digest, digestFile, preferredDigest, tryCreateDigester } from "../../digest/index.ts";
@@ -51,17 +51,20 @@ export class ContainerArchive implements AsyncDisposable {
       if (nlink === 0) {
         throw new EnvironmentError(`Cannot commit "${path}": it is not the file that was created for the backup`);
       }
-      if (nlink > 1) throw new EnvironmentError(`Cannot commit "${path}": it has ${nlink} names, only one is expected`);
+      if (nlink > 1)
+        throw new EnvironmentError(`Cannot commit "${path}": it has ${nlink} names (hard links), expected one`);
       const { blocks, bsize } = await statfs(`/proc/self/fd/${this.#handle.fd}`);
       if (size > blocks * bsize * MOST_TIMES_FILE_SYSTEM) {
-        throw new EnvironmentError(`Cannot commit "${path}": it claims ${formatBytes(size)}, more than fits here`);
+        throw new EnvironmentError(
+          `Cannot commit "${path}": its size is ${formatBytes(size)}, more than the file system holds`,
+        );
       }
     } catch (error) {
       throw environmentError("take back", path, error);
     }
   }
 
-  /** The file itself, for whoever reads it; borrowed. @throws EnvironmentError */
+  /** The file itself, for a reader; borrowed. @throws EnvironmentError */
   async file(): Promise<RegularFile> {
     try {
       const { nlink, size } = await this.#handle.stat();

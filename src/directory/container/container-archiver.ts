@@ -40,7 +40,7 @@ export async function archiveContainer(
   using channel = HandoffChannel.inherit(handoffFd);
   const over = new AbortController();
   const answer = awaitAnswer(channel, log);
-  answer.catch((error: unknown) => over.abort(error)); // the archive would be for nobody
+  answer.catch((error: unknown) => over.abort(error)); // there would be no process to commit the archive
   const signal = AbortSignal.any([job.signal, over.signal]);
   const write = format.lxcMode === "squashfs" ? writeSquashfs : writeTar;
   const summary = await write({
@@ -78,7 +78,7 @@ async function awaitAnswer(channel: HandoffChannel, log: LogFunction): Promise<v
   for (;;) {
     const message = await channel.next();
     if (message === undefined) {
-      throw new EnvironmentError("Cannot finish the backup: the process that owns the storage is gone");
+      throw new EnvironmentError("Cannot finish the backup: the process that commits it has ended");
     }
     if (message.ok === true) return;
     if (Array.isArray(message.log)) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One container backup, seen from the process that owns the store: the archive is made and handed over as an
-// open file; when it is full it is taken back, checked and committed. Nobody else ever gets a folder.
+// open file; when it is full it is taken back, checked and committed. No other process is given a directory.
 import { basename } from "node:path";
 import { type ArchiveSummary, inspectArchive } from "../../archive/index.ts";
 import type { LogFunction } from "../../core/index.ts";
@@ -12,6 +12,7 @@ import {
   messageOf,
   RequestError,
 } from "../../core/index.ts";
+import { pveRefusal } from "../../maintenance/index.ts";
 import type { ContainerBackupInfo, ContainerHandoff } from "../../provider/index.ts";
 import {
   FIREWALL_CONFIG_FILE,
@@ -26,9 +27,6 @@ import { ContainerArchive } from "./container-archive.ts";
 import { type ContainerFormat, containerArchiveName } from "./container-archiver.ts";
 import { type HandoffChannel, HandoffListener, type HandoffMessage } from "./container-handoff.ts";
 import { type CommitMessage, errorMessage, parseCommit } from "./container-messages.ts";
-
-/** Proxmox VE refuses to restore an archive with fewer. */
-const FEWEST_MEMBERS = 10;
 
 export interface ContainerBackupEnvironment {
   readonly store: Store;
@@ -99,7 +97,7 @@ export class ContainerBackup implements AsyncDisposable {
    */
   async prepare(info: ContainerBackupInfo, signal: AbortSignal): Promise<ContainerHandoff> {
     if (this.#archive !== undefined)
-      throw new RequestError(`Cannot prepare container ${this.vmid}: it is prepared already`);
+      throw new RequestError(`Cannot prepare container ${this.vmid}: it is already prepared`);
     signal.throwIfAborted();
     const { format, log, runDir } = this.#environment;
     const archive = this.#owned.use(await ContainerArchive.create(this.#staged.newFile(containerArchiveName(format))));
@@ -133,11 +131,11 @@ export class ContainerBackup implements AsyncDisposable {
       this.#signal.throwIfAborted(); // it may have been too early to listen
       const message = await this.#channel.next();
       this.#signal.throwIfAborted();
-      if (message === undefined) return; // nobody fills the archive any more; the cleanup removes it
+      if (message === undefined) return; // the archiver has gone; the cleanup removes the archive
       await this.#answer(this.#channel, message);
     } catch (error) {
-      if (this.#channel === undefined) return; // nobody came
-      // Whoever broke our lock has swept our files too.
+      if (this.#channel === undefined) return; // no process connected
+      // The process that broke our lock has swept our files, too.
       this.#channel.send(errorMessage(this.#signal.aborted ? error : await this.#lock.causeOf(error)));
     } finally {
       this.#signal.removeEventListener("abort", onAbort);
@@ -187,10 +185,8 @@ export class ContainerBackup implements AsyncDisposable {
     const { hasSbin, members, totalBytes } = await inspectArchive(await archive.file(), signal);
     if (members === 0) throw new EnvironmentError(`Cannot commit "${path}": it is empty`);
     log("info", `the archive is readable: ${members} members, ${formatBytes(totalBytes)}`);
-    if (!hasSbin) log("warn", 'the archive has no "sbin": Proxmox VE will refuse to restore this container');
-    if (members < FEWEST_MEMBERS) {
-      log("warn", `the archive has ${members} members: Proxmox VE refuses to restore fewer than ${FEWEST_MEMBERS}`);
-    }
+    const refusal = pveRefusal(path, { hasSbin, members });
+    if (refusal !== undefined) log("warn", `Proxmox VE will refuse to restore ${basename(path)}: ${refusal}`);
     return { archive: basename(path), members, totalBytes, hasSbin, warnings: summary.warnings };
   }
 }

@@ -14,7 +14,7 @@ const TOKEN_BYTES = 32;
 
 export type HandoffMessage = Readonly<Record<string, unknown>>;
 
-/** What the other side said makes no sense. */
+/** The other side sent something that makes no sense. */
 export class HandoffError extends HostError {
   override readonly code = "CHILD_PROCESS";
 }
@@ -35,11 +35,11 @@ export class HandoffChannel implements Disposable {
     try {
       return new HandoffChannel(new Socket({ fd, readable: true, writable: true }));
     } catch (cause) {
-      throw new HandoffError(`Cannot use the inherited handle ${fd}: it is no socket`, { cause });
+      throw new HandoffError(`Cannot use the inherited handle ${fd}: it is not a socket`, { cause });
     }
   }
 
-  /** Never fails: a message that nobody can receive is lost, and the reader learns why. */
+  /** Never fails: a message that cannot be delivered is lost, and the reader learns why. */
   send(message: HandoffMessage): void {
     if (this.#socket.writable) this.#socket.write(`${JSON.stringify(message)}\n`);
   }
@@ -76,7 +76,7 @@ async function* readMessages(socket: Socket): AsyncGenerator<HandoffMessage, voi
       }
       if (rest.length > MAX_LINE_BYTES) {
         throw new HandoffError(
-          `Cannot read the other process of the backup: a message is above ${MAX_LINE_BYTES} bytes`,
+          `Cannot read the other process of the backup: a message has more than ${MAX_LINE_BYTES} bytes`,
         );
       }
     }
@@ -91,10 +91,10 @@ function parseMessage(line: string): HandoffMessage {
   try {
     value = JSON.parse(line);
   } catch (cause) {
-    throw new HandoffError("Cannot read the other process of the backup: it sent no JSON", { cause });
+    throw new HandoffError("Cannot read the other process of the backup: it did not send JSON", { cause });
   }
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
-    throw new HandoffError("Cannot read the other process of the backup: it sent no object");
+    throw new HandoffError("Cannot read the other process of the backup: it did not send an object");
   }
   return value as HandoffMessage;
 }
@@ -114,17 +114,17 @@ export class HandoffListener implements AsyncDisposable {
     this.token = randomBytes(TOKEN_BYTES).toString("hex");
     this.#connected = new Promise((resolve, reject) => {
       server.once("connection", (socket) => {
-        server.close(); // nobody else
+        server.close(); // no second one
         resolve(socket);
       });
-      server.once("close", () => reject(new CancelledError("Cancelled: nobody took over the container's archive")));
+      server.once("close", () => reject(new CancelledError("Cancelled: no process took over the container's archive")));
     });
     this.#connected.catch(() => undefined); // accept() tells
   }
 
   /**
-   * @param runDir folder of root alone, on a local file system; made if missing
-   * @param warn told what killed processes left in it and cannot be removed: it is in nobody's way
+   * @param runDir directory of root alone, on a local file system; made if missing
+   * @param warn told what killed processes left in it and cannot be removed: it does no harm
    * @throws EnvironmentError
    */
   static async open(runDir: string, warn: (message: string) => void): Promise<HandoffListener> {
@@ -160,7 +160,7 @@ export class HandoffListener implements AsyncDisposable {
     if (!this.#isToken(first?.token)) {
       channel[Symbol.dispose]();
       signal.throwIfAborted();
-      throw new HandoffError("Cannot hand the container's archive over: somebody else took the connection");
+      throw new HandoffError("Cannot hand the container's archive over: another process took the connection");
     }
     return channel;
   }
@@ -172,7 +172,7 @@ export class HandoffListener implements AsyncDisposable {
   }
 
   /**
-   * Closes the way in; a connection that is there stays. A folder that cannot be removed is left to a sweep: the
+   * Closes the way in; a connection that is there stays. A directory that cannot be removed is left to a sweep: the
    * connection must be answered all the same, and the backup be cleaned up.
    */
   async [Symbol.asyncDispose](): Promise<void> {
@@ -182,7 +182,7 @@ export class HandoffListener implements AsyncDisposable {
   }
 }
 
-/** For tests, and for whoever plays the Perl side: connects and shows the token. */
+/** For tests, and for what plays the Perl side: connects and shows the token. */
 export async function takeHandoff(socketPath: string, token: string): Promise<HandoffChannel> {
   const socket = connect(socketPath);
   await new Promise<void>((resolve, reject) => {

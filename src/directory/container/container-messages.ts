@@ -23,7 +23,7 @@ export function formatCommit({ summary, guestConfig }: CommitMessage): HandoffMe
  */
 export function parseCommit(message: HandoffMessage): CommitMessage {
   const commit = message.commit as Record<string, unknown> | undefined | null;
-  if (typeof commit !== "object" || commit === null) throw refused("there is no commit in it");
+  if (typeof commit !== "object" || commit === null) throw refused('it has no "commit"');
   const config = commit["guest-config"];
   if (typeof config !== "string") throw refused("it has no guest config");
   const guestConfig = Buffer.from(config, "base64");
@@ -36,7 +36,7 @@ export function parseCommit(message: HandoffMessage): CommitMessage {
 
 function count(commit: Record<string, unknown>, key: string): number {
   const value = commit[key];
-  if (typeof value !== "number" || !Number.isSafeInteger(value) || value < 0) throw refused(`"${key}" is no count`);
+  if (typeof value !== "number" || !Number.isSafeInteger(value) || value < 0) throw refused(`"${key}" is not a count`);
   return value;
 }
 

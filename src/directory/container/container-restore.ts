@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// One container restore: the tar archive as it lies in the store, or the squashfs image as a folder.
+// One container restore: the tar archive as it lies in the store, or the squashfs image as a directory.
 import { symlink } from "node:fs/promises";
 import path from "node:path";
-import { inspectArchive, verifyArchive } from "../../archive/index.ts";
-import { CleanupStack, environmentError, RequestError } from "../../core/index.ts";
+import { CleanupStack, environmentError } from "../../core/index.ts";
 import { type DirectoryView, mountSquashfs, sweepRawViews, ViewFolder } from "../../device/index.ts";
 import type { RegularFile } from "../../host/index.ts";
+import { assertContainerRestorable, containerArchiveOf } from "../../maintenance/index.ts";
 import type { ContainerOffer } from "../../provider/index.ts";
 import { parseArchiveName } from "../../pve/index.ts";
-import { type GuestPoints, type HeldChains, type Point, PointDamagedError, type Store } from "../../store/index.ts";
+import type { GuestPoints, HeldChains, Point, Store } from "../../store/index.ts";
 import { describeTellingKeys } from "../config-warnings.ts";
 import { mustVouch } from "../vouch.ts";
 
@@ -21,7 +21,7 @@ export interface ContainerRestoreEnvironment {
 
 /** Decides from the store alone: every process gives the same answer. @throws RequestError if there is no archive */
 export function containerMechanism(point: Point): "tar" | "directory" {
-  return archiveOf(point).endsWith(".sqfs") ? "directory" : "tar";
+  return containerArchiveOf(point).endsWith(".sqfs") ? "directory" : "tar";
 }
 
 /** Holds the backup's lock and the mount until it is disposed. */
@@ -58,8 +58,8 @@ export class ContainerRestore implements AsyncDisposable {
     const mechanism = containerMechanism(point);
     await using stack = new CleanupStack();
     const held = stack.use(await store.holdChains(points, volname, signal));
-    const file = stack.use(await point.openFile(archiveOf(point)));
-    await checkUnrecorded(point, file, signal);
+    const file = stack.use(await point.openFile(containerArchiveOf(point)));
+    await assertContainerRestorable(point, file, signal);
     const warning = describeTellingKeys(point.volname, "lxc", await point.guestConfig());
     if (warning !== undefined) warn(warning);
     if (mechanism === "tar") {
@@ -74,7 +74,7 @@ export class ContainerRestore implements AsyncDisposable {
   /**
    * Takes back what was on offer.
    *
-   * @throws ChildProcessError if the folder was served no longer; LockedError if somebody may have removed it meanwhile
+   * @throws ChildProcessError if the directory was no longer served; LockedError if another process may have removed the backup meanwhile
    */
   async withdraw(): Promise<void> {
     await using stack = new CleanupStack();
@@ -88,28 +88,9 @@ export class ContainerRestore implements AsyncDisposable {
   }
 }
 
-function archiveOf(point: Point): string {
-  if (point.type === "lxc" && point.containerArchive !== undefined) return point.containerArchive;
-  throw new RequestError(
-    `Cannot restore "${point.volname}" as a container: ${point.type === "lxc" ? "it has no archive" : "it is the backup of a VM"}`,
-  );
-}
-
 /**
- * What no digest was compared of is looked at first: an archive that was cut off where a member ends, tar would take for
- * a whole one, and one with a second name may be a file of somebody else.
- */
-async function checkUnrecorded(point: Point, file: RegularFile, signal: AbortSignal): Promise<void> {
-  if (point.manifest === undefined) await inspectArchive(file, signal);
-  if (file.links === 1) return;
-  const digest = point.manifest?.files.find(({ name }) => name === path.basename(file.path))?.digest;
-  if (digest !== undefined && (await verifyArchive(file, digest, signal))) return;
-  throw new PointDamagedError(`Cannot use "${file.path}": it has ${file.links} names, and is not the recorded archive`);
-}
-
-/**
- * PVE opens a tar by its name. This one lies in a folder of root's alone and leads to the descriptor that was checked,
- * whatever the archive's own name leads to by now. It ends with this process.
+ * PVE opens a tar by its name. This one lies in a directory that only root may enter and leads to the descriptor that was checked,
+ * whatever the archive's name leads to by now. It ends with this process.
  */
 async function linkTo(file: RegularFile, folder: ViewFolder): Promise<string> {
   const link = path.join(folder.path, path.basename(file.path));

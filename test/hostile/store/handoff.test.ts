@@ -95,6 +95,6 @@ describe("HandoffChannel and parseCommit()", () => {
   it("ends the talk at a line that never ends", async () => {
     const { messages, thrown } = await receive(Array.from({ length: 9 }, () => Buffer.alloc(2 ** 20, "x")));
     expect(messages).toEqual([]);
-    expect(expectHostError(thrown).message).toMatch(/a message is above 8388608 bytes/);
+    expect(expectHostError(thrown).message).toMatch(/a message has more than 8388608 bytes/);
   });
 });

@@ -78,6 +78,14 @@ describe("SquashfsMessages", () => {
     expect(messages.unjudged).toBeUndefined();
   });
 
+  it("takes a path that no restore could create for left out, not for unread", () => {
+    const messages = new SquashfsMessages(() => undefined);
+    messages.addError(`Cannot stat dir/file ./${"n/".repeat(2047)} because File name too long, ignoring`);
+    expect([messages.unread.size, messages.unjudged, messages.warnings]).toEqual([0, undefined, 0]);
+    messages.addError("Cannot stat dir/file ./n because File name too long, ignoring"); // no file system has said that
+    expect([...messages.unread.keys()]).toEqual(["./n"]);
+  });
+
   it("does not lose a message of which it cannot tell the file", () => {
     const cut = new SquashfsMessages(() => undefined);
     cut.addError("Failed to read file ./a");

@@ -5,8 +5,15 @@ import { nativeExcludeLines, pathExcludeLine, tarExcludeFlags } from "../../../s
 describe("tarExcludeFlags()", () => {
   it("puts unanchored patterns before anchored ones, and lost+found first", () => {
     expect(tarExcludeFlags(["/tmp/?*", "*.log", "/x"])).toEqual([
-      ...["--no-anchored", "--exclude=lost+found", "--exclude=*.log"],
-      ...["--anchored", "--exclude=./tmp/?*", "--exclude=./x"],
+      ...["--no-anchored", "--exclude=lost+foun[d]", "--exclude=*.log"],
+      ...["--anchored", "--exclude=./tmp/?*", "--exclude=./[x]"],
+    ]);
+  });
+
+  it("gives a pattern without a wildcard one that matches the same", () => {
+    const flags = tarExcludeFlags(["a\\*b", "a\\b", "/x/", "~é", "b\\[1\\]"]);
+    expect(flags.filter((flag) => flag.startsWith("--exclude=")).slice(1)).toEqual([
+      ...["--exclude=a\\*[b]", "--exclude=a[b]", "--exclude=~é", "--exclude=b\\[[1]\\]", "--exclude=./[x]/"],
     ]);
   });
 });

@@ -187,8 +187,7 @@ describe("a container's backup", () => {
     channel.send(GOOD_COMMIT);
     expect(await answer()).toEqual({ ok: true });
     expect(log.filter((line) => line.startsWith("warn"))).toEqual([
-      'warn: the archive has no "sbin": Proxmox VE will refuse to restore this container',
-      "warn: the archive has 6 members: Proxmox VE refuses to restore fewer than 10",
+      'warn: Proxmox VE will refuse to restore archive.tar: it has no directory or link "sbin" at its top',
     ]);
   });
 
@@ -238,7 +237,7 @@ describe("a container's backup without a commit", () => {
     await provider.backupInit(101, "lxc", ++epoch, never);
     const info = { directory: dir, sources: ["./"], backupUserId: 1, bandwidthLimit: 0, firewallConfig: undefined };
     await provider.backupContainerPrepare(101, info, never);
-    await expect(provider.backupContainerPrepare(101, info, never)).rejects.toThrow("it is prepared already");
+    await expect(provider.backupContainerPrepare(101, info, never)).rejects.toThrow("it is already prepared");
     await cleanup(false);
     await expectNoLeftovers();
   });
@@ -290,14 +289,17 @@ describe("the archive at the commit", () => {
   });
 
   it("is refused when it has a second name", async () => {
-    await expectRefused((archive) => link(archive, path.join(dir, "second")), /it has 2 names, only one is expected/);
+    await expectRefused(
+      (archive) => link(archive, path.join(dir, "second")),
+      /it has 2 names \(hard links\), expected one/,
+    );
   });
 
   it("is refused when it is a sparse file larger than anything here", async () => {
     await expectRefused(async (archive) => {
       await using handle = await open(archive, "r+");
       await handle.truncate(2 ** 43);
-    }, /it claims .*, more than fits here/);
+    }, /its size is .*, more than the file system holds/);
   });
 
   it("is refused when it is empty, cut off, or no archive", async () => {
@@ -310,10 +312,10 @@ describe("the archive at the commit", () => {
   });
 
   it.each([
-    ["no commit", {}, /there is no commit in it/],
-    ["a commit that is no object", { commit: 1 }, /there is no commit in it/],
+    ["no commit", {}, /it has no "commit"/],
+    ["a commit that is no object", { commit: 1 }, /it has no "commit"/],
     ["no guest config", { commit: { files: 1, bytes: 1, warnings: 0 } }, /it has no guest config/],
-    ["a negative count", { commit: { ...GOOD_COMMIT.commit, warnings: -1 } }, /"warnings" is no count/],
+    ["a negative count", { commit: { ...GOOD_COMMIT.commit, warnings: -1 } }, /"warnings" is not a count/],
     [
       "a huge guest config",
       { commit: { ...GOOD_COMMIT.commit, "guest-config": Buffer.alloc(4 * 2 ** 20 + 1).toString("base64") } },

@@ -64,7 +64,7 @@ describe("HandoffListener", () => {
     const accepted = listener.accept(never);
     accepted.catch(() => undefined);
     await listener[Symbol.asyncDispose]();
-    await expect(accepted).rejects.toThrow(/nobody took over/);
+    await expect(accepted).rejects.toThrow(/no process took over/);
   });
 });
 
@@ -102,10 +102,10 @@ describe("HandoffChannel.next()", () => {
   });
 
   it.each([
-    ["no JSON", "commit\n", /no JSON/],
-    ["no object", "[1]\n", /no object/],
-    ["null", "null\n", /no object/],
-    ["a line without end", "x".repeat(9 * 1024 * 1024), /above 8388608 bytes/],
+    ["no JSON", "commit\n", /did not send JSON/],
+    ["no object", "[1]\n", /did not send an object/],
+    ["null", "null\n", /did not send an object/],
+    ["a line without end", "x".repeat(9 * 1024 * 1024), /more than 8388608 bytes/],
   ])("refuses %s", async (_name, bytes, problem) => {
     const peer = await afterToken(bytes);
     await expect(peer.next()).rejects.toThrow(problem);
