@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# make demo, make test: the two commands of a newcomer. Both do all of their own set-up.
-.PHONY: all build demo test test-vm unit perl-test lint bench install clean setup
+# make demo, make test: the two commands of a newcomer. Both do all of their own set-up. make check: the inner loop.
+.PHONY: all build check demo test test-vm unit perl-test lint bench install clean setup
 SHELL := /bin/bash
 PREFIX ?= /usr
 DESTDIR ?=
@@ -9,7 +9,7 @@ SHAREDIR = $(DESTDIR)$(PREFIX)/share/pve-backup-host
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 MANDIR = $(DESTDIR)$(PREFIX)/share/man
 
-SOURCES := $(shell find src bridge scripts fixtures test/bench test/support test/vm -name '*.ts' -o -name '*.mjs' -o -name '*.json' 2>/dev/null)
+SOURCES := $(shell { find src bridge scripts fixtures test/bench test/support test/vm -name '*.ts' -o -name '*.mjs' -o -name '*.json'; } 2>/dev/null)
 
 all: build
 
@@ -29,6 +29,10 @@ dist/.built: node_modules/.package-lock.json $(SOURCES)
 
 demo: setup build
 	@node dist/demo.mjs
+
+# Style, types, unit tests: under a minute, without root, programs of the system, or a network.
+check:
+	@./scripts/check.sh
 
 lint: node_modules/.package-lock.json
 	@npx --no-install biome check .

@@ -3,7 +3,7 @@ import { defineConfig } from "vitest/config";
 
 export default defineConfig({
   test: {
-    globalSetup: ["test/support/programs/build-worker.ts"],
+    globalSetup: ["test/support/programs/build-once.ts"],
     include: ["test/**/*.test.ts"],
     exclude: ["test/bench/**"],
     // Far above what a test needs alone: it only ends what hangs.

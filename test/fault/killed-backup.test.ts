@@ -87,13 +87,16 @@ describe("backup processes killed at any moment", () => {
       await guest.write(DISK, random.integer(0, (DISK_BYTES - length) / 512) * 512, seededBytes(round, length));
       await using bridge = await BridgeProcess.start(bundle, node);
       const access = await bridge.openJob(guest, epoch, `${node.dir}/o${epoch}`);
-      // The first one tells how long it takes; the others die between the first bytes and the moments after the commit.
+      // One in five tells how long it takes now; the others die between the first bytes and the moments after the commit.
+      const isLeftAlone = round % 5 === 1;
       const startMs = performance.now();
       const copied = bridge.copyDisks(guest, access);
-      if (round > 1) await sleep(random.next() * 1.3 * wholeMs);
-      if (round > 1) await bridge.end("SIGKILL");
+      if (!isLeftAlone) {
+        await sleep(random.next() * 1.3 * wholeMs);
+        await bridge.end("SIGKILL");
+      }
       const isDone = await copied;
-      if (round === 1) wholeMs = performance.now() - startMs;
+      if (isLeftAlone) wholeMs = performance.now() - startMs;
       if (!isDone) killed++;
       await access.finish(isDone);
       const listed = await list(node, VMID);
@@ -103,7 +106,7 @@ describe("backup processes killed at any moment", () => {
       expect(new Set(listed)).toEqual(new Set(points.keys()));
     }
     expect(killed).toBeGreaterThan(0);
-    expect(points.size).toBeGreaterThan(1);
+    expect(points.size).toBeGreaterThanOrEqual(ROUNDS / 5);
     const last = await mustBackUp(node, guest, { epoch: 9000 });
     expect(await leftovers(node)).toEqual([]);
     await expectRestores(node, ...[...points].map(([volname, oracles]) => ({ volname, oracles })), last);

@@ -128,10 +128,11 @@ export class FaultSite implements AsyncDisposable {
   /** qemu-img alone on the files of the store, against copies of the disks at the time of the backup. */
   async expectPoint(volname: string): Promise<void> {
     const folder = path.join(this.node.storePath, volname.replace("backup/", ""));
-    for (const [device, oracle] of this.points.get(volname) ?? []) {
+    const compare = async ([device, oracle]: [string, string]): Promise<void> => {
       const compared = await compareImages(oracle, "raw", path.join(folder, `${device}.qcow2`), "qcow2");
       expect(compared, `${volname} ${device}`).toMatchObject({ identical: true });
-    }
+    };
+    await Promise.all([...(this.points.get(volname) ?? [])].map(compare));
   }
 
   /**

@@ -10,6 +10,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { HostError } from "../../../src/core/index.ts";
 import { formatReservations, parseReservations, reserveNbdNode } from "../../../src/device/nbd-reservation.ts";
 import { NbdTree } from "../../support/nbd/nbd-tree.ts";
+import { requireRoot } from "../../support/programs/tools.ts";
 
 const NODES = 4;
 const NOW = 1_700_000_000;
@@ -17,15 +18,6 @@ const run = promisify(execFile);
 const never = new AbortController().signal;
 
 let tree: NbdTree;
-
-beforeEach(async () => {
-  tree = await NbdTree.create(NODES);
-});
-
-afterEach(async () => {
-  vi.useRealTimers();
-  await tree[Symbol.asyncDispose]();
-});
 
 const nowSeconds = (): number => Math.floor(Date.now() / 1000);
 
@@ -79,6 +71,16 @@ describe("formatReservations()", () => {
 });
 
 describe("reserveNbdNode()", () => {
+  beforeEach(async (context) => {
+    requireRoot(context); // device nodes
+    tree = await NbdTree.create(NODES);
+  });
+
+  afterEach(async () => {
+    vi.useRealTimers();
+    await tree?.[Symbol.asyncDispose]();
+  });
+
   it("takes the first free node, notes it with the time, and gives it back", async () => {
     const before = nowSeconds();
     const node = await reserveNbdNode({ host: tree.host, signal: never });

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { FileProblem, Folder } from "../../../src/host/index.ts";
-import { requireTool } from "../../support/programs/tools.ts";
+import { requireRoot, requireTool } from "../../support/programs/tools.ts";
 
 let dir: string;
 let share: string;
@@ -121,7 +121,9 @@ describe("Folder.remove()", () => {
     expect(await readdir(host)).toEqual(["secret"]);
   });
 
-  it("does not go into another file system", async () => {
+  it("does not go into another file system", async (context) => {
+    requireTool(context, "mount", "umount");
+    requireRoot(context);
     await mkdir(join(share, "a/b"), { recursive: true });
     await writeFile(join(share, "a/removed"), "");
     execFileSync("mount", ["-t", "tmpfs", "tmpfs", join(share, "a/b")]);

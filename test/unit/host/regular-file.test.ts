@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { execFileSync } from "node:child_process";
+import { once } from "node:events";
 import {
   appendFileSync,
   linkSync,
@@ -11,6 +12,7 @@ import {
   utimesSync,
   writeFileSync,
 } from "node:fs";
+import net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -26,11 +28,8 @@ describe("openRegularFile()", () => {
   it("refuses what is not a regular file, without waiting for it", async () => {
     const at = (name: string): string => join(dir, name);
     execFileSync("mkfifo", [at("fifo")]);
-    execFileSync("python3", [
-      "-c",
-      "import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])",
-      at("socket"),
-    ]);
+    await using listener = net.createServer().listen(at("socket"));
+    await once(listener, "listening");
     symlinkSync("/dev/zero", at("link"));
     mkdirSync(at("folder"));
     await expect(openRegularFile(at("fifo"))).rejects.toThrow(/^it is a named pipe, not a file$/);

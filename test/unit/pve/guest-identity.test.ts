@@ -52,10 +52,12 @@ describe("readGuestIdentity()", () => {
 
 describe("readProcess()", () => {
   it("is not misled by a command name with parentheses and spaces", async () => {
-    const child = spawn("perl", ["-e", '$0 = "a) R 1 2 (b"; $| = 1; print "x"; sleep 60'], {
+    const program = 'process.title = "a) R 1 2 (b"; process.stdout.write("x"); setTimeout(() => {}, 60_000)';
+    const child = spawn(process.execPath, ["-e", program], {
       stdio: ["ignore", "pipe", "ignore"],
     });
     await once(child.stdout, "data");
+    expect(await readFile(`/proc/${child.pid}/comm`, "latin1")).toBe("a) R 1 2 (b\n");
     const found = await readProcess(child.pid ?? 0);
     expect(Number(found?.startTime)).toBeGreaterThan(1000);
     if (found === undefined) throw new Error("not found");

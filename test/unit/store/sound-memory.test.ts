@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { openChain } from "../../../src/store/chain.ts";
 import { PointDamagedError, type Store } from "../../../src/store/index.ts";
+import { requireTool } from "../../support/programs/tools.ts";
 import { createLab, type Lab, makeLegacy, NEVER, readJson } from "./lab.ts";
 
 /** Images whose tables were read. */
@@ -22,7 +23,8 @@ vi.mock("../../../src/qcow2/index.ts", async (original) => {
 });
 
 let lab: Lab;
-beforeEach(async () => {
+beforeEach(async (context) => {
+  requireTool(context, "qemu-img", "qemu-io");
   lab = await createLab();
   // Images by qemu-img, in the example's folders: a chain needs no commit to be looked at.
   const image = (epoch: number): string => join(lab.path, `100/qemu-${epoch}/drive-scsi0.qcow2`);
@@ -34,7 +36,7 @@ beforeEach(async () => {
     execFileSync("qemu-io", ["-c", `write -P ${epoch / 100} 0 1M`, image(epoch)]);
   }
 });
-afterEach(() => lab[Symbol.asyncDispose]());
+afterEach(() => lab?.[Symbol.asyncDispose]());
 
 const baseImage = (): string => join(lab.path, "100/qemu-100/drive-scsi0.qcow2");
 const memoryFile = (): string => join(lab.root, "var/cache/pve-backup-host/bk/100.json");
