@@ -2,12 +2,12 @@
 // Finds what tar would leave out, for mksquashfs, which knows neither tar's patterns nor several sources:
 // excluded paths, sockets, and the contents of file systems that are no source. One pass of GNU find over
 // names and types (a fraction of a second for 100,000 files).
+
 import { lstat, readdir } from "node:fs/promises";
-import { ChildProcessError, environmentError } from "../core/index.ts";
-import { toBytes, toText } from "./bytes.ts";
+import { ChildProcessError, environmentError, toBytes, toText } from "../core/index.ts";
+import { ChildProcess, waitForChildren } from "../host/index.ts";
 import type { ArchiveJob } from "./job.ts";
 import { contentsExcludeLines, findTests, LOST_AND_FOUND, nativeExcludeLines, pathExcludeLine } from "./patterns.ts";
-import { Tool, waitForTools } from "./tool.ts";
 
 /** One path of the kernel is at most 4096 bytes; a record adds its type and a device number. */
 const MAX_RECORD_CHARS = 8_192;
@@ -129,7 +129,7 @@ async function runFind(job: ArchiveJob, args: readonly string[], onRecord: (reco
   // Patterns are bytes here; Node would encode them again.
   const texts = args.map(toText);
   let problem: string | undefined;
-  await using find = await Tool.start("find", texts, {
+  await using find = await ChildProcess.start("find", texts, {
     cwd: job.directory,
     stdio: ["ignore", "pipe"],
     onStderrLine: (line) => {
@@ -144,7 +144,7 @@ async function runFind(job: ArchiveJob, args: readonly string[], onRecord: (reco
     if (rest.length > MAX_RECORD_CHARS) isTooLong = true;
     for (const record of records) onRecord(record);
   });
-  await waitForTools([find], job.signal);
+  await waitForChildren([find], job.signal);
   // 1 is "could not read some folder". mksquashfs would take one whose listing breaks off for a shorter one.
   const isUsable = find.exitCode === 0 || (find.exitCode === 1 && problem === undefined);
   if (isTooLong)

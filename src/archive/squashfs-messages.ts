@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What mksquashfs prints, sorted: counts for the progress line, totals, ACLs that are lost, warnings.
-import { toText } from "./bytes.ts";
+import { toText } from "../core/index.ts";
 import type { ArchiveJob } from "./job.ts";
 import { Warnings } from "./warnings.ts";
 

@@ -18,3 +18,13 @@ export function quote(name: string): string {
 export function isUuid(text: string): boolean {
   return UUID_PATTERN.test(text);
 }
+
+/** The bytes of a text, one per character ("latin1"): a file name is bytes and need not be UTF-8. */
+export function toBytes(text: string): string {
+  return Buffer.from(text, "utf8").toString("latin1");
+}
+
+/** What bytes ("latin1") say, for a person and for Node's own calls. */
+export function toText(bytes: string): string {
+  return Buffer.from(bytes, "latin1").toString("utf8");
+}

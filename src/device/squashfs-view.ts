@@ -5,11 +5,10 @@
 import { mkdir } from "node:fs/promises";
 import path from "node:path";
 import { ChildProcessError, CleanupStack, EnvironmentError, environmentError } from "../core/index.ts";
-import type { RegularFile } from "../host/index.ts";
+import type { ChildProcess, RegularFile } from "../host/index.ts";
 import { mountsBelow } from "./mounts.ts";
 import { type FuseMount, keepsAttributes, openFuseMount, serveSquashfs } from "./squashfs-fuse.ts";
 import { mountByKernel } from "./squashfs-kernel.ts";
-import type { ToolProcess } from "./tool-process.ts";
 import { ViewFolder } from "./view-folder.ts";
 
 const MOUNT_FLAGS = "ro,nosuid,nodev";
@@ -65,7 +64,7 @@ export async function mountSquashfs({ image, runDir, mechanism, signal }: Squash
 }
 
 interface Mounted {
-  readonly server: ToolProcess | undefined;
+  readonly server: ChildProcess | undefined;
   readonly fallbackReason: string | undefined;
 }
 

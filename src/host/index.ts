@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What the operating system gives: processes and hosts by their identity, regular files, folders that others can
 // write to.
+export { type ChildOptions, ChildProcess, FIRST_LENT_FD } from "./child-process.ts";
 export { FILE_MODE, FOLDER_MODE, Folder, type FolderEntry } from "./folder.ts";
 export { readerFlags, reopenerFlags } from "./lesser-rights.ts";
+export { onLines } from "./lines.ts";
 export { loadKoffi, loadNativeLibrary } from "./native-library.ts";
 export {
   isRunning,
@@ -28,3 +30,4 @@ export {
   readWhole,
   reopen,
 } from "./regular-file.ts";
+export { waitForChildren } from "./wait-for-children.ts";
