@@ -109,7 +109,7 @@ class DeviceCopy {
 
   async #copy(): Promise<CopyResult> {
     const { source, target, device, log } = this.#options;
-    const reporter = new ProgressReporter(device, performance.now());
+    const reporter = new ProgressReporter(device, source.sizeBytes, performance.now());
     this.#counters.totalBytes = await source.dirtyBytes(this.#signal);
     for await (const read of orderedMap(this.#plan(), READS_IN_FLIGHT, (step) => this.#read(step))) {
       this.#write(read);

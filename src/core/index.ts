@@ -17,4 +17,4 @@ export {
 } from "./errors.ts";
 export type { LogFunction, LogLevel } from "./log.ts";
 export { orderedMap } from "./ordered-map.ts";
-export { isUuid, oneLine, quote, toBytes, toText } from "./text.ts";
+export { isUuid, oneLine, quote, shortenMiddle, shortPath, toBytes, toText } from "./text.ts";

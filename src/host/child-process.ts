@@ -5,7 +5,15 @@ import { type ChildProcess as NodeChild, type StdioOptions, spawn } from "node:c
 import { once } from "node:events";
 import type { Readable, Writable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
-import { ChildProcessError, EnvironmentError, type HostError, oneLine, toText } from "../core/index.ts";
+import {
+  ChildProcessError,
+  EnvironmentError,
+  type HostError,
+  oneLine,
+  shortenMiddle,
+  shortPath,
+  toText,
+} from "../core/index.ts";
 import { onLines } from "./lines.ts";
 import { readProcess } from "./process-identity.ts";
 
@@ -144,8 +152,9 @@ export class ChildProcess implements AsyncDisposable {
   failure(act: string, thing: string, said: string = this.#lastLine): HostError {
     const { exitCode } = this.#child;
     const how = this.#how(exitCode === 0 ? "did not do all" : `ended with status ${exitCode ?? "unknown"}`);
-    const reason = oneLine(said).slice(0, MAX_REASON_CHARS);
-    const message = `Cannot ${act} ${JSON.stringify(thing)}: ${this.name} ${how}${reason === "" ? "" : `: ${reason}`}`;
+    const reason = shortenMiddle(oneLine(said), MAX_REASON_CHARS); // a long path, then "Permission denied"
+    const what = `${act} ${JSON.stringify(shortPath(thing))}`;
+    const message = `Cannot ${what}: ${this.name} ${how}${reason === "" ? "" : `: ${reason}`}`;
     if (/no space left on device/i.test(said)) return new EnvironmentError(message, { errno: "ENOSPC" });
     if (exitCode === 127 || /^setpriv: failed to execute/.test(said)) {
       return new ChildProcessError(message, { hint: `install the program ${this.name}` });

@@ -160,6 +160,16 @@ describe("ChildProcess.failure()", () => {
     expect(child.failure("list", "/a", "why").message).toBe('Cannot list "/a": sh did not do all: why');
   });
 
+  it("keeps the reason behind a long path", async () => {
+    const long = `/srv/${"a/".repeat(2_000)}file`;
+    const child = await start(`echo 'sh: ${long}: Permission denied' >&2; exit 2`);
+    await child.exited;
+    const { message } = child.failure("list", long);
+    expect(message).toMatch(/^Cannot list "\/srv\/a.*….*a\/file": sh ended with status 2: sh: \/srv\/a.*…/);
+    expect(message).toMatch(/\/file: Permission denied$/);
+    expect(message.length).toBeLessThan(800);
+  });
+
   it("tells a full disk as the system's error", async () => {
     const child = await start("echo 'sh: write error: No space left on device' >&2; exit 2");
     await child.exited;
