@@ -14,10 +14,10 @@ const readSome = promisify(read);
 const GZIP_MAGIC = "1f8b";
 const ZSTD_MAGIC = "28b52ffd";
 
-export type CompressionFormat = "gzip" | "zstd";
+type CompressionFormat = "gzip" | "zstd";
 
 /** A running decompressor whose output another child reads. */
-export interface Decompressor extends AsyncDisposable {
+interface Decompressor extends AsyncDisposable {
   readonly tool: ChildProcess;
   /** For the stdin of the reader. */
   readonly output: number;

@@ -14,7 +14,7 @@ const MAX_RECORD_CHARS = 8_192;
 /** What find says of something that went away meanwhile: no reason to fail. */
 const VANISHED = /: (?:No such file or directory|Not a directory)$/;
 
-export interface ExcludeScan {
+interface ExcludeScan {
   /** Lines of an exclude file for `mksquashfs -wildcards`, as bytes ("latin1"). */
   readonly lines: readonly string[];
   readonly sockets: number;

@@ -7,7 +7,7 @@ import { Warnings } from "./warnings.ts";
 const MAX_UNREAD = 1_000;
 
 /** A file or folder that mksquashfs went on without. */
-export interface UnreadFile {
+interface UnreadFile {
   readonly message: string;
   /** False if only its extended attributes were not read: that is a warning to tar, too. */
   readonly isContent: boolean;

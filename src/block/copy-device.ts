@@ -40,7 +40,7 @@ export interface CopyTarget {
 }
 
 /** Reads the state of the base; needed only for clusters that are dirty in part. */
-export interface BaseReader {
+interface BaseReader {
   read(guestOffset: number, target: Buffer, signal: AbortSignal): Promise<void>;
 }
 
@@ -55,7 +55,7 @@ export interface CopyOptions {
   readonly signal: AbortSignal;
 }
 
-export interface CopyResult extends CopyCounters {
+interface CopyResult extends CopyCounters {
   readonly summary: string;
 }
 

@@ -19,7 +19,7 @@ export const MAX_OPEN_IMAGES = 2_000;
 const MAX_NESTED_BYTES = 100_000;
 
 /** A node of QEMU's block layer, in QMP's JSON form. */
-export interface BlockdevNode {
+interface BlockdevNode {
   readonly driver: string;
   readonly "node-name"?: string;
   readonly "read-only": true;

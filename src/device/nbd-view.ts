@@ -24,7 +24,7 @@ const NODE_TAKEN = /Failed to set NBD socket/;
 
 const run = promisify(execFile);
 
-export type NbdViewOptions = RawViewOptions & { readonly host: NbdHost };
+type NbdViewOptions = RawViewOptions & { readonly host: NbdHost };
 
 /** @throws as openRawView() */
 export async function openNbdView(options: NbdViewOptions): Promise<RawView> {

@@ -25,7 +25,7 @@ export interface FuseMount {
 }
 
 /** The kernel's end of a mount that nobody serves yet: closed, it is a mount without a server. */
-export type FuseDevice = FileHandle;
+type FuseDevice = FileHandle;
 
 /**
  * Mounts on `target` what a server will serve through the device. The mount is the caller's to undo.

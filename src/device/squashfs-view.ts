@@ -13,7 +13,7 @@ import { ViewFolder } from "./view-folder.ts";
 
 const MOUNT_FLAGS = "ro,nosuid,nodev";
 
-export type SquashfsMechanism = "kernel" | "squashfuse";
+type SquashfsMechanism = "kernel" | "squashfuse";
 
 /** A folder that exists until it is disposed. */
 export interface DirectoryView extends AsyncDisposable {
@@ -27,7 +27,7 @@ export interface DirectoryView extends AsyncDisposable {
   findTrouble(): Promise<string | undefined>;
 }
 
-export interface SquashfsOptions {
+interface SquashfsOptions {
   /** Borrowed, until the view is there. */
   readonly image: RegularFile;
   /** Folder for mounts, on a local file system; made if missing. */

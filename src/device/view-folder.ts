@@ -12,7 +12,7 @@ const MAX_FOLDERS = 10_000;
 
 export const VIEW_FOLDER = /^(?:restore|handoff)-([1-9][0-9]{0,9})-([0-9]{1,5})$/;
 
-export type ViewKind = "restore" | "handoff";
+type ViewKind = "restore" | "handoff";
 
 export class ViewFolder implements AsyncDisposable {
   readonly path: string;

@@ -7,7 +7,7 @@ import type { ChildProcess } from "../host/index.ts";
 
 const POLL_MS = 10;
 
-export interface ServerWait {
+interface ServerWait {
   /** How the sentence of a failure begins: what cannot be done. */
   readonly act: string;
   /** What must be running for an answer to come. */

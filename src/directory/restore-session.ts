@@ -6,7 +6,7 @@ import { assertSound, type ChainLock, type OpenChain, type Point, type Store } f
 import { describeTellingKeys } from "./config-warnings.ts";
 import { mustVouch } from "./vouch.ts";
 
-export interface RestoreEnvironment {
+interface RestoreEnvironment {
   readonly store: Store;
   /** Folder for mounts; what killed processes left in it is swept first. */
   readonly runDir: string;

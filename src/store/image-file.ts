@@ -16,7 +16,7 @@ import { decodeQcow2Header, type Qcow2Header } from "../qcow2/index.ts";
 import { PointDamagedError } from "./errors.ts";
 
 /** Our writer's header cluster: everything a header says is in it. */
-export const HEADER_BYTES = 64 * 1024;
+const HEADER_BYTES = 64 * 1024;
 
 /** An image, open until it is disposed. */
 export interface ImageFile extends AsyncDisposable {

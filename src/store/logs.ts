@@ -8,8 +8,8 @@ import { openOrMakeFolder, wordProblem } from "./durable.ts";
 import { FAILED_LOGS_FOLDER, LOG_FILE } from "./format/layout.ts";
 import { openPointFolder, type Point } from "./point.ts";
 
-export const MAX_LOG_BYTES = 4 * 1024 * 1024;
-export const MAX_FAILED_LOGS = 20;
+const MAX_LOG_BYTES = 4 * 1024 * 1024;
+const MAX_FAILED_LOGS = 20;
 const MAX_FAILED_LOG_AGE_MS = 30 * 24 * 60 * 60 * 1000;
 /** Of a log that is too long, the beginning keeps this much; the rest is its end. */
 const HEAD_BYTES = 1024 * 1024;

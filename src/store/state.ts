@@ -11,7 +11,7 @@ import { checkFormat, Fields, formatJson, parseJson } from "./format/json.ts";
 import { STATE_FILE } from "./format/layout.ts";
 import { MAX_SEQUENCE } from "./format/manifest.ts";
 
-export interface NewestPoint {
+interface NewestPoint {
   readonly uuid: string;
   readonly archive: string;
 }

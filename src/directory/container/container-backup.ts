@@ -30,7 +30,7 @@ import { type CommitMessage, errorMessage, parseCommit } from "./container-messa
 /** Proxmox VE refuses to restore an archive with fewer. */
 const FEWEST_MEMBERS = 10;
 
-export interface ContainerBackupEnvironment {
+interface ContainerBackupEnvironment {
   readonly store: Store;
   readonly format: ContainerFormat;
   /** Folder of root alone, for the socket. */

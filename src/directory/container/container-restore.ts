@@ -11,7 +11,7 @@ import { type ChainLock, type Point, PointDamagedError, type Store } from "../..
 import { describeTellingKeys } from "../config-warnings.ts";
 import { mustVouch } from "../vouch.ts";
 
-export interface ContainerRestoreEnvironment {
+interface ContainerRestoreEnvironment {
   readonly store: Store;
   /** Folder for mounts; what killed processes left in it is swept first. */
   readonly runDir: string;
