@@ -25,6 +25,7 @@ export {
   openAgain,
   openRegularFile,
   type RegularFile,
+  readInto,
   readRegularFile,
   readStamp,
   readStampAgain,

@@ -9,6 +9,7 @@ import {
   type Folder,
   formatStamp,
   type RegularFile,
+  readInto,
   readStamp,
   readStampAgain,
 } from "../host/index.ts";
@@ -72,12 +73,7 @@ export async function assertUnchanged({ file, stamp }: ImageFile, what: Unchange
 
 async function readHead({ handle, fileBytes }: RegularFile): Promise<Buffer> {
   const bytes = Buffer.alloc(Math.min(HEADER_BYTES, fileBytes));
-  let filled = 0;
-  while (filled < bytes.length) {
-    const { bytesRead } = await handle.read(bytes, filled, bytes.length - filled, filled);
-    if (bytesRead === 0) throw new FileProblem("it became shorter while it was read");
-    filled += bytesRead;
-  }
+  if ((await readInto(handle, bytes, 0)) < bytes.length) throw new FileProblem("it became shorter while it was read");
   return bytes;
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Task logs: one beside each point, and those of failed jobs for a bounded time. Bounded in size and count.
 import { environmentError, messageOf, RequestError } from "../core/index.ts";
-import { FileProblem, type Folder, openRegularFile } from "../host/index.ts";
+import { FileProblem, type Folder, openRegularFile, readInto } from "../host/index.ts";
 import { formatArchiveName, type PointType } from "../pve/index.ts";
 import { checkSameStore, type StoreContext } from "./context.ts";
 import { openOrMakeFolder, wordProblem } from "./durable.ts";
@@ -64,13 +64,7 @@ async function readLog(path: string): Promise<Buffer> {
     const { handle, fileBytes: size } = file;
     const read = async (start: number, length: number): Promise<Buffer> => {
       const bytes = Buffer.alloc(length);
-      let filled = 0;
-      while (filled < length) {
-        const { bytesRead } = await handle.read(bytes, filled, length - filled, start + filled);
-        if (bytesRead === 0) break;
-        filled += bytesRead;
-      }
-      return bytes.subarray(0, filled);
+      return bytes.subarray(0, await readInto(handle, bytes, start));
     };
     if (size <= MAX_LOG_BYTES) return await read(0, size);
     const tailBytes = MAX_LOG_BYTES - HEAD_BYTES - CUT_MARK.length;
