@@ -28,7 +28,7 @@ export class Qcow2Chain {
    */
   static async over(files: readonly RegularFile[], signal: AbortSignal): Promise<Qcow2Chain> {
     if (files.length === 0 || files.length > MAX_CHAIN_IMAGES) {
-      throw new RequestError(`Cannot open a chain of ${files.length} images: 1 to ${MAX_CHAIN_IMAGES} are wanted`);
+      throw new RequestError(`Cannot open a chain of ${files.length} images: expected 1 to ${MAX_CHAIN_IMAGES}`);
     }
     const images: Qcow2Image[] = [];
     const seen = new Set<string>();

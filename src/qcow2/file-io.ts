@@ -17,7 +17,7 @@ export async function readExactly(file: RegularFile, target: Buffer, offset: num
 
 function endsBefore(file: RegularFile, end: number, offset: number, wanted: number): Qcow2FormatError {
   return new Qcow2FormatError(
-    `Cannot read "${file.path}": it ends at byte ${end}, ${wanted} bytes from ${offset} on are wanted`,
+    `Cannot read "${file.path}": it ends at byte ${end}, expected ${wanted} bytes from byte ${offset} on`,
   );
 }
 
