@@ -15,12 +15,12 @@ import { assertParams, assertResult, hasValidators } from "./validate.ts";
  * two Node processes of a container's backup say to each other. The second one starts late, perhaps after an upgrade.
  */
 export const PROTOCOL_VERSION = 2;
-export const PROVIDER_NAME = "Directory backup provider";
+const PROVIDER_NAME = "Directory backup provider";
 
 export type ProviderFactory = (context: ProviderContext) => Promise<BackupProvider>;
 
 /** The peer speaks another version of the protocol. */
-export class ProtocolVersionError extends HostError {
+class ProtocolVersionError extends HostError {
   override readonly code = "PROTOCOL_VERSION";
 }
 
@@ -31,7 +31,7 @@ interface InitializeParams {
   readonly nodename: string;
 }
 
-export interface DispatcherOptions {
+interface DispatcherOptions {
   readonly createProvider: ProviderFactory;
   readonly log: LogFunction;
   readonly fileHandles: FileHandleCalls;

@@ -3,7 +3,7 @@
 import { type ErrorCode, firstError, HostError, messageOf, oneLine } from "../src/core/index.ts";
 
 /** Names that only the protocol itself uses. */
-export type ProtocolErrorCode = "PARSE" | "INVALID_REQUEST" | "METHOD_NOT_FOUND" | "INTERNAL";
+type ProtocolErrorCode = "PARSE" | "INVALID_REQUEST" | "METHOD_NOT_FOUND" | "INTERNAL";
 
 /** Numbers of JSON-RPC, of its cancellation extension, and from its range for servers. Never reuse one. */
 export const RPC_ERROR_NUMBERS = {
@@ -41,7 +41,7 @@ export class ProtocolError extends Error {
   }
 }
 
-export interface RpcError {
+interface RpcError {
   readonly code: number;
   readonly message: string;
   readonly data: { readonly code: ErrorCode | ProtocolErrorCode; readonly hint?: string };
@@ -54,7 +54,7 @@ const MAX_ABORTS = 16;
  * The failure that came first: behind a SuppressedError (a dispose that failed too) stands the error
  * of the body; behind an AbortError stands the reason that the abort was given.
  */
-export function unwrapError(error: unknown): unknown {
+function unwrapError(error: unknown): unknown {
   let at = firstError(error);
   for (let depth = 0; depth < MAX_ABORTS && isAbortWithReason(at); depth++) at = firstError(at.cause);
   return at;

@@ -4,16 +4,16 @@
 import { ProtocolError } from "./error-map.ts";
 
 /** Guest configs and the names of a thousand disks stay far below this. */
-export const MAX_MESSAGE_BYTES = 64 * 1024 * 1024;
-export const MAX_HEADER_BYTES = 4096;
+const MAX_MESSAGE_BYTES = 64 * 1024 * 1024;
+const MAX_HEADER_BYTES = 4096;
 /** Lists within lists; JSON::XS has the same limit. */
-export const MAX_DEPTH = 512;
+const MAX_DEPTH = 512;
 
 const HEADER_END = "\r\n\r\n";
 const NOTHING = Buffer.alloc(0);
 
 /** A message that has the shape of JSON-RPC 2.0: a request, a notification or a response. */
-export type RpcMessage = Readonly<Record<string, unknown>> & { readonly jsonrpc: "2.0" };
+type RpcMessage = Readonly<Record<string, unknown>> & { readonly jsonrpc: "2.0" };
 
 /** Cuts a stream into messages. Memory follows what has arrived, never what a header announces. */
 export class FrameParser {

@@ -10,7 +10,7 @@ const CLEANUP_TIMEOUT_MS = 10_000;
 /** A forked child of the parent may keep our input open: its end is then no sign. */
 const PARENT_POLL_MS = 1_000;
 
-export interface LifecycleOptions {
+interface LifecycleOptions {
   /** Releases everything; called once. Its failure ends the process with exit code 1. */
   readonly cleanup: (reason: string) => Promise<void>;
   /** Gets the failure of `cleanup`. */

@@ -17,7 +17,7 @@ import {
 } from "./params.ts";
 
 /** What a handler may use besides the provider. */
-export interface MethodContext {
+interface MethodContext {
   readonly storeid: string;
   readonly signal: AbortSignal;
 }

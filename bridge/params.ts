@@ -13,7 +13,7 @@ import type {
   VolumeEntry,
 } from "../src/provider/index.ts";
 
-export interface WireVmVolume {
+interface WireVmVolume {
   readonly size: number;
   readonly "bitmap-mode": BitmapMode;
   readonly "nbd-path"?: string;
@@ -21,18 +21,18 @@ export interface WireVmVolume {
   readonly "file-handle"?: HandleReference;
 }
 
-export interface WireVmInfo {
+interface WireVmInfo {
   readonly "bandwidth-limit"?: number;
   readonly "firewall-config"?: string;
 }
 
-export interface WireContainerInfo extends WireVmInfo {
+interface WireContainerInfo extends WireVmInfo {
   readonly directory: string;
   readonly sources: readonly string[];
   readonly "backup-user-id": number;
 }
 
-export type WireSizes = Readonly<Record<string, { readonly size: number }>>;
+type WireSizes = Readonly<Record<string, { readonly size: number }>>;
 
 /** The params of every request, as the schema has them. */
 export interface WireParams {

@@ -6,10 +6,9 @@ import { Readable, type Writable } from "node:stream";
 import { createGunzip } from "node:zlib";
 import { type Entry, extract, type Headers } from "tar-stream";
 import { CleanupStack, quote, RequestError, UnsupportedError } from "../core/index.ts";
-import { openAgain, type RegularFile } from "../host/index.ts";
+import { type ChildProcess, openAgain, type RegularFile } from "../host/index.ts";
 import { readCompressionFormat, startUnpacker } from "./decompressor.ts";
 import { type SparseExtent, SparseMapReader } from "./sparse-member.ts";
-import type { Tool } from "./tool.ts";
 
 export interface TarMember {
   /** As in the archive ("./etc/hostname"); bytes that are not UTF-8 show as U+FFFD. */
@@ -93,7 +92,7 @@ async function* readEntries(archive: RegularFile, signal: AbortSignal): AsyncIte
   const format = await readCompressionFormat(file);
   const parser = extract();
   stack.defer(() => void parser.destroy());
-  let tool: Tool | undefined;
+  let tool: ChildProcess | undefined;
   let input: Readable = file.createReadStream({ start: 0, autoClose: false });
   if (format === "gzip") input = input.on("error", (error) => parser.destroy(error)).pipe(createGunzip());
   if (format === "zstd") {

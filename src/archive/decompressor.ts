@@ -4,9 +4,8 @@ import { read } from "node:fs";
 import type { FileHandle } from "node:fs/promises";
 import { promisify } from "node:util";
 import { ChildProcessError } from "../core/index.ts";
-import { readerFlags } from "../host/index.ts";
+import { ChildProcess, readerFlags } from "../host/index.ts";
 import { tryCreatePipe } from "./pipe.ts";
-import { Tool } from "./tool.ts";
 
 const MAGIC_BYTES = 4;
 const DRAIN_BYTES = 64 * 1024;
@@ -15,11 +14,11 @@ const readSome = promisify(read);
 const GZIP_MAGIC = "1f8b";
 const ZSTD_MAGIC = "28b52ffd";
 
-export type CompressionFormat = "gzip" | "zstd";
+type CompressionFormat = "gzip" | "zstd";
 
 /** A running decompressor whose output another child reads. */
-export interface Decompressor extends AsyncDisposable {
-  readonly tool: Tool;
+interface Decompressor extends AsyncDisposable {
+  readonly tool: ChildProcess;
   /** For the stdin of the reader. */
   readonly output: number;
   /** Reads on to the end when the reader has had enough: its checksum stands there. */
@@ -40,9 +39,9 @@ export async function startUnpacker(
   format: CompressionFormat,
   file: FileHandle,
   output: number | "pipe",
-): Promise<Tool> {
+): Promise<ChildProcess> {
   const setprivFlags = await readerFlags();
-  return await Tool.start(format, ["-d", "-c", "-q"], { cwd: "/", stdio: [file.fd, output], setprivFlags });
+  return await ChildProcess.start(format, ["-d", "-c", "-q"], { cwd: "/", stdio: [file.fd, output], setprivFlags });
 }
 
 /** @returns undefined for a file that is not compressed: read it itself */

@@ -2,14 +2,13 @@
 // Finds what tar would leave out, for mksquashfs, which knows neither tar's patterns nor several sources:
 // excluded paths, sockets, paths too long to restore, and the contents of file systems that are not a source.
 import { lstat, readdir } from "node:fs/promises";
-import { environmentError } from "../core/index.ts";
-import { toBytes, toText } from "./bytes.ts";
+import { environmentError, toBytes, toText } from "../core/index.ts";
 import { type ExcludeTests, liveSources, planTests, relativePath, runFind } from "./find.ts";
 import type { ArchiveJob } from "./job.ts";
 import { LONG_PATH_PATTERN, LongPathLines, LongPaths } from "./long-paths.ts";
 import { contentsExcludeLines, pathExcludeLine } from "./patterns.ts";
 
-export interface ExcludeScan {
+interface ExcludeScan {
   /** Lines of an exclude file for `mksquashfs -wildcards`, as bytes ("latin1"). */
   readonly lines: readonly string[];
   readonly sockets: number;

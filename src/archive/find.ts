@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // GNU find on the sources of a job, leaving what tar would leave out. It reads names and types only: a fraction of a
 // second for 100,000 files.
-import { ChildProcessError } from "../core/index.ts";
-import { toBytes, toText } from "./bytes.ts";
+import { ChildProcessError, toBytes, toText } from "../core/index.ts";
+import { ChildProcess, waitForChildren } from "../host/index.ts";
 import type { ArchiveJob } from "./job.ts";
 import { findTests, LOST_AND_FOUND, nativeExcludeLines } from "./patterns.ts";
-import { Tool, waitForTools } from "./tool.ts";
 
 /** Longer than any record: below a path of the limit there may be a name of 255 bytes, and find adds a type. */
 const MAX_RECORD_CHARS = 8_192;
@@ -54,7 +53,7 @@ function ancestors(source: string): string[] {
 }
 
 /** Whether a directory that cannot be listed fails the job here, or is left to the archiver, which fails too. */
-export type Unreadable = "fails" | "is left to the archiver";
+type Unreadable = "fails" | "is left to the archiver";
 
 /**
  * Runs find in the directory of the job. Texts are bytes ("latin1").
@@ -71,7 +70,7 @@ export async function runFind(
   // Node would encode the bytes again.
   const texts = args.map(toText);
   let problem: string | undefined;
-  await using find = await Tool.start("find", texts, {
+  await using find = await ChildProcess.start("find", texts, {
     cwd: job.directory,
     stdio: ["ignore", "pipe"],
     onStderrLine: (line) => {
@@ -86,7 +85,7 @@ export async function runFind(
     if (rest.length > MAX_RECORD_CHARS) isTooLong = true;
     for (const record of records) onRecord(record);
   });
-  await waitForTools([find], job.signal);
+  await waitForChildren([find], job.signal);
   // 1 is "could not read some directory". mksquashfs would take one whose listing breaks off for a shorter one.
   const isTold = problem !== undefined && unreadable === "fails";
   const isUsable = find.exitCode === 0 || (find.exitCode === 1 && !isTold);

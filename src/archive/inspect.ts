@@ -3,9 +3,16 @@
 // few rights, for its content is the container's.
 import type { FileHandle } from "node:fs/promises";
 import { ChildProcessError } from "../core/index.ts";
-import { openAgain, type RegularFile, readerFlags, reopenerFlags } from "../host/index.ts";
+import {
+  ChildProcess,
+  onLines,
+  openAgain,
+  type RegularFile,
+  readerFlags,
+  reopenerFlags,
+  waitForChildren,
+} from "../host/index.ts";
 import { startDecompressor } from "./decompressor.ts";
-import { onLines, Tool, waitForTools } from "./tool.ts";
 
 export interface ArchiveContents {
   /** Names in the archive, the root included; a directory given as two sources counts twice in a tar. */
@@ -41,7 +48,7 @@ export async function inspectTar(archive: RegularFile, signal: AbortSignal): Pro
   await using decompressor = await startDecompressor(file, path);
   const listing = new Listing(/^block \d+: ([a-zA-Z-])\S* +\d+\/\d+ +(\d+)(?:,\d+)? +\S+ +\S+ (.*)$/, isSbinInTar);
   let reason: string | undefined; // its last words only say that it stops
-  await using tar = await Tool.start(
+  await using tar = await ChildProcess.start(
     "tar",
     ["--list", "--verbose", "--block-number", "--numeric-owner", "--quoting-style=escape", "--file=-"],
     {
@@ -61,12 +68,12 @@ export async function inspectTar(archive: RegularFile, signal: AbortSignal): Pro
       if (TAR_END.test(line)) isWhole = true;
     });
   }
-  await waitForTools([tar], signal);
+  await waitForChildren([tar], signal);
   if (decompressor !== undefined) {
     const { tool } = decompressor;
     if (tar.exitCode === 0) {
       const drained = decompressor.drain();
-      await waitForTools([tool], signal);
+      await waitForChildren([tool], signal);
       await drained;
     }
     // Its failure comes first: tar only sees that its input ends.
@@ -91,13 +98,13 @@ export async function inspectSquashfs(archive: RegularFile, signal: AbortSignal)
     /^([a-z-])\S{9} +\d+\/\d+ +(\d+)(?:, *\d+)? \d{4}-\d\d-\d\d \d\d:\d\d squashfs-root(.*)$/,
     (type, rest) => (type === "d" && rest === "/sbin") || (type === "l" && rest.startsWith("/sbin -> ")),
   );
-  await using tool = await Tool.start("unsquashfs", ["-lln", "-d", "squashfs-root", "/proc/self/fd/3"], {
+  await using tool = await ChildProcess.start("unsquashfs", ["-lln", "-d", "squashfs-root", "/proc/self/fd/3"], {
     stdio: ["ignore", "pipe", file.fd],
     cwd: "/",
     setprivFlags: await reopenerFlags(file),
   });
   if (tool.stdout !== null) onLines(tool.stdout, (line) => listing.add(line));
-  await waitForTools([tool], signal);
+  await waitForChildren([tool], signal);
   if (tool.exitCode !== 0) throw tool.failure("list", path);
   return listing.contents();
 }

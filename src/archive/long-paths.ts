@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Paths that no archive of a container holds. A program that descends step by step, as tar does when it reads, gets
 // below any depth; one that writes a tree by paths, as tar and unsquashfs do, fails at PATH_MAX, and the restore with it.
-import { quote } from "../core/index.ts";
-import { toText } from "./bytes.ts";
+import { quote, toText } from "../core/index.ts";
 import { anyOf, liveSources, planTests, runFind } from "./find.ts";
 import type { ArchiveJob } from "./job.ts";
 import { escapeForExcludeFile } from "./patterns.ts";
@@ -11,7 +10,7 @@ import { escapeForExcludeFile } from "./patterns.ts";
  * Longest path in an archive, in bytes, with the "./" in front. Linux' PATH_MAX is 4096 with the final NUL; 255 are left
  * for what a restore puts in front: "/proc/self/fd/N/" for extended attributes (tar), the target directory (unsquashfs).
  */
-export const MAX_PATH_BYTES = 4096 - 1 - 255;
+const MAX_PATH_BYTES = 4096 - 1 - 255;
 /** Directories whose long entries mksquashfs is told of; each costs twice the length of its path. */
 const MAX_PARENTS = 1_000;
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Holds a process that has no suitable limit built in below a number of bytes per second: stopped when
 // it has read more than its share, continued when the share has caught up.
+import type { ChildProcess } from "../host/index.ts";
 import { readProcessBytes } from "./progress.ts";
 import { startTimer } from "./timer.ts";
-import type { Tool } from "./tool.ts";
 
 /** Short, for a process reads a gigabyte per second between two looks. */
 const LOOK_EVERY_MS = 4;
@@ -40,7 +40,7 @@ export class Pace {
 }
 
 /** Paces `tool` until disposed; it runs on then. */
-export function pace(tool: Tool, bytesPerSecond: number): AsyncDisposable {
+export function pace(tool: ChildProcess, bytesPerSecond: number): AsyncDisposable {
   const share = new Pace(bytesPerSecond, performance.now());
   let isStopped = false;
   const setStopped = (mustStop: boolean): void => {

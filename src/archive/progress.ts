@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import { formatDuration } from "../block/index.ts";
 import { formatBytes } from "../core/index.ts";
 
-export interface ArchiveCounters {
+interface ArchiveCounters {
   readonly files: number;
   readonly readBytes: number;
   readonly writtenBytes: number;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What mksquashfs prints, sorted: counts for the progress line, totals, ACLs that are lost, warnings.
-import { toText } from "./bytes.ts";
+import { toText } from "../core/index.ts";
 import type { ArchiveJob } from "./job.ts";
 import { Warnings } from "./warnings.ts";
 
 const MAX_UNREAD = 1_000;
 
 /** A file or directory that mksquashfs went on without. */
-export interface UnreadFile {
+interface UnreadFile {
   readonly message: string;
   /** False if only its extended attributes were not read: that is a warning to tar, too. */
   readonly isContent: boolean;

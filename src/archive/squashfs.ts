@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Writes a container's file systems as one squashfs image, by mksquashfs, holding the same files as the
 // tar of the same job. What the format cannot hold: ACLs (warned of), fractions of a second.
+
 import { fstat } from "node:fs";
 import { lstat } from "node:fs/promises";
 import { promisify } from "node:util";
-import { CleanupStack, errnoOf } from "../core/index.ts";
-import { toBytes, toText } from "./bytes.ts";
+import { CleanupStack, errnoOf, toBytes, toText } from "../core/index.ts";
+import { ChildProcess, onLines, waitForChildren } from "../host/index.ts";
 import { checkArchiveJob, warnOfTrailingSlashes } from "./check-job.ts";
 import { scanExcludes } from "./exclude-scan.ts";
 import type { ArchiveCompression, ArchiveJob, ArchiveSummary } from "./job.ts";
@@ -15,7 +16,6 @@ import { openScratchFile } from "./scratch-file.ts";
 import { SquashfsMessages } from "./squashfs-messages.ts";
 import { logSockets } from "./tar-messages.ts";
 import { startTimer } from "./timer.ts";
-import { onLines, Tool, waitForTools } from "./tool.ts";
 
 const fstatAsync = promisify(fstat);
 const PROGRESS_POLL_MS = 500;
@@ -61,7 +61,7 @@ export async function writeSquashfs(job: ArchiveJob): Promise<ArchiveSummary> {
       if (line !== undefined) job.log("info", line);
     }),
   );
-  await waitForTools([tool], job.signal);
+  await waitForChildren([tool], job.signal);
   await pacing?.[Symbol.asyncDispose]();
   await timer[Symbol.asyncDispose]();
   await judge(tool, job, messages);
@@ -72,12 +72,12 @@ export async function writeSquashfs(job: ArchiveJob): Promise<ArchiveSummary> {
   return { files: total.files, bytes: total.readBytes, warnings };
 }
 
-async function startTool(job: ArchiveJob, excludesFd: number, messages: SquashfsMessages): Promise<Tool> {
+async function startTool(job: ArchiveJob, excludesFd: number, messages: SquashfsMessages): Promise<ChildProcess> {
   const args = [
     ...[".", `/proc/self/fd/${ARCHIVE_FD}`, ...squashfsFlags(job.compression)],
     ...["-info", "-wildcards", "-ef", `/proc/self/fd/${EXCLUDES_FD}`],
   ];
-  const tool = await Tool.start("mksquashfs", args, {
+  const tool = await ChildProcess.start("mksquashfs", args, {
     cwd: job.directory,
     stdio: ["ignore", "pipe", job.archiveFd, excludesFd],
     onStderrLine: (_line, bytes) => messages.addError(bytes),
@@ -87,7 +87,7 @@ async function startTool(job: ArchiveJob, excludesFd: number, messages: Squashfs
 }
 
 /** mksquashfs goes on without the files that it could not read: vanished is a warning, unreadable is not. */
-async function judge(tool: Tool, job: ArchiveJob, messages: SquashfsMessages): Promise<void> {
+async function judge(tool: ChildProcess, job: ArchiveJob, messages: SquashfsMessages): Promise<void> {
   if (tool.exitCode !== 0) throw tool.failure("archive", job.directory, messages.reason);
   if (messages.unjudged !== undefined) throw tool.failure("archive", job.directory, messages.unjudged);
   for (const [path, { message, isContent }] of messages.unread) {

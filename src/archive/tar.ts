@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Writes a container's file systems as a tar archive, by GNU tar, as PVE's own vzdump does. Without a
 // bandwidth limit no byte passes this process: tar writes to the file or to the compressor.
+
 import { fstat, write } from "node:fs";
 import type { FileHandle } from "node:fs/promises";
 import type { Writable } from "node:stream";
 import { promisify } from "node:util";
 import { Throttle } from "../block/index.ts";
 import { CleanupStack } from "../core/index.ts";
+import { ChildProcess, waitForChildren } from "../host/index.ts";
 import { checkArchiveJob, warnOfTrailingSlashes } from "./check-job.ts";
 import { type Compressor, findCompressor } from "./compressor.ts";
 import type { ArchiveCompression, ArchiveJob, ArchiveSummary } from "./job.ts";
@@ -17,7 +19,6 @@ import { ArchiveProgress, readProcessBytes } from "./progress.ts";
 import { LineCounter, openScratchFile } from "./scratch-file.ts";
 import { TarMessages } from "./tar-messages.ts";
 import { startTimer } from "./timer.ts";
-import { Tool, waitForTools } from "./tool.ts";
 
 const writeAsync = promisify(write);
 const fstatAsync = promisify(fstat);
@@ -104,8 +105,8 @@ export async function writeTar(job: ArchiveJob): Promise<ArchiveSummary> {
 }
 
 interface Chain {
-  readonly tar: Tool;
-  readonly compressor: Tool | undefined;
+  readonly tar: ChildProcess;
+  readonly compressor: ChildProcess | undefined;
   /** Ends when all data has passed this process; resolves to its error. Undefined where none passes. */
   readonly pumped: Promise<unknown> | undefined;
 }
@@ -124,7 +125,7 @@ async function startChain(
   if (started !== undefined) stack.use(started);
   const output = isPumped ? "pipe" : (pipe?.writeFd ?? job.archiveFd);
   const tar = stack.use(
-    await Tool.start("tar", [...OWN_FLAGS, ...tarFlags(job)], {
+    await ChildProcess.start("tar", [...OWN_FLAGS, ...tarFlags(job)], {
       stdio: ["ignore", output, index.fd],
       onStderrLine: (line) => messages.add(line),
     }),
@@ -135,11 +136,11 @@ async function startChain(
 
 async function startCompressor(compressor: Compressor | undefined, pipe: KernelPipe | undefined, job: ArchiveJob) {
   if (compressor === undefined) return undefined;
-  return Tool.start(compressor.command, compressor.args, { stdio: [pipe?.readFd ?? "pipe", job.archiveFd] });
+  return ChildProcess.start(compressor.command, compressor.args, { stdio: [pipe?.readFd ?? "pipe", job.archiveFd] });
 }
 
 /** Passes tar's output on at no more than the limit. The limit is on what is read, so before compression. */
-async function pump(tar: Tool, compressor: Tool | undefined, job: ArchiveJob): Promise<undefined> {
+async function pump(tar: ChildProcess, compressor: ChildProcess | undefined, job: ArchiveJob): Promise<undefined> {
   const throttle = new Throttle(job.bandwidthLimit);
   const sink = compressor?.stdin ?? undefined;
   sink?.on("error", () => undefined); // the write that fails tells it
@@ -168,11 +169,11 @@ async function writeFully(fd: number, chunk: Buffer): Promise<void> {
 
 async function finishChain(chain: Chain, job: ArchiveJob, messages: TarMessages): Promise<void> {
   const { tar, compressor, pumped } = chain;
-  await waitForTools([tar], job.signal);
+  await waitForChildren([tar], job.signal);
   const pumpError = await pumped;
   job.signal.throwIfAborted();
   if (compressor !== undefined) {
-    await waitForTools([compressor], job.signal);
+    await waitForChildren([compressor], job.signal);
     // Before tar: a compressor that dies takes tar with it.
     if (compressor.exitCode !== 0) throw compressor.failure("compress", tarFileName(job.compression));
   }

@@ -40,7 +40,7 @@ export interface CopyTarget {
 }
 
 /** Reads the state of the base; needed only for clusters that are dirty in part. */
-export interface BaseReader {
+interface BaseReader {
   read(guestOffset: number, target: Buffer, signal: AbortSignal): Promise<void>;
 }
 
@@ -55,7 +55,7 @@ export interface CopyOptions {
   readonly signal: AbortSignal;
 }
 
-export interface CopyResult extends CopyCounters {
+interface CopyResult extends CopyCounters {
   readonly summary: string;
 }
 
@@ -109,7 +109,7 @@ class DeviceCopy {
 
   async #copy(): Promise<CopyResult> {
     const { source, target, device, log } = this.#options;
-    const reporter = new ProgressReporter(device, performance.now());
+    const reporter = new ProgressReporter(device, source.sizeBytes, performance.now());
     this.#counters.totalBytes = await source.dirtyBytes(this.#signal);
     for await (const read of orderedMap(this.#plan(), READS_IN_FLIGHT, (step) => this.#read(step))) {
       this.#write(read);

@@ -22,14 +22,17 @@ const NEWS_MS = 3_000;
 /** Decides when a line is due and words it. The clock comes from outside: milliseconds, monotonic. */
 export class ProgressReporter {
   readonly #label: string;
+  readonly #deviceBytes: number;
   readonly #startMs: number;
   #lastMs: number;
   #lastPercent = -1;
   #lastReadBytes = 0;
   #lastWrittenBytes = 0;
 
-  constructor(label: string, nowMs: number) {
+  /** @param deviceBytes size of the whole disk: a copy of less is one of what changed, and says so */
+  constructor(label: string, deviceBytes: number, nowMs: number) {
     this.#label = label;
+    this.#deviceBytes = deviceBytes;
     this.#startMs = nowMs;
     this.#lastMs = nowMs;
   }
@@ -45,7 +48,7 @@ export class ProgressReporter {
     if (!isDue) return undefined;
     const line =
       `${this.#label}: ${String(percent).padStart(3)}% ` +
-      `(${formatBytes(counters.doneBytes)} of ${formatBytes(counters.totalBytes)} dirty) ` +
+      `(${formatBytes(counters.doneBytes)} of ${this.#whole(counters)}) ` +
       `in ${formatDuration(nowMs - this.#startMs)}, ${amounts(counters)} ` +
       `(read ${rate(counters.readBytes - this.#lastReadBytes, sinceMs)}, ` +
       `write ${rate(counters.writtenBytes - this.#lastWrittenBytes, sinceMs)})`;
@@ -61,9 +64,14 @@ export class ProgressReporter {
     if (counters.totalBytes === 0) return `${this.#label}: nothing changed`;
     const ms = Math.max(1, nowMs - this.#startMs);
     return (
-      `${this.#label}: 100% of ${formatBytes(counters.totalBytes)} dirty in ${formatDuration(ms)}, ${amounts(counters)} ` +
+      `${this.#label}: 100% of ${this.#whole(counters)} in ${formatDuration(ms)}, ${amounts(counters)} ` +
       `(read ${rate(counters.readBytes, ms)}, write ${rate(counters.writtenBytes, ms)})`
     );
+  }
+
+  /** "8.0 GiB" of a full copy, "4.0 MiB dirty" of an incremental one. */
+  #whole({ totalBytes }: CopyCounters): string {
+    return totalBytes < this.#deviceBytes ? `${formatBytes(totalBytes)} dirty` : formatBytes(totalBytes);
   }
 }
 

@@ -14,7 +14,7 @@ export type CopyStep =
   | (Extent & { readonly kind: "zero" | "data" })
   | (Extent & { readonly kind: "partial"; readonly extents: readonly SourceExtent[] });
 
-export interface ReadPlanOptions {
+interface ReadPlanOptions {
   readonly sizeBytes: number;
   readonly clusterBytes: number;
   /** Longest `data` step; a multiple of `clusterBytes`. */

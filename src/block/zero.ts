@@ -15,7 +15,7 @@ export function isZero(bytes: Buffer): boolean {
 }
 
 /** A run of units inside a buffer; `offset` counts bytes from the buffer's start. */
-export interface ZeroRun extends Extent {
+interface ZeroRun extends Extent {
   readonly zero: boolean;
 }
 

@@ -4,7 +4,7 @@ import { formatBytes, oneLine } from "../core/index.ts";
 import type { PointEntry, Store } from "../store/index.ts";
 import { print } from "./output.ts";
 
-export interface ListOptions {
+interface ListOptions {
   readonly vmid?: number | undefined;
   readonly json?: boolean | undefined;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The errors this software raises on purpose. Everything else is a bug and surfaces as INTERNAL.
-import { oneLine } from "./text.ts";
+import { oneLine, shortPath } from "./text.ts";
 
 /** Stable for programs: an RPC peer and the exit code table act on these. */
 export type ErrorCode =
@@ -79,9 +79,9 @@ export class EnvironmentError extends HostError {
 
 const ERRNO_SENTENCES: Readonly<Record<string, string>> = {
   EACCES: "permission denied",
-  EDQUOT: "the disk quota is used up",
-  EEXIST: "it exists already",
-  EIO: "the disk reports an input/output error",
+  EDQUOT: "disk quota exceeded",
+  EEXIST: "it already exists",
+  EIO: "input/output error",
   ENOENT: "no such file or directory",
   ENOSPC: "no space left on the device",
   ENOTDIR: "a part of the path is not a directory",
@@ -119,7 +119,7 @@ export function environmentError(act: string, path: string, thrown: unknown): Ho
   if (cause instanceof HostError) return cause;
   const errno = errnoOf(cause);
   const state = errno === undefined ? messageOf(cause) : `${ERRNO_SENTENCES[errno] ?? "failed"} (${errno})`;
-  return new EnvironmentError(`Cannot ${act} ${JSON.stringify(path)}: ${state}`, { cause, errno });
+  return new EnvironmentError(`Cannot ${act} ${JSON.stringify(shortPath(path))}: ${state}`, { cause, errno });
 }
 
 /** Text of anything that was thrown. */

@@ -4,8 +4,7 @@
 import { mkdir, symlink } from "node:fs/promises";
 import path from "node:path";
 import { environmentError, errnoOf, UnsupportedError } from "../core/index.ts";
-import type { RegularFile } from "../host/index.ts";
-import { FIRST_LENT_FD } from "./tool-process.ts";
+import { type ChildOptions, FIRST_LENT_FD, type RegularFile } from "../host/index.ts";
 
 /**
  * What QEMU can be asked to open at once: every image costs an open file and a share of the command line. How long a
@@ -20,7 +19,7 @@ export const MAX_OPEN_IMAGES = 2_000;
 const MAX_NESTED_BYTES = 100_000;
 
 /** A node of QEMU's block layer, in QMP's JSON form. */
-export interface BlockdevNode {
+interface BlockdevNode {
   readonly driver: string;
   readonly "node-name"?: string;
   readonly "read-only": true;
@@ -81,6 +80,11 @@ async function linkImage(root: string, image: string, target: string, index: num
   await mkdir(own, { mode: 0o700 });
   await symlink(target, path.join(own, file));
   return path.join(own, file);
+}
+
+/** How a server of `chain` is started. Orphaned, it gets the time to release what it has mounted or connected. */
+export function serverOptions({ cwd, fds }: LentChain): ChildOptions {
+  return { cwd, stdio: ["ignore", "ignore", ...fds], orphanedBy: "TERM" };
 }
 
 /**

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // qemu-storage-daemon's FUSE export over the explicit nodes of a chain.
+
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import type { CleanupStack } from "../core/index.ts";
-import { type LentChain, planChainNodes, TOP_NODE } from "./chain-node.ts";
-import { ToolProcess } from "./tool-process.ts";
+import { ChildProcess } from "../host/index.ts";
+import { type LentChain, planChainNodes, serverOptions, TOP_NODE } from "./chain-node.ts";
 import type { ViewFolder } from "./view-folder.ts";
 
 const PROBE_TIMEOUT_MS = 5_000;
@@ -20,10 +21,10 @@ export interface ServeOptions {
   readonly signal: AbortSignal;
 }
 
-export async function startFuseExport({ chain, file, folder, stack }: ServeOptions): Promise<ToolProcess[]> {
+export async function startFuseExport({ chain, file, folder, stack }: ServeOptions): Promise<ChildProcess[]> {
   const args = planChainNodes(chain.names).flatMap((node) => ["--blockdev", JSON.stringify(node)]);
   args.push("--export", JSON.stringify(exportOf(TOP_NODE, file)));
-  const server = stack.use(await ToolProcess.start("qemu-storage-daemon", args, chain.cwd, { files: chain.fds }));
+  const server = stack.use(await ChildProcess.start("qemu-storage-daemon", args, serverOptions(chain)));
   await folder.addChild(server);
   return [server];
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // A raw view as a file: qemu-storage-daemon's FUSE export where this QEMU has it, else nbdfuse before a qemu-nbd.
+
 import { stat, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { ChildProcessError, CleanupStack, environmentError } from "../core/index.ts";
+import type { ChildProcess } from "../host/index.ts";
 import { lendChain } from "./chain-node.ts";
 import { hasFuseExport, startFuseExport } from "./fuse-export.ts";
 import { mountsBelow } from "./mounts.ts";
 import { startNbdfuse } from "./nbdfuse.ts";
-import type { ToolProcess } from "./tool-process.ts";
 import { ViewFolder } from "./view-folder.ts";
 import type { RawView, RawViewOptions } from "./view-options.ts";
 import { waitUntilServed } from "./wait-until-served.ts";
@@ -37,7 +38,7 @@ export async function openFuseView(options: RawViewOptions): Promise<RawView> {
 }
 
 /** Waits until the mount is there and its file answers with the wanted size. */
-async function waitForFile(file: string, servers: readonly ToolProcess[], options: RawViewOptions): Promise<void> {
+async function waitForFile(file: string, servers: readonly ChildProcess[], options: RawViewOptions): Promise<void> {
   const act = `Cannot offer ${JSON.stringify(options.name)} as a raw file`;
   const wait = { act, servers, timeoutMs: READY_TIMEOUT_MS, signal: options.signal };
   const sizeBytes = await waitUntilServed(wait, async () => {

@@ -11,7 +11,7 @@ const UNMOUNT_TIMEOUT_MS = 5_000;
 
 const run = promisify(execFile);
 
-export interface Mount {
+interface Mount {
   readonly point: string;
   /** Of the file system: "squashfs", "fuse", "fuse.squashfuse". */
   readonly type: string;

@@ -16,7 +16,7 @@ const MAX_FILE_BYTES = 64 * 1024;
 /** Node number to the second of its reservation. */
 type Reservations = Map<number, number>;
 
-export interface ReserveOptions {
+interface ReserveOptions {
   readonly host: NbdHost;
   /** Nodes not to try. */
   readonly except?: ReadonlySet<number>;

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // A raw view as a block device: a qemu-nbd of ours connected to a /dev/nbdX that nobody else has.
+
 import { execFile } from "node:child_process";
 import { open } from "node:fs/promises";
 import { promisify } from "node:util";
 import { ChildProcessError, CleanupStack } from "../core/index.ts";
-import { lendChain, nestedChainName } from "./chain-node.ts";
+import { ChildProcess } from "../host/index.ts";
+import { lendChain, nestedChainName, serverOptions } from "./chain-node.ts";
 import { connectedBy, type NbdHost, nodeBytes } from "./nbd-host.ts";
 import { isThreadOfAny, waitForRelease } from "./nbd-release.ts";
 import { type NbdReservation, reserveNbdNode } from "./nbd-reservation.ts";
-import { ToolProcess } from "./tool-process.ts";
 import { ViewFolder } from "./view-folder.ts";
 import type { RawView, RawViewOptions } from "./view-options.ts";
 import { waitUntilServed } from "./wait-until-served.ts";
@@ -23,7 +24,7 @@ const NODE_TAKEN = /Failed to set NBD socket/;
 
 const run = promisify(execFile);
 
-export type NbdViewOptions = RawViewOptions & { readonly host: NbdHost };
+type NbdViewOptions = RawViewOptions & { readonly host: NbdHost };
 
 /** @throws as openRawView() */
 export async function openNbdView(options: NbdViewOptions): Promise<RawView> {
@@ -50,7 +51,7 @@ async function connect(node: NbdReservation, options: NbdViewOptions): Promise<R
   const chain = await lendChain(options.chain, folder.path);
   const args = planConnect(node.path, chain.names);
   await folder.setNbdNode(node.index);
-  const server = await ToolProcess.start("qemu-nbd", args, chain.cwd, { files: chain.fds });
+  const server = await ChildProcess.start("qemu-nbd", args, serverOptions(chain));
   stack.defer(async () => {
     isReleased = false;
     await disconnect(host, node, server);
@@ -82,7 +83,7 @@ export function planConnect(device: string, chain: readonly string[]): string[] 
  *
  * @throws ChildProcessError if `server` ends, the size is another one, or the wait takes too long; the abort reason
  */
-async function waitForNode(node: NbdReservation, server: ToolProcess, options: NbdViewOptions): Promise<void> {
+async function waitForNode(node: NbdReservation, server: ChildProcess, options: NbdViewOptions): Promise<void> {
   const act = `Cannot offer ${JSON.stringify(options.name)} as ${JSON.stringify(node.path)}`;
   const wait = { act, servers: [server], timeoutMs: READY_TIMEOUT_MS, signal: options.signal };
   await waitUntilServed(wait, async () => {
@@ -99,7 +100,7 @@ async function waitForNode(node: NbdReservation, server: ToolProcess, options: N
 }
 
 /** 0 until `server` has connected the node and the kernel has set its size, which is the later of the two. */
-async function connectedBytes(host: NbdHost, index: number, server: ToolProcess): Promise<number> {
+async function connectedBytes(host: NbdHost, index: number, server: ChildProcess): Promise<number> {
   return (await isConnectedBy(host, index, server)) ? await nodeBytes(host, index) : 0;
 }
 
@@ -109,13 +110,13 @@ async function readFirstSector(device: string): Promise<void> {
 }
 
 /** The kernel names the thread of qemu-nbd that connected the node. */
-async function isConnectedBy(host: NbdHost, index: number, server: ToolProcess): Promise<boolean> {
+async function isConnectedBy(host: NbdHost, index: number, server: ChildProcess): Promise<boolean> {
   const thread = await connectedBy(host, index);
   return thread !== undefined && (await isThreadOfAny([server.pid], thread));
 }
 
 /** @throws ChildProcessError if the node is not free in the end */
-async function disconnect(host: NbdHost, node: NbdReservation, server: ToolProcess): Promise<void> {
+async function disconnect(host: NbdHost, node: NbdReservation, server: ChildProcess): Promise<void> {
   if (await isConnectedBy(host, node.index, server)) {
     const options = { timeout: DISCONNECT_TIMEOUT_MS, killSignal: "SIGKILL" } as const;
     await run("qemu-nbd", ["--disconnect", node.path], options).catch(() => undefined); // its end does it as well

@@ -1,24 +1,27 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The other way to a raw file, for a QEMU without FUSE: nbdfuse before a qemu-nbd.
+
 import { readFile } from "node:fs/promises";
 import path from "node:path";
-import { nestedChainName } from "./chain-node.ts";
+import { ChildProcess } from "../host/index.ts";
+import { nestedChainName, serverOptions } from "./chain-node.ts";
 import type { ServeOptions } from "./fuse-export.ts";
-import { ToolProcess } from "./tool-process.ts";
 import { waitUntilServed } from "./wait-until-served.ts";
 
 const SOCKET_TIMEOUT_MS = 30_000;
 
-export async function startNbdfuse({ chain, file, folder, stack, signal }: ServeOptions): Promise<ToolProcess[]> {
+export async function startNbdfuse({ chain, file, folder, stack, signal }: ServeOptions): Promise<ChildProcess[]> {
   const socket = path.join(folder.path, "nbd");
   const nbdArgs = ["--read-only", "--persistent", "--shared=0", "--socket", socket, nestedChainName(chain.names)];
-  const server = stack.use(await ToolProcess.start("qemu-nbd", nbdArgs, chain.cwd, { files: chain.fds }));
+  const server = stack.use(await ChildProcess.start("qemu-nbd", nbdArgs, serverOptions(chain)));
   await folder.addChild(server);
   const act = `Cannot serve ${JSON.stringify(chain.names[0])}`;
   const wait = { act, servers: [server], timeoutMs: SOCKET_TIMEOUT_MS, signal };
   await waitUntilServed(wait, () => isListenedAt(socket));
   // Disposed in reverse: nbdfuse lets go of the mount first.
-  const mount = stack.use(await ToolProcess.start("nbdfuse", ["--readonly", file, "--unix", socket], chain.cwd));
+  const mount = stack.use(
+    await ChildProcess.start("nbdfuse", ["--readonly", file, "--unix", socket], { orphanedBy: "TERM" }),
+  );
   await folder.addChild(mount);
   return [server, mount];
 }

@@ -8,7 +8,7 @@ import type { ProcessIdentity } from "../host/index.ts";
 const OWNER_FILE = "owner.json";
 const MAX_CHILDREN = 8;
 
-export interface OwnerRecord {
+interface OwnerRecord {
   readonly owner: ProcessIdentity;
   readonly children: readonly ProcessIdentity[];
   /** X of the /dev/nbdX that the children serve, or are about to. */

@@ -5,8 +5,7 @@ import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { type FileHandle, open, stat } from "node:fs/promises";
 import { ChildProcessError, CleanupStack, EnvironmentError, environmentError, oneLine } from "../core/index.ts";
-import { openAgain, type RegularFile, reopenerFlags } from "../host/index.ts";
-import { ToolProcess } from "./tool-process.ts";
+import { ChildProcess, openAgain, type RegularFile, reopenerFlags } from "../host/index.ts";
 import type { ViewFolder } from "./view-folder.ts";
 import { waitUntilServed } from "./wait-until-served.ts";
 
@@ -26,7 +25,7 @@ export interface FuseMount {
 }
 
 /** The kernel's end of a mount that nobody serves yet: closed, it is a mount without a server. */
-export type FuseDevice = FileHandle;
+type FuseDevice = FileHandle;
 
 /**
  * Mounts on `target` what a server will serve through the device. The mount is the caller's to undo.
@@ -73,16 +72,16 @@ export async function openFuseMount({ target, flags, signal }: Omit<FuseMount, "
 export async function serveSquashfs(
   device: FuseDevice,
   { image, target, folder, signal }: FuseMount,
-): Promise<ToolProcess> {
+): Promise<ChildProcess> {
   await using stack = new CleanupStack();
-  const start = async (): Promise<ToolProcess> => {
+  const start = async (): Promise<ChildProcess> => {
     await using _device = device;
     await using file = await openAgain(image);
     const setprivFlags = await reopenerFlags(file);
     const args = ["-f", "/proc/self/fd/3", "/dev/fd/4"];
     // Some builds take SIGTERM for a request to unmount by its mount point, which here is a number.
-    const more = { files: [file.fd, device.fd], setprivFlags, endBy: "KILL" } as const;
-    return await ToolProcess.start(SERVER, args, folder.path, more);
+    const stdio = ["ignore", "ignore", file.fd, device.fd] as const;
+    return await ChildProcess.start(SERVER, args, { cwd: folder.path, stdio, setprivFlags, endBy: "KILL" });
   };
   const server = stack.use(await start());
   await folder.addChild(server);

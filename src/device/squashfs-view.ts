@@ -5,16 +5,15 @@
 import { mkdir } from "node:fs/promises";
 import path from "node:path";
 import { ChildProcessError, CleanupStack, EnvironmentError, environmentError } from "../core/index.ts";
-import type { RegularFile } from "../host/index.ts";
+import type { ChildProcess, RegularFile } from "../host/index.ts";
 import { mountsBelow } from "./mounts.ts";
 import { type FuseMount, keepsAttributes, openFuseMount, serveSquashfs } from "./squashfs-fuse.ts";
 import { mountByKernel } from "./squashfs-kernel.ts";
-import type { ToolProcess } from "./tool-process.ts";
 import { ViewFolder } from "./view-folder.ts";
 
 const MOUNT_FLAGS = "ro,nosuid,nodev";
 
-export type SquashfsMechanism = "kernel" | "squashfuse";
+type SquashfsMechanism = "kernel" | "squashfuse";
 
 /** A folder that exists until it is disposed. */
 export interface DirectoryView extends AsyncDisposable {
@@ -28,7 +27,7 @@ export interface DirectoryView extends AsyncDisposable {
   findTrouble(): Promise<string | undefined>;
 }
 
-export interface SquashfsOptions {
+interface SquashfsOptions {
   /** Borrowed, until the view is there. */
   readonly image: RegularFile;
   /** Folder for mounts, on a local file system; made if missing. */
@@ -65,7 +64,7 @@ export async function mountSquashfs({ image, runDir, mechanism, signal }: Squash
 }
 
 interface Mounted {
-  readonly server: ToolProcess | undefined;
+  readonly server: ChildProcess | undefined;
   readonly fallbackReason: string | undefined;
 }
 

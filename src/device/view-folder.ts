@@ -4,16 +4,15 @@
 import { mkdir, rm } from "node:fs/promises";
 import path from "node:path";
 import { EnvironmentError, environmentError, errnoOf } from "../core/index.ts";
-import { type ProcessIdentity, readProcess } from "../host/index.ts";
+import { type ChildProcess, type ProcessIdentity, readProcess } from "../host/index.ts";
 import { unmountBelow } from "./mounts.ts";
 import { writeOwnerRecord } from "./owner-record.ts";
-import type { ToolProcess } from "./tool-process.ts";
 
 const MAX_FOLDERS = 10_000;
 
 export const VIEW_FOLDER = /^(?:restore|handoff)-([1-9][0-9]{0,9})-([0-9]{1,5})$/;
 
-export type ViewKind = "restore" | "handoff";
+type ViewKind = "restore" | "handoff";
 
 export class ViewFolder implements AsyncDisposable {
   readonly path: string;
@@ -47,7 +46,7 @@ export class ViewFolder implements AsyncDisposable {
   }
 
   /** Notes a process that serves this folder, so that a sweep can end it. */
-  async addChild(child: ToolProcess): Promise<void> {
+  async addChild(child: ChildProcess): Promise<void> {
     const identity = await readProcess(child.pid);
     if (identity === undefined) return; // gone already; whoever waits for it says so
     this.#children.push(identity);

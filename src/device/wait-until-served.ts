@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The wait from the start of a tool to its first answer.
+
 import { setTimeout as sleep } from "node:timers/promises";
 import { ChildProcessError } from "../core/index.ts";
-import type { ToolProcess } from "./tool-process.ts";
+import type { ChildProcess } from "../host/index.ts";
 
 const POLL_MS = 10;
 
-export interface ServerWait {
+interface ServerWait {
   /** How the sentence of a failure begins: what cannot be done. */
   readonly act: string;
   /** What must be running for an answer to come. */
-  readonly servers: readonly ToolProcess[];
+  readonly servers: readonly ChildProcess[];
   readonly timeoutMs: number;
   readonly signal: AbortSignal;
 }

@@ -7,7 +7,7 @@ import { assertSound, type GuestPoints, type HeldChains, type Store } from "../s
 import { describeTellingKeys } from "./config-warnings.ts";
 import { mustVouch } from "./vouch.ts";
 
-export interface RestoreEnvironment {
+interface RestoreEnvironment {
   readonly store: Store;
   /** Folder for mounts; what killed processes left in it is swept first. */
   readonly runDir: string;

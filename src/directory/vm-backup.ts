@@ -28,7 +28,7 @@ import {
   type Store,
 } from "../store/index.ts";
 
-export interface VmBackupEnvironment {
+interface VmBackupEnvironment {
   readonly store: Store;
   readonly storeid: string;
   readonly root: string;

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What the operating system gives: processes and hosts by their identity, regular files, folders that others can
-// write to.
+// What the operating system gives: child processes, processes and hosts by their identity, regular files,
+// directories that others can write to, native libraries. It is the one module that reaches into the store, by
+// descriptors. What the files mean is for the other modules to know.
+export { type ChildOptions, ChildProcess, FIRST_LENT_FD } from "./child-process.ts";
 export { FILE_MODE, FOLDER_MODE, Folder, type FolderEntry } from "./folder.ts";
 export { readerFlags, reopenerFlags } from "./lesser-rights.ts";
+export { onLines } from "./lines.ts";
 export { loadKoffi, loadNativeLibrary } from "./native-library.ts";
 export {
   isRunning,
@@ -22,9 +25,11 @@ export {
   openAgain,
   openRegularFile,
   type RegularFile,
+  readInto,
   readRegularFile,
   readStamp,
   readStampAgain,
   readWhole,
   reopen,
 } from "./regular-file.ts";
+export { waitForChildren } from "./wait-for-children.ts";

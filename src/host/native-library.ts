@@ -4,7 +4,7 @@
 import { createRequire } from "node:module";
 import type Koffi from "koffi";
 
-export type NativeLibrary = ReturnType<typeof Koffi.load>;
+type NativeLibrary = ReturnType<typeof Koffi.load>;
 
 let koffi: typeof Koffi | null | undefined;
 

@@ -62,6 +62,22 @@ export async function toRegularFile(path: string, openIt: () => Promise<FileHand
 }
 
 /**
+ * Fills `target` from `offset` on, where the kernel gives less at once, too; ends at the end of the file. Throws the
+ * system's error.
+ *
+ * @returns how many bytes were read
+ */
+export async function readInto(handle: FileHandle, target: Buffer, offset: number): Promise<number> {
+  let done = 0;
+  while (done < target.length) {
+    const { bytesRead } = await handle.read(target, done, target.length - done, offset + done);
+    if (bytesRead === 0) break;
+    done += bytesRead;
+  }
+  return done;
+}
+
+/**
  * Reads all of a file of at most `maxBytes`.
  *
  * @throws FileProblem if it is larger or becomes shorter meanwhile; the system's error
@@ -69,12 +85,7 @@ export async function toRegularFile(path: string, openIt: () => Promise<FileHand
 export async function readWhole({ handle, fileBytes }: RegularFile, maxBytes: number): Promise<Buffer> {
   if (fileBytes > maxBytes) throw new FileProblem(`it is larger than ${maxBytes} bytes`);
   const bytes = Buffer.alloc(fileBytes);
-  let filled = 0;
-  while (filled < fileBytes) {
-    const { bytesRead } = await handle.read(bytes, filled, fileBytes - filled, filled);
-    if (bytesRead === 0) throw new FileProblem("it became shorter while it was read");
-    filled += bytesRead;
-  }
+  if ((await readInto(handle, bytes, 0)) < fileBytes) throw new FileProblem("it became shorter while it was read");
   return bytes;
 }
 

@@ -34,7 +34,7 @@ export type Finding =
     }
   | { readonly kind: "whole"; readonly archive: string; readonly isPrivileged: boolean };
 
-export type Report = (finding: Finding) => Promise<void>;
+type Report = (finding: Finding) => Promise<void>;
 
 /**
  * Reads every image of every chain once: recorded size and header, digest, tables. Of a container's backup the archive:

@@ -115,8 +115,6 @@ const ERRNO_NAMES: Readonly<Record<number, string>> = {
 /** "EINVAL" for 22; "ERRNO_<n>" for a number the protocol does not define. */
 export const errnoName = (error: number): string => ERRNO_NAMES[error] ?? `ERRNO_${error}`;
 
-/** Default TCP port, assigned by IANA. */
-export const DEFAULT_PORT = 10809;
 /** "Strings": names, descriptions and error texts are at most this long, in bytes. */
 export const MAX_STRING_BYTES = 4096;
 /** "Block size constraints": what holds where the server says nothing. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Notices a server that hangs: commands wait and no byte comes.
 
-export interface IdleWatchOptions {
+interface IdleWatchOptions {
   readonly timeoutMs: number;
   /** Time of the last byte, on the scale of performance.now(). */
   readonly lastByteMs: () => number;

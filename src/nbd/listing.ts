@@ -8,7 +8,7 @@ import { encodeAbort, listExports, listMetaContextNames, requestStructuredReplie
 import type { Receiver, Send } from "./receiver.ts";
 import { openSession, type SessionOptions } from "./session.ts";
 
-export interface NbdExportEntry {
+interface NbdExportEntry {
   readonly name: string;
   readonly description: string;
 }
@@ -25,7 +25,7 @@ export function listNbdExports(options: SessionOptions): Promise<NbdExportEntry[
   });
 }
 
-export interface ListMetaContextsOptions extends SessionOptions {
+interface ListMetaContextsOptions extends SessionOptions {
   readonly exportName: string;
   /** E.g. "qemu:dirty-bitmap:" for all of a kind; empty or absent: every context. */
   readonly queries?: readonly string[];

@@ -16,7 +16,7 @@ import { NbdProtocolError } from "./errors.ts";
 export const GREETING_BYTES = 18;
 export const OPTION_REPLY_HEADER_BYTES = 20;
 export const EXPORT_INFO_BYTES = 10;
-export const BLOCK_SIZE_INFO_BYTES = 12;
+const BLOCK_SIZE_INFO_BYTES = 12;
 
 /** "NBDMAGIC" u64 | "IHAVEOPT" u64 | handshake flags u16; 18 bytes. */
 export function encodeGreeting(handshakeFlags: number): Buffer {
@@ -70,7 +70,7 @@ export function encodeOption(option: OptionType, data: Buffer): Buffer {
   return Buffer.concat([header, data]);
 }
 
-export interface OptionReplyHeader {
+interface OptionReplyHeader {
   readonly option: number;
   /** A value of OptionReplyType, or one this client does not know. */
   readonly type: number;
@@ -97,7 +97,7 @@ export function decodeOptionReplyHeader(bytes: Buffer): OptionReplyHeader {
 }
 
 /** length u32 | bytes: how options carry names. */
-export function encodeString(text: string): Buffer {
+function encodeString(text: string): Buffer {
   const bytes = Buffer.from(text);
   const length = Buffer.alloc(4);
   length.writeUInt32BE(bytes.length, 0);

@@ -32,7 +32,7 @@ import {
   SIMPLE_REPLY_BYTES,
 } from "./wire.ts";
 
-export interface ReplySession {
+interface ReplySession {
   readonly hasStructuredReplies: boolean;
   /** Negotiated metadata contexts: id to name. */
   readonly contexts: ReadonlyMap<number, string>;

@@ -15,7 +15,7 @@ export interface SessionOptions {
   readonly signal: AbortSignal;
 }
 
-export interface SessionPhases<T> {
+interface SessionPhases<T> {
   readonly handshake: (send: Send) => Receiver<T>;
   /** Runs from the moment the handshake is done. */
   readonly transmission?: (result: T) => Receiver<void>;

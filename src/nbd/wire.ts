@@ -12,7 +12,7 @@ import {
 } from "./constants.ts";
 import { NbdProtocolError } from "./errors.ts";
 
-export const REQUEST_BYTES = 28;
+const REQUEST_BYTES = 28;
 export const SIMPLE_REPLY_BYTES = 16;
 export const CHUNK_HEADER_BYTES = 20;
 export const HOLE_CHUNK_BYTES = 12;
@@ -40,7 +40,7 @@ export function encodeRequest(request: NbdRequest): Buffer {
   return bytes;
 }
 
-export interface SimpleReply {
+interface SimpleReply {
   /** 0 or an error value. */
   readonly error: number;
   readonly cookie: bigint;
@@ -170,7 +170,7 @@ export function decodeStatusPayload(
   return { contextId: bytes.readUInt32BE(0), extents };
 }
 
-export interface ErrorChunk {
+interface ErrorChunk {
   readonly error: number;
   readonly text: string;
   /** Where it happened; only in NBD_REPLY_TYPE_ERROR_OFFSET. */

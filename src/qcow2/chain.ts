@@ -8,9 +8,9 @@ import type { Qcow2Header } from "./header.ts";
 import { Qcow2Image } from "./image.ts";
 
 /** Longer chains are a mistake of somebody: every image costs a file handle and its L1 table. */
-export const MAX_CHAIN_IMAGES = 1024;
+const MAX_CHAIN_IMAGES = 1024;
 /** All L1 tables of a chain together: 256 images of a disk of 64 TiB, at 64 KiB a cluster. */
-export const MAX_CHAIN_L1_BYTES = 256 * MIB;
+const MAX_CHAIN_L1_BYTES = 256 * MIB;
 
 export class Qcow2Chain {
   readonly #images: readonly Qcow2Image[];
@@ -33,7 +33,7 @@ export class Qcow2Chain {
     known: readonly Qcow2Header[] = [],
   ): Promise<Qcow2Chain> {
     if (files.length === 0 || files.length > MAX_CHAIN_IMAGES) {
-      throw new RequestError(`Cannot open a chain of ${files.length} images: 1 to ${MAX_CHAIN_IMAGES} are wanted`);
+      throw new RequestError(`Cannot open a chain of ${files.length} images: expected 1 to ${MAX_CHAIN_IMAGES}`);
     }
     const images: Qcow2Image[] = [];
     const seen = new Set<string>();

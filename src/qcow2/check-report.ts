@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 
 /** More errors than this are only counted. */
-export const MAX_REPORTED_ERRORS = 20;
+const MAX_REPORTED_ERRORS = 20;
 
 /** What a check found. The image is sound if `errorCount` is 0; leaks only waste space. */
 export interface CheckReport {

@@ -77,5 +77,5 @@ function zstd(stream: Buffer, target: Buffer): void {
 }
 
 function wrongLength(kind: CompressionKind, got: number, wanted: number): Qcow2FormatError {
-  return new Qcow2FormatError(`Cannot decompress a ${kind} cluster: it has ${got} bytes, ${wanted} are wanted`);
+  return new Qcow2FormatError(`Cannot decompress a ${kind} cluster: it has ${got} bytes, expected ${wanted}`);
 }

@@ -2,7 +2,7 @@
 // Reads and writes that finish what the kernel left short.
 import type { FileHandle } from "node:fs/promises";
 import { environmentError } from "../core/index.ts";
-import type { RegularFile } from "../host/index.ts";
+import { type RegularFile, readInto } from "../host/index.ts";
 import { Qcow2FormatError } from "./errors.ts";
 
 /**
@@ -17,7 +17,7 @@ export async function readExactly(file: RegularFile, target: Buffer, offset: num
 
 function endsBefore(file: RegularFile, end: number, offset: number, wanted: number): Qcow2FormatError {
   return new Qcow2FormatError(
-    `Cannot read "${file.path}": it ends at byte ${end}, ${wanted} bytes from ${offset} on are wanted`,
+    `Cannot read "${file.path}": it ends at byte ${end}, expected ${wanted} bytes from byte ${offset} on`,
   );
 }
 
@@ -35,17 +35,11 @@ export async function readTable(file: RegularFile, offset: number, length: numbe
 
 /** As readExactly(), but ends at the end of the file. Returns the number of bytes read. */
 export async function readUpTo(file: RegularFile, target: Buffer, offset: number): Promise<number> {
-  let done = 0;
   try {
-    while (done < target.length) {
-      const { bytesRead } = await file.handle.read(target, done, target.length - done, offset + done);
-      if (bytesRead === 0) break;
-      done += bytesRead;
-    }
+    return await readInto(file.handle, target, offset);
   } catch (error) {
     throw environmentError("read", file.path, error);
   }
-  return done;
 }
 
 const NOTHING_WRITTEN = "the file system takes nothing more, and does not say why";

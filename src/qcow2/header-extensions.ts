@@ -26,7 +26,7 @@ export function encodeExtension(type: number, data: Buffer): Buffer {
   return bytes;
 }
 
-export interface Extensions {
+interface Extensions {
   readonly backingFormat: string | undefined;
   readonly hasBitmaps: boolean;
   readonly hasFeatureNames: boolean;

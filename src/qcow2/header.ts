@@ -107,7 +107,7 @@ export function decodeClusterBits(bytes: Buffer, path: string): number {
   const magic = bytes.readUInt32BE(HeaderField.magic);
   if (magic !== QCOW2_MAGIC) throw fail(`it is no qcow2 image (magic 0x${magic.toString(16).padStart(8, "0")})`);
   const version = bytes.readUInt32BE(HeaderField.version);
-  if (version !== 2 && version !== 3) throw fail(`its qcow2 version is ${version}, 2 or 3 is wanted`);
+  if (version !== 2 && version !== 3) throw fail(`its qcow2 version is ${version}, expected 2 or 3`);
   const clusterBits = bytes.readUInt32BE(HeaderField.clusterBits);
   if (clusterBits < MIN_CLUSTER_BITS || clusterBits > MAX_CLUSTER_BITS) {
     throw fail(`its cluster bits are ${clusterBits}, ${MIN_CLUSTER_BITS} to ${MAX_CLUSTER_BITS} are allowed`);
@@ -132,7 +132,7 @@ export function decodeQcow2Header(bytes: Buffer, path: string): Qcow2Header {
   const version = bytes.readUInt32BE(HeaderField.version) as 2 | 3;
   const v3 = version === 3 ? decodeV3Fields(bytes, clusterBytes, fail) : V2_FIELDS;
   const cryptMethod = bytes.readUInt32BE(HeaderField.cryptMethod);
-  if (cryptMethod !== 0) throw fail(`it is encrypted (method ${cryptMethod}), a plain image is wanted`);
+  if (cryptMethod !== 0) throw fail(`it is encrypted (method ${cryptMethod}), expected a plain image`);
 
   const virtual = bytes.readBigUInt64BE(HeaderField.virtualBytes);
   if (virtual > BigInt(MAX_VIRTUAL_BYTES)) throw fail(`its virtual size ${virtual} is beyond every limit`);
@@ -203,7 +203,7 @@ function decodeV3Fields(bytes: Buffer, clusterBytes: number, fail: Fail): V3Fiel
   const features = bytes.readBigUInt64BE(HeaderField.incompatible);
   if ((features & Incompatible.corrupt) !== 0n) throw fail("it is marked corrupt");
   if ((features & Incompatible.externalDataFile) !== 0n) throw fail("it keeps its data in another file");
-  if ((features & Incompatible.extendedL2) !== 0n) throw fail("it has extended L2 entries, standard ones are wanted");
+  if ((features & Incompatible.extendedL2) !== 0n) throw fail("it has extended L2 entries, expected standard ones");
   const unknown = features & ~(Incompatible.dirty | Incompatible.compressionType);
   if (unknown !== 0n) throw fail(`it has unknown incompatible features 0x${unknown.toString(16)}`);
   if ((bytes.readBigUInt64BE(HeaderField.autoclear) & Autoclear.rawExternalData) !== 0n) {

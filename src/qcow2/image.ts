@@ -15,7 +15,7 @@ const L2_CACHE_BYTES = 1024 * 1024;
 const MIN_CACHED_TABLES = 2;
 
 /** A guest range of one kind: for data, contiguous in the file; for a compressed one, within its cluster. */
-export interface ImageRun {
+interface ImageRun {
   readonly offset: number;
   readonly length: number;
   readonly entry: L2Entry;

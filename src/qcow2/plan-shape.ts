@@ -29,11 +29,11 @@ export interface ShapeOptions {
 export function planShape(options: ShapeOptions): ImageShape {
   const clusterBits = options.clusterBits ?? DEFAULT_CLUSTER_BITS;
   if (!Number.isInteger(clusterBits) || clusterBits < MIN_CLUSTER_BITS || clusterBits > DEFAULT_CLUSTER_BITS) {
-    throw new RequestError(`Cannot write clusters of ${clusterBits} bits: 9 to ${DEFAULT_CLUSTER_BITS} are wanted`);
+    throw new RequestError(`Cannot write clusters of ${clusterBits} bits: expected 9 to ${DEFAULT_CLUSTER_BITS}`);
   }
   const maxBytes = (MAX_L1_BYTES / TABLE_ENTRY_BYTES) * l2CoverageBytes(2 ** clusterBits);
   if (!Number.isSafeInteger(options.virtualBytes) || options.virtualBytes < 0 || options.virtualBytes > maxBytes) {
-    throw new RequestError(`Cannot write a disk of ${options.virtualBytes} bytes: 0 to ${maxBytes} are wanted`);
+    throw new RequestError(`Cannot write a disk of ${options.virtualBytes} bytes: expected 0 to ${maxBytes}`);
   }
   const shape: ImageShape = {
     virtualBytes: alignUp(options.virtualBytes, SECTOR_BYTES),

@@ -6,7 +6,7 @@ import { REFCOUNT_BYTES, TABLE_ENTRY_BYTES } from "./constants.ts";
 import { Qcow2FormatError } from "./errors.ts";
 
 /** Where the refcount structures at the end of the file go; offsets and counts in clusters. */
-export interface RefcountTail {
+interface RefcountTail {
   /** Blocks not yet written, in order; each is one cluster. */
   readonly blocks: readonly Buffer[];
   readonly table: Buffer;

@@ -23,7 +23,7 @@ export type L2Entry =
   | { readonly kind: "compressed"; readonly hostOffset: number; readonly length: number };
 
 /** An L1 entry: 0 where there is no L2 table. */
-export interface L1Entry {
+interface L1Entry {
   readonly l2Offset: number;
   readonly isCopied: boolean;
 }

@@ -166,7 +166,7 @@ export class Qcow2Writer implements AsyncDisposable {
     if (!isWhole || length <= 0 || offset < this.#acceptedEnd || end > this.virtualBytes) {
       throw new RequestError(
         `Cannot write ${length} bytes at ${offset} of ${this.virtualBytes} to "${this.path}": ` +
-          `whole clusters of ${this.clusterBytes} bytes from ${this.#acceptedEnd} on are wanted`,
+          `expected whole clusters of ${this.clusterBytes} bytes from ${this.#acceptedEnd} on`,
       );
     }
     this.#acceptedEnd = end;

@@ -18,7 +18,7 @@ import { DISCARD_MAX_BYTES, NbdSource, type NbdTimeouts } from "./nbd-source.ts"
 const DEALLOCATE_BATCH_BYTES = 32 * MIB;
 const DEALLOCATE_BATCH_RANGES = 64;
 
-export interface FileHandleVolume {
+interface FileHandleVolume {
   readonly device: string;
   readonly volume: VmVolume;
   readonly handle: HandleReference;

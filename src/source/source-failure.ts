@@ -4,7 +4,7 @@ import { firstError, HostError } from "../core/index.ts";
 import { NbdConnectionError, NbdServerError } from "../nbd/index.ts";
 
 /** QEMU refused to give what it offered. */
-export class SourceReadError extends HostError {
+class SourceReadError extends HostError {
   override readonly code = "NBD_SERVER";
 }
 
@@ -51,7 +51,7 @@ const lowerFirst = (text: string): string =>
 const SERVER_GONE = new Set(["ECONNRESET", "EPIPE", "ECONNREFUSED", "ENOENT"]);
 
 /** The connection to QEMU is lost, or there is nobody to connect to. */
-export class SourceGoneError extends HostError {
+class SourceGoneError extends HostError {
   override readonly code = "NBD_CONNECTION";
 }
 

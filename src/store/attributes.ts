@@ -14,14 +14,14 @@ export interface Attributes {
 }
 
 /** Result of the last verification. */
-export interface VerifyState {
+interface VerifyState {
   readonly state: "ok" | "failed";
   /** ISO 8601. */
   readonly at: string;
   readonly message?: string;
 }
 
-export const MAX_NOTES_BYTES = 128 * 1024;
+const MAX_NOTES_BYTES = 128 * 1024;
 const MAX_ATTRIBUTES_BYTES = 1024 * 1024;
 const ATTRIBUTES_FORMAT = "pve-backup-host-attributes";
 const ATTRIBUTES_VERSION = 1;

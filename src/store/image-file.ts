@@ -9,6 +9,7 @@ import {
   type Folder,
   formatStamp,
   type RegularFile,
+  readInto,
   readStamp,
   readStampAgain,
 } from "../host/index.ts";
@@ -16,7 +17,7 @@ import { decodeQcow2Header, type Qcow2Header } from "../qcow2/index.ts";
 import { PointDamagedError } from "./errors.ts";
 
 /** Our writer's header cluster: everything a header says is in it. */
-export const HEADER_BYTES = 64 * 1024;
+const HEADER_BYTES = 64 * 1024;
 
 /** An image, open until it is disposed. */
 export interface ImageFile extends AsyncDisposable {
@@ -72,12 +73,7 @@ export async function assertUnchanged({ file, stamp }: ImageFile, what: Unchange
 
 async function readHead({ handle, fileBytes }: RegularFile): Promise<Buffer> {
   const bytes = Buffer.alloc(Math.min(HEADER_BYTES, fileBytes));
-  let filled = 0;
-  while (filled < bytes.length) {
-    const { bytesRead } = await handle.read(bytes, filled, bytes.length - filled, filled);
-    if (bytesRead === 0) throw new FileProblem("it became shorter while it was read");
-    filled += bytesRead;
-  }
+  if ((await readInto(handle, bytes, 0)) < bytes.length) throw new FileProblem("it became shorter while it was read");
   return bytes;
 }
 

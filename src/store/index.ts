@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
+// The store: points and their life, from the staging directory to the commit; catalog, chains, bases, witnesses.
+// The files of the layout are in format/, locks in lock/. It reaches the disk only through host. What Proxmox VE
+// asks of it, and in which order, is for directory to know.
 export type { Base } from "./base.ts";
 export type { OpenChain } from "./chain.ts";
 export type { StagedDevice } from "./commit.ts";

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Task logs: one beside each point, and those of failed jobs for a bounded time. Bounded in size and count.
 import { environmentError, messageOf, RequestError } from "../core/index.ts";
-import { FileProblem, type Folder, openRegularFile } from "../host/index.ts";
+import { FileProblem, type Folder, openRegularFile, readInto } from "../host/index.ts";
 import { formatArchiveName, type PointType } from "../pve/index.ts";
 import { checkSameStore, type StoreContext } from "./context.ts";
 import { openOrMakeFolder, wordProblem } from "./durable.ts";
 import { FAILED_LOGS_FOLDER, LOG_FILE } from "./format/layout.ts";
 import { openPointFolder, type Point } from "./point.ts";
 
-export const MAX_LOG_BYTES = 4 * 1024 * 1024;
-export const MAX_FAILED_LOGS = 20;
+const MAX_LOG_BYTES = 4 * 1024 * 1024;
+const MAX_FAILED_LOGS = 20;
 const MAX_FAILED_LOG_AGE_MS = 30 * 24 * 60 * 60 * 1000;
 /** Of a log that is too long, the beginning keeps this much; the rest is its end. */
 const HEAD_BYTES = 1024 * 1024;
@@ -64,13 +64,7 @@ async function readLog(path: string): Promise<Buffer> {
     const { handle, fileBytes: size } = file;
     const read = async (start: number, length: number): Promise<Buffer> => {
       const bytes = Buffer.alloc(length);
-      let filled = 0;
-      while (filled < length) {
-        const { bytesRead } = await handle.read(bytes, filled, length - filled, start + filled);
-        if (bytesRead === 0) break;
-        filled += bytesRead;
-      }
-      return bytes.subarray(0, filled);
+      return bytes.subarray(0, await readInto(handle, bytes, start));
     };
     if (size <= MAX_LOG_BYTES) return await read(0, size);
     const tailBytes = MAX_LOG_BYTES - HEAD_BYTES - CUT_MARK.length;

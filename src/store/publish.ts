@@ -16,7 +16,7 @@ import type { Staged } from "./staged.ts";
 import { writeState } from "./state.ts";
 import { Witness } from "./witness.ts";
 
-export interface PublishRequest {
+interface PublishRequest {
   readonly guest: GuestIdentity;
   readonly sequence: number;
   /** The guest's part of the store, taken a moment ago. */

@@ -6,7 +6,7 @@ import type { StoreContext } from "./context.ts";
 import type { FoundState } from "./state.ts";
 
 /** As far as one believed number may be above another: a backup a minute for two years. */
-export const MAX_SEQUENCE_STEP = 2 ** 20;
+const MAX_SEQUENCE_STEP = 2 ** 20;
 
 /** The number of the next point. What is far above the rest is warned of, and not obeyed. */
 export function nextSequence(context: StoreContext, entries: readonly CatalogEntry[], found: FoundState): number {

@@ -11,12 +11,12 @@ import { checkFormat, Fields, formatJson, parseJson } from "./format/json.ts";
 import { STATE_FILE } from "./format/layout.ts";
 import { MAX_SEQUENCE } from "./format/manifest.ts";
 
-export interface NewestPoint {
+interface NewestPoint {
   readonly uuid: string;
   readonly archive: string;
 }
 
-export interface GuestState {
+interface GuestState {
   readonly sequence: number;
   /** By storage id. */
   readonly newest: ReadonlyMap<string, NewestPoint>;

@@ -23,7 +23,7 @@ import { assertSound } from "./sound-image.ts";
 import { SoundMemory } from "./sound-memory.ts";
 import { type BeginRequest, StagedPoint } from "./staged-point.ts";
 
-export interface StoreOptions {
+interface StoreOptions {
   /** Absolute path of the store's folder; it must exist. */
   readonly path: string;
   readonly storeid: string;

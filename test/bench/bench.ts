@@ -44,7 +44,7 @@ export async function runJob(options: Omit<JobOptions, "epoch">): Promise<JobRun
 }
 
 /** Our side: a full backup of `source`. `last` is what its last run said. */
-export interface FullJob extends Contestant {
+interface FullJob extends Contestant {
   readonly last: () => JobRun;
 }
 

@@ -10,7 +10,7 @@ export interface Contestant {
 }
 
 /** Times in milliseconds, in the order of the runs. */
-export type Times = ReadonlyMap<string, readonly number[]>;
+type Times = ReadonlyMap<string, readonly number[]>;
 
 /** Runs A B C, A B C, …; the disk is quiet before each run. */
 export async function compete(

@@ -8,7 +8,7 @@ import { BenchError } from "./work-area.ts";
 const START_TIMEOUT_MS = 15_000;
 const POLL_MS = 10;
 
-export interface Timed {
+interface Timed {
   /** Wall clock from spawn to exit. */
   readonly ms: number;
   readonly stdout: string;

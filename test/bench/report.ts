@@ -91,7 +91,7 @@ function goalText({ goal, isGoalMinimum, unit }: Row): string {
 
 const unitSuffix = (unit: Row["unit"]): string => (unit === "times" ? "x" : ` ${unit}`);
 
-export interface Machine {
+interface Machine {
   readonly cores: number;
   readonly cpu: string;
   readonly memoryBytes: number;

@@ -23,7 +23,7 @@ export interface SourceDisk extends AsyncDisposable {
 }
 
 /** `runs` runs of `runBytes` of data, one at every multiple of `strideBytes`. */
-export interface DiskShape {
+interface DiskShape {
   readonly sizeBytes: number;
   readonly runBytes: number;
   readonly strideBytes: number;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The demo is what a newcomer sees first: a wrong start is told in one sentence, before anything is made.
+import { execFile, execFileSync } from "node:child_process";
 import { readdirSync } from "node:fs";
 import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Bundle, buildProgram } from "../support/programs/bundle.ts";
 
@@ -21,11 +21,13 @@ afterAll(async () => {
   await rm(work, { recursive: true, force: true });
 });
 
-async function start(parent: string, ...args: string[]): Promise<{ exitCode: number | undefined; text: string }> {
-  const { exitCode, all } = await execa(process.execPath, [demo.path, ...args], {
-    ...{ env: { TMPDIR: parent, NO_COLOR: "1" }, all: true, reject: false },
+function start(parent: string, ...args: string[]): Promise<{ exitCode: number | null; text: string }> {
+  const env = { ...process.env, TMPDIR: parent, NO_COLOR: "1" };
+  return new Promise((resolve) => {
+    const child = execFile(process.execPath, [demo.path, ...args], { env }, (_error, stdout, stderr) =>
+      resolve({ exitCode: child.exitCode, text: (stdout + stderr).trim() }),
+    );
   });
-  return { exitCode, text: all.trim() };
 }
 
 describe("the demo", () => {
@@ -52,13 +54,13 @@ describe("the demo", () => {
   it("says how much room it needs", async () => {
     const small = path.join(work, "small");
     await mkdir(small);
-    await execa("mount", ["-t", "tmpfs", "-o", "size=8m", "tmpfs", small]);
+    execFileSync("mount", ["-t", "tmpfs", "-o", "size=8m", "tmpfs", small]);
     try {
       const text = `The demo failed: "${small}" has 8.0 MiB free, 2.0 GiB are needed; set TMPDIR to another folder`;
       expect(await start(small)).toEqual({ exitCode: 1, text });
       expect(readdirSync(small)).toEqual([]);
     } finally {
-      await execa("umount", [small]);
+      execFileSync("umount", [small]);
       await rm(small, { recursive: true });
     }
   });

@@ -101,7 +101,7 @@ describe("an NBD socket that is not beside the file", () => {
     const first = await mustBackUp(node, guest, { epoch: 1000, handOver: withoutSocket });
     const text = first.job.log.join("\n");
     expect(text).toMatch(/^info: drive-scsi0: all of it is read, zeroes too: QEMU cannot be asked where they are \(/m);
-    expect(text).toMatch(/100% of 24\.0 MiB dirty .* read: 24\.0 MiB/);
+    expect(text).toMatch(/100% of 24\.0 MiB in .* read: 24\.0 MiB/);
     await expectRestores(node, first);
   });
 });

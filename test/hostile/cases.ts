@@ -11,7 +11,7 @@ export const CASES = 100_000;
 export const CASES_TIMEOUT_MS = 600_000;
 
 /** A change of bytes: where, as a part of the whole, and what. */
-export interface ByteEdit {
+interface ByteEdit {
   readonly kind: "flip" | "set" | "cut" | "insert" | "repeat" | "word" | "long";
   /** 0 to 65535 of the length. */
   readonly at: number;

@@ -2,7 +2,7 @@
 // Sound JSON with something wrong in it: fields missing, twice, of another type, at the edge of their range.
 import fc from "fast-check";
 
-export interface JsonEdit {
+interface JsonEdit {
   readonly kind: "replace" | "remove" | "rename" | "repeat" | "wrap" | "copy";
   /** Which field, counted through the whole value and around. */
   readonly at: number;

@@ -12,7 +12,7 @@ import { formatCommit } from "./container-messages.ts";
 
 export type ContainerFormat = Pick<DirectoryConfig, "lxcMode" | "compression">;
 
-export interface ArchiverJob {
+interface ArchiverJob {
   readonly format: ContainerFormat;
   readonly info: ContainerBackupInfo;
   readonly excludePatterns: readonly string[];

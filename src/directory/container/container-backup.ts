@@ -28,7 +28,7 @@ import { type ContainerFormat, containerArchiveName } from "./container-archiver
 import { type HandoffChannel, HandoffListener, type HandoffMessage } from "./container-handoff.ts";
 import { type CommitMessage, errorMessage, parseCommit } from "./container-messages.ts";
 
-export interface ContainerBackupEnvironment {
+interface ContainerBackupEnvironment {
   readonly store: Store;
   readonly format: ContainerFormat;
   /** Folder of root alone, for the socket. */

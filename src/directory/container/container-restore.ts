@@ -12,7 +12,7 @@ import type { GuestPoints, HeldChains, Point, Store } from "../../store/index.ts
 import { describeTellingKeys } from "../config-warnings.ts";
 import { mustVouch } from "../vouch.ts";
 
-export interface ContainerRestoreEnvironment {
+interface ContainerRestoreEnvironment {
   readonly store: Store;
   /** Folder for mounts; what killed processes left in it is swept first. */
   readonly runDir: string;

@@ -8,7 +8,7 @@ import { deviceFileName, pickContainerArchive } from "./layout.ts";
 
 const DISK_SUFFIX = ".qcow2";
 
-export type LegacyVerdict =
+type LegacyVerdict =
   | { readonly devices: readonly string[]; readonly containerArchive: string | undefined }
   | { readonly problem: string };
 

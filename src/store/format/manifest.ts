@@ -9,8 +9,8 @@ import { type GuestIdentity, isDeviceName, isFolderName, type PointType, STOREID
 import { checkFormat, Fields, formatJson, parseJson } from "./json.ts";
 import { CONTAINER_ARCHIVE_PATTERN, isPlainFileName } from "./layout.ts";
 
-export const MANIFEST_FORMAT = "pve-backup-host-manifest";
-export const MANIFEST_VERSION = 1;
+const MANIFEST_FORMAT = "pve-backup-host-manifest";
+const MANIFEST_VERSION = 1;
 /** Far above what any store reaches, far below where adding one stops working. */
 export const MAX_SEQUENCE = 2 ** 40;
 const MAX_FILES = 1000;

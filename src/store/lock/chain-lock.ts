@@ -18,7 +18,7 @@ const CANNOT_LOCK = new Set(["EROFS", "ENOSPC", "EDQUOT"]);
 export type LockNeed = "if possible" | "required";
 
 /** What is locked: points of one guest, and the one whose name the lock gets. */
-export interface LockedPoints {
+interface LockedPoints {
   readonly vmid: number;
   readonly top: string;
   readonly folders: ReadonlySet<string>;

@@ -27,7 +27,7 @@ const MAX_ATTEMPTS = 8;
 const VANISHED_GRACE_MS = 500;
 
 /** Where a lock is, and what it locks. */
-export interface LockPlace {
+interface LockPlace {
   /** Borrowed for as long as the lock is held. */
   readonly folder: Folder;
   readonly name: string;

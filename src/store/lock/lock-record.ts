@@ -191,7 +191,7 @@ export function isSameLock(a: SeenLock, b: SeenLock): boolean {
 }
 
 /** What the file server calls now: the mtime of a file it has just written. */
-export async function readServerNowMs(folder: Folder): Promise<number> {
+async function readServerNowMs(folder: Folder): Promise<number> {
   const name = `${TEMP_PREFIX}${randomUUID()}`;
   try {
     await using handle = await folder.createFile(name);

@@ -17,7 +17,7 @@ import {
 /** Who refuses it first: the reader of the header, the check of the tables, the chain, or the reader of data. */
 export type Stage = "header" | "check" | "chain" | "read";
 
-export interface Crafted {
+interface Crafted {
   readonly name: string;
   readonly stage: Stage;
   readonly says: RegExp;

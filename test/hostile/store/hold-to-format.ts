@@ -5,7 +5,7 @@ import { FileProblem } from "../../../src/host/index.ts";
 import { byteEdits, editBytes, expectOneLine, kindOf, must, Tally } from "../cases.ts";
 import { editJson, jsonEdits } from "../json-cases.ts";
 
-export interface FileKind<T> {
+interface FileKind<T> {
   readonly sound: readonly object[];
   /** Undefined or a FileProblem where it refuses. */
   readonly parse: (bytes: Buffer) => T | undefined;

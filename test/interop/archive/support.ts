@@ -33,7 +33,7 @@ export function makeWorkFolder(): { path: string } & Disposable {
   return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
 }
 
-export interface Written {
+interface Written {
   readonly summary: ArchiveSummary;
   readonly log: string[];
 }
@@ -240,7 +240,7 @@ export function inUserNamespace(folder: string, command: readonly string[]): [st
 }
 
 /** What in-user-namespace.ts prints. */
-export interface MappedResult {
+interface MappedResult {
   readonly uid: number;
   readonly log: string[];
   readonly summary: ArchiveSummary;

@@ -7,7 +7,6 @@ import { describe, expect, it } from "vitest";
 import type { NbdAddress } from "../../../src/nbd/address.ts";
 import { AllocationFlag, BASE_ALLOCATION, DirtyFlag, NbdConnection } from "../../../src/nbd/index.ts";
 import { listMetaContexts, listNbdExports } from "../../../src/nbd/listing.ts";
-import { formatNbdUri } from "../../../src/nbd/uri.ts";
 import { failureOf, patience } from "../../support/nbd/nbd-client.ts";
 import { freePort, type NbdServer, scratchFolder, startNbdServer } from "../../support/nbd/nbd-servers.ts";
 import { requireTool } from "../../support/programs/tools.ts";
@@ -64,7 +63,9 @@ describe("qemu-nbd", () => {
     await connection.read(0, whole, patience());
     expect(whole.equals(image)).toBe(true);
     const expected = JSON.parse(
-      execFileSync("nbdinfo", ["--map", "--json", formatNbdUri(address, "drive-scsi0")], { encoding: "utf8" }),
+      execFileSync("nbdinfo", ["--map", "--json", `nbd+unix:///drive-scsi0?socket=${address.path}`], {
+        encoding: "utf8",
+      }),
     ) as Array<{ offset: number; length: number; type: number }>;
     expect(await mapOf(connection, BASE_ALLOCATION)).toEqual(
       expected.map(({ offset, length, type }) => [offset, length, type]),

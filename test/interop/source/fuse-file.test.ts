@@ -72,7 +72,7 @@ describe("FuseFile.read()", () => {
       `Cannot read "drive-scsi0" through its file handle: it ended at byte ${SIZE}`,
     );
     await expect(file.read(0, Buffer.alloc(512), never)).rejects.toThrow(
-      'Cannot read "drive-scsi0": the disk reports an input/output error (EIO)',
+      'Cannot read "drive-scsi0": input/output error (EIO)',
     );
     await file[Symbol.asyncDispose]();
     await file[Symbol.asyncDispose]();

@@ -10,7 +10,7 @@ import type { TestNode } from "../vm/vm-job.ts";
 
 export type BridgeBundle = Bundle;
 
-export interface BridgeOptions {
+interface BridgeOptions {
   /** Name of another host: the process gets host name and pids of its own. */
   readonly host?: string;
 }

@@ -16,9 +16,9 @@ import type { TestNode } from "../vm/vm-job.ts";
 import { never } from "../vm/vm-rules.ts";
 
 type Volumes = LabBackup["volumes"];
-export type Sizes = ReadonlyMap<string, { readonly size: number }>;
+type Sizes = ReadonlyMap<string, { readonly size: number }>;
 
-export interface CopyOptions {
+interface CopyOptions {
   readonly bandwidthLimit?: number;
   /** Resolves when PVE's signal handler is to die. */
   readonly interrupt?: Promise<void>;
@@ -107,7 +107,7 @@ interface Answer {
   readonly result?: unknown;
 }
 
-export interface ShimOptions extends Omit<ScriptOptions, "root"> {
+interface ShimOptions extends Omit<ScriptOptions, "root"> {
   readonly scfg?: Record<string, unknown>;
 }
 

@@ -25,7 +25,7 @@ import { type Program, startScript, watch } from "../programs/scripted-pve.ts";
 const run = promisify(execFile);
 const project = path.resolve(import.meta.dirname, "../../..");
 export const VMID = 101;
-export const STOREID = "bk";
+const STOREID = "bk";
 
 /** What the kernel, tar and squashfs can all keep; owners as an unprivileged container's are. */
 const MAKE_CONTAINER = `
@@ -43,7 +43,7 @@ chown -R 100000:100000 .; chown -R 101000:101000 home/u; chmod 4755 sbin/init; c
 chown 0:0 lost+found
 cd "$2"; echo data > file; mkdir d; echo deep > d/deep; chown -R 100000:100000 .
 `;
-export const FEW_EXCLUDES = ["/home/u/secret"];
+const FEW_EXCLUDES = ["/home/u/secret"];
 /** What the standard patterns and FEW_EXCLUDES leave out of the container above. */
 export const LEFT_OUT = ["home/u/secret", "lost+found", "tmp/junk", "var/tmp/junk"];
 

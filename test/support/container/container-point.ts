@@ -11,7 +11,7 @@ export const CT_VMID = 101;
 /** How the archive is made; what the provider's options must say is in CONTAINER_OPTIONS. */
 export type ContainerFormat = "tar" | "tar.zst" | "sqfs";
 
-export const CONTAINER_OPTIONS: Readonly<Record<ContainerFormat, Record<string, string>>> = {
+const CONTAINER_OPTIONS: Readonly<Record<ContainerFormat, Record<string, string>>> = {
   tar: { "lxc-backup-mode": "tar", "dir-compression": "none" },
   "tar.zst": { "lxc-backup-mode": "tar", "dir-compression": "zstd" },
   sqfs: { "lxc-backup-mode": "squashfs", "dir-compression": "none" },

@@ -31,7 +31,7 @@ echo x > "home/u/odd name \\"'\\$;é"
 chown -R 1000:1001 home/u; chown 0:42 f2; chmod 4750 f3; chmod 700 home; touch -d 2001-02-03T04:05:06 f4
 `;
 
-export interface ContainerOutcome {
+interface ContainerOutcome {
   readonly message: string | undefined;
   readonly isCommitted: boolean;
   /** What failed first; undefined if the job was over before. */

@@ -25,8 +25,8 @@ export type FaultKind =
   | "chown"
   | "truncate";
 
-export const ERRNOS = ["ENOSPC", "EIO", "EROFS", "EDQUOT", "ENOENT", "EACCES"] as const;
-export type FaultErrno = (typeof ERRNOS)[number];
+const ERRNOS = ["ENOSPC", "EIO", "EROFS", "EDQUOT", "ENOENT", "EACCES"] as const;
+type FaultErrno = (typeof ERRNOS)[number];
 
 const turns = new Map<FaultKind, number>();
 

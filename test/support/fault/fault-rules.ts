@@ -7,7 +7,7 @@ import { processesNaming } from "../programs/processes.ts";
 import type { FaultKind } from "./fault-fs.ts";
 
 /** What taking and releasing a reader's lock changes; of a whole restore with a folder for mounts. */
-export const KINDS_OF_A_LOCK: readonly FaultKind[] = ["close", "create", "link", "mkdir", "sync", "unlink", "write"];
+const KINDS_OF_A_LOCK: readonly FaultKind[] = ["close", "create", "link", "mkdir", "sync", "unlink", "write"];
 export const KINDS_OF_A_RESTORE: readonly FaultKind[] = [...KINDS_OF_A_LOCK, "rename", "rmdir"];
 
 /** Far above what it takes: a device is free when the last one who looked at it has closed it. */

@@ -40,7 +40,7 @@ export async function writeLock(file: string, record: LockJson): Promise<void> {
   writeFileSync(file, encodeLock(record), { mode: 0o600 });
 }
 
-export interface Beating extends Disposable {
+interface Beating extends Disposable {
   /** The holder falls silent; its file stays. */
   stop(): void;
 }

@@ -16,7 +16,7 @@ import {
   walk,
 } from "./kill-stage.ts";
 
-export interface StageNode {
+interface StageNode {
   /** All of the test's files are below it. */
   readonly dir: string;
   /** Stands for / of the node. */

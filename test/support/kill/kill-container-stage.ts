@@ -15,7 +15,7 @@ const LEFT_OUT = ["lost+found", "tmp/junk", "var/tmp/junk"];
 const FIRST_ID = 100_000;
 const GUEST = { mounts: {}, excludes: [] };
 
-export interface KilledContainerJob extends Walk {
+interface KilledContainerJob extends Walk {
   /** The job's point is in the store. */
   readonly isListed: boolean;
 }

@@ -25,7 +25,7 @@ export interface SeenProcess {
 
 export const isNode = ({ name }: SeenProcess): boolean => /^(?:node|MainThread)$/.test(name);
 
-export async function seeProcess(pid: number): Promise<SeenProcess | undefined> {
+async function seeProcess(pid: number): Promise<SeenProcess | undefined> {
   const stat = await readFile(`/proc/${pid}/stat`, "latin1").catch(() => undefined);
   if (stat === undefined) return undefined;
   const end = stat.lastIndexOf(")");

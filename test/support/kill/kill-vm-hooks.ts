@@ -5,7 +5,7 @@ import { type BridgeBundle, buildBridge } from "../bridge/bridge-process.ts";
 import { requireTool } from "../programs/tools.ts";
 import { type StageOptions, VmStage } from "./kill-vm-stage.ts";
 
-export interface StagedTests {
+interface StagedTests {
   readonly bundle: BridgeBundle;
   /** Of the test that runs. */
   readonly stage: VmStage;

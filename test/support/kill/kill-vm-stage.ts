@@ -30,7 +30,7 @@ export interface StageOptions {
   readonly diskBytes?: number;
 }
 
-export interface VzdumpOptions {
+interface VzdumpOptions {
   readonly args?: readonly string[];
   /** KiB per second; low enough, and a copy never ends by itself. */
   readonly bwlimit?: number;

@@ -8,7 +8,7 @@ import { type FakePeer, type FakeServer, type HandshakeScript, startFakeServer }
 /** A signal that ends a test which hangs, long before the runner does. */
 export const patience = (): AbortSignal => AbortSignal.timeout(10_000);
 
-export type OpenOverrides = Partial<Omit<NbdOpenOptions, "address">>;
+type OpenOverrides = Partial<Omit<NbdOpenOptions, "address">>;
 
 export function openNbd(server: FakeServer, overrides: OpenOverrides = {}): Promise<NbdConnection> {
   return NbdConnection.open({ address: server.address, exportName: "disk", signal: patience(), ...overrides });
@@ -27,7 +27,7 @@ export async function failureOf(
   throw new Error("it did not fail");
 }
 
-export interface Talk extends AsyncDisposable {
+interface Talk extends AsyncDisposable {
   readonly connection: NbdConnection;
   readonly server: FakeServer;
 }

@@ -7,10 +7,10 @@ import type { Qcow2Summary } from "../../../src/qcow2/writer.ts";
 import { newFileAt } from "./open-images.ts";
 import { KIB, MIB, randomBytes, textBytes } from "./qcow2-images.ts";
 
-export type Fill = "random" | "text" | "mixed" | "same";
+type Fill = "random" | "text" | "mixed" | "same";
 
 /** One step through the disk, in clusters; "skip" leaves what is below as it is. */
-export interface Step {
+interface Step {
   readonly kind: "data" | "zero" | "skip";
   readonly clusters: number;
   readonly fill: Fill;
@@ -22,11 +22,6 @@ export interface DiskPlan {
   readonly clusterBits: number;
   readonly compression: Compression;
   readonly steps: readonly Step[];
-}
-
-export interface Piece {
-  readonly offset: number;
-  readonly bytes: Buffer;
 }
 
 const step: fc.Arbitrary<Step> = fc.record({

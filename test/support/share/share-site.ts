@@ -24,7 +24,7 @@ import { DirectoryProvider } from "../../../src/directory/directory-provider.ts"
 import type { VmVolume } from "../../../src/provider/index.ts";
 import { BareDisk } from "../vm/bare-disk.ts";
 import { sentenceOf } from "../fault/fault-rules.ts";
-import { type Attack, type Place, ShareAttacker } from "./share-attacker.ts";
+import { type Place, ShareAttacker } from "./share-attacker.ts";
 import { HostCanaries, SECRET } from "./share-host.ts";
 import { requireTool } from "../programs/tools.ts";
 
@@ -275,12 +275,10 @@ export class ShareSite implements AsyncDisposable {
   }
 }
 
-export class HangError extends Error {}
+class HangError extends Error {}
 
 const isHostError = (error: unknown): boolean => typeof (error as { code?: unknown }).code === "string";
 
 export const guestConfig = (epoch: number): string =>
   `name: vm-${epoch}\nmemory: 512\nvmgenid: 11111111-2222-3333-4444-555555555555\n`;
 export const CT_CONFIG = Buffer.from("hostname: a-container\n# with a comment that is long enough to be overwritten\n");
-
-export type { Attack };

@@ -4,7 +4,7 @@ import { type LabBackup, LabFileHandle } from "../../../fixtures/lab/index.ts";
 import type { DirtyRegions, FileHandleCalls, Range, VmVolume } from "../../../src/provider/index.ts";
 
 /** What the Perl side would answer, where it is not the truth. */
-export interface Lies {
+interface Lies {
   /** In place of nbdinfo's regions; a generator may be endless. */
   readonly regions?: Iterable<Range>;
   /** What deallocate dies with. */

@@ -24,7 +24,7 @@ export const DEATHS = {
 } as const;
 export type Death = (typeof DEATHS)[GuestType][number];
 /** Where the job itself dies. */
-export type JobDeath = "nowhere" | "job_init" | "job-start hook" | "job-end hook";
+type JobDeath = "nowhere" | "job_init" | "job-start hook" | "job-end hook";
 
 export interface JobPlan {
   readonly guests: ReadonlyArray<readonly [ModelGuest, Death]>;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
+
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { Pace, pace } from "../../../src/archive/pacing.ts";
-import type { Tool } from "../../../src/archive/tool.ts";
+import type { ChildProcess } from "../../../src/host/index.ts";
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
@@ -65,7 +66,7 @@ describe("pace()", () => {
     send: (signal: string) => {
       machine.isStopped = signal === "SIGSTOP";
     },
-  } as unknown as Tool;
+  } as unknown as ChildProcess;
 
   beforeEach(() => {
     Object.assign(machine, { nowMs: 0, readBytes: 0, isStopped: false });

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The wait for a server; a shell plays it, the questions are made up.
+
 import { tmpdir } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { ToolProcess } from "../../../src/device/tool-process.ts";
 import { waitUntilServed } from "../../../src/device/wait-until-served.ts";
+import { ChildProcess } from "../../../src/host/index.ts";
 import { requireTool } from "../../support/programs/tools.ts";
 
 const never = new AbortController().signal;
-let server: ToolProcess;
+let server: ChildProcess;
 
 beforeEach(async (context) => {
   requireTool(context, "setpriv");
-  server = await ToolProcess.start("sleep", ["60"], tmpdir());
+  server = await ChildProcess.start("sleep", ["60"], { cwd: tmpdir() });
 });
 
 afterEach(async () => await server[Symbol.asyncDispose]());
 
-const wait = (options: { timeoutMs?: number; signal?: AbortSignal; servers?: ToolProcess[] } = {}) => ({
+const wait = (options: { timeoutMs?: number; signal?: AbortSignal; servers?: ChildProcess[] } = {}) => ({
   ...{ act: 'Cannot offer "a"', servers: [server], timeoutMs: 20_000, signal: never },
   ...options,
 });
@@ -75,7 +76,7 @@ describe("waitUntilServed()", () => {
   });
 
   it("tells which server ended while a question hangs", async () => {
-    await using other = await ToolProcess.start("sh", ["-c", "echo no such image >&2; exit 7"], tmpdir());
+    await using other = await ChildProcess.start("sh", ["-c", "echo no such image >&2; exit 7"], { cwd: tmpdir() });
     const waiting = waitUntilServed(wait({ servers: [server, other] }), hangingQuestion().ask);
     await expect(waiting).rejects.toThrow(/^Cannot offer "a": sh ended with status 7: no such image$/);
     await expect(waiting).rejects.toMatchObject({ code: "CHILD_PROCESS" });

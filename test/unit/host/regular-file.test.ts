@@ -16,7 +16,14 @@ import net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { FileProblem, formatStamp, openRegularFile, readRegularFile, readStampAgain } from "../../../src/host/index.ts";
+import {
+  FileProblem,
+  formatStamp,
+  openRegularFile,
+  readInto,
+  readRegularFile,
+  readStampAgain,
+} from "../../../src/host/index.ts";
 
 let dir: string;
 beforeEach(() => {
@@ -76,5 +83,24 @@ describe("readStampAgain()", () => {
       stamps.push(formatStamp(await readStampAgain(file.handle)));
     }
     expect(new Set(stamps).size).toBe(stamps.length);
+  });
+});
+
+describe("readInto()", () => {
+  it("fills the target where the kernel gives less at once, and ends at the end of the file", async () => {
+    writeFileSync(join(dir, "a"), "0123456789");
+    await using file = await openRegularFile(join(dir, "a"));
+    const { handle } = file;
+    const read = handle.read.bind(handle) as (...args: unknown[]) => Promise<unknown>;
+    const short = (target: Buffer, at: number, length: number, position: number): Promise<unknown> =>
+      read(target, at, Math.min(3, length), position);
+    Object.assign(handle, { read: short });
+    const target = Buffer.alloc(8, "-");
+    expect(await readInto(handle, target, 1)).toBe(8);
+    expect(target.toString()).toBe("12345678");
+    target.fill("-");
+    expect(await readInto(handle, target, 5)).toBe(5);
+    expect(target.toString()).toBe("56789---");
+    expect(await readInto(handle, target, 10)).toBe(0);
   });
 });

@@ -66,7 +66,7 @@ export class FakeSource implements CopySource {
   }
 }
 
-export class FakeTarget implements CopyTarget {
+class FakeTarget implements CopyTarget {
   readonly written: Array<Extent & { readonly kind: "data" | "zero"; readonly first: number | undefined }> = [];
   fileBytes = 0;
   /** How far the disk is behind what was handed in, in guest bytes. */
@@ -92,7 +92,7 @@ export class FakeTarget implements CopyTarget {
   onWrite: (guestOffset: number) => Promise<void> = async () => undefined;
 }
 
-export interface FakeCopy extends CopyOptions {
+interface FakeCopy extends CopyOptions {
   readonly source: FakeSource;
   readonly target: FakeTarget;
   readonly lines: Array<{ readonly level: LogLevel; readonly message: string; readonly ms: number }>;

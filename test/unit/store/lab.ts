@@ -104,7 +104,7 @@ export function legacyImageBytes(virtualBytes: number, backing?: string): Buffer
   return bytes;
 }
 
-export interface BackupPlan {
+interface BackupPlan {
   vmid?: number;
   epoch: number;
   /** Virtual size by device. */

@@ -46,7 +46,7 @@ export const beforeModule: VmTest[] = [
 ];
 
 /** From here on there are nodes. */
-export async function loadModule(): Promise<void> {
+async function loadModule(): Promise<void> {
   const [file] = (await readdir(NBD_MODULE_FOLDER)).filter((name) => name.startsWith("nbd.ko"));
   await run("busybox", ["insmod", `${NBD_MODULE_FOLDER}/${file}`, `nbds_max=${NODES}`, "max_part=0"]);
 }

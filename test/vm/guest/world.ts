@@ -26,7 +26,7 @@ export const RUN_DIR = "/run/pve-backup-host";
 export const RESERVATIONS = "/run/qemu-server/reserved-dev-nbd-nodes";
 export const RESERVATIONS_LOCK = "/run/lock/qemu-server/reserved-dev-nbd-nodes.lock";
 
-export type DeviceView = "auto" | "fuse" | "nbd";
+type DeviceView = "auto" | "fuse" | "nbd";
 
 const expected = JSON.parse(readFileSync(EXPECTED_FILE, "utf8")) as Expected;
 export const points: readonly ExpectedPoint[] = expected.points;

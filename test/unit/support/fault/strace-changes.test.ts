@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { describe, expect, it } from "vitest";
-import { readChanges } from "../../support/fault/strace-changes.ts";
+import { readChanges } from "../../../support/fault/strace-changes.ts";
 
 const ENTER = 'openat(AT_FDCWD</>, "/proc/self/fd/20/100", O_RDONLY|O_DIRECTORY';
 

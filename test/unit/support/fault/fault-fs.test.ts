@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What goes through a descriptor is seen, named and made to fail by its real path.
 // biome-ignore assist/source/organizeImports: it must come before the product
-import { faultSwitch, type NamedCall, onNamedCall } from "../../support/fault/fault-fs.ts";
+import { faultSwitch, type NamedCall, onNamedCall } from "../../../support/fault/fault-fs.ts";
 import { mkdtemp, rename, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { Folder } from "../../../src/host/index.ts";
-import { realPathOf } from "../../support/fault/proc-path.ts";
+import { Folder } from "../../../../src/host/index.ts";
+import { realPathOf } from "../../../support/fault/proc-path.ts";
 
 let dir: string;
 beforeEach(async () => {

@@ -4,9 +4,9 @@ import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
-import { PROTOCOL_VERSION } from "../../../bridge/dispatcher.ts";
-import { RPC_ERROR_NUMBERS } from "../../../bridge/error-map.ts";
-import { PROVIDER_METHODS } from "../../../bridge/methods.ts";
+import { PROTOCOL_VERSION } from "../../bridge/dispatcher.ts";
+import { RPC_ERROR_NUMBERS } from "../../bridge/error-map.ts";
+import { PROVIDER_METHODS } from "../../bridge/methods.ts";
 
 interface Part {
   readonly description?: string;
@@ -18,7 +18,7 @@ interface Method {
   readonly result?: Part & { readonly anyOf?: readonly Part[] };
 }
 
-const root = new URL("../../../", import.meta.url);
+const root = new URL("../../", import.meta.url);
 const schema = JSON.parse(readFileSync(new URL("bridge/protocol.schema.json", root), "utf8"));
 const page = readFileSync(new URL("docs/rpc-protocol.md", root), "utf8");
 const methods = schema["x-methods"] as Record<string, Method>;

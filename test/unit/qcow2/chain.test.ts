@@ -135,7 +135,7 @@ describe("Qcow2Chain.read()", () => {
     patchFile(dir.file("a"), CLUSTER, deflateRawSync(Buffer.alloc(40 * MIB), { windowBits: 12 }).subarray(0, CLUSTER));
     await expect(readFirst(dir.file("a"))).rejects.toThrow(/Cannot decompress a zlib cluster/);
     patchFile(dir.file("a"), CLUSTER, deflateRawSync(Buffer.alloc(CLUSTER / 2), { windowBits: 12 }));
-    await expect(readFirst(dir.file("a"))).rejects.toThrow(/it has 32768 bytes, 65536 are wanted/);
+    await expect(readFirst(dir.file("a"))).rejects.toThrow(/it has 32768 bytes, expected 65536/);
   });
 
   it("refuses a zstd stream of 1 GiB or of half a cluster", async (context) => {
