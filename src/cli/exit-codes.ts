@@ -7,9 +7,8 @@ export type ExitCode = (typeof ExitCode)[keyof typeof ExitCode];
 
 const BY_CODE: Partial<Record<ErrorCode, ExitCode>> = {
   INVALID_PARAMS: ExitCode.Usage,
-  POINT_DAMAGED: ExitCode.Damaged,
-  QCOW2_FORMAT: ExitCode.Damaged,
-  POINT_NOT_FOUND: ExitCode.NotFound,
+  DAMAGED: ExitCode.Damaged,
+  NOT_FOUND: ExitCode.NotFound,
   CANCELLED: ExitCode.Interrupted,
 };
 

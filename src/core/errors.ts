@@ -9,17 +9,15 @@ export type ErrorCode =
   | "INVALID_PARAMS"
   | "NOT_SUPPORTED"
   | "PROTOCOL_VERSION"
-  | "NBD_PROTOCOL"
-  | "NBD_SERVER"
-  | "NBD_CONNECTION"
-  | "QCOW2_FORMAT"
-  | "STORE_UNAVAILABLE"
-  | "POINT_NOT_FOUND"
-  | "POINT_EXISTS"
-  | "POINT_DAMAGED"
+  | "CHILD_PROCESS"
+  | "SOURCE"
+  | "UNAVAILABLE"
+  | "NOT_FOUND"
+  | "EXISTS"
+  | "DAMAGED"
+  | "NEWER_FORMAT"
   | "BASE_UNUSABLE"
-  | "LOCKED"
-  | "CHILD_PROCESS";
+  | "LOCKED";
 
 export interface HostErrorOptions {
   cause?: unknown;
@@ -60,6 +58,11 @@ export class ChildProcessError extends HostError {
   override readonly code = "CHILD_PROCESS";
 }
 
+/** What was read is sound, but a newer version of this software wrote it: it is not damaged. */
+export class NewerFormatError extends HostError {
+  override readonly code = "NEWER_FORMAT";
+}
+
 /** The operating system refused: a full disk, a missing path. Keeps `errno` ("ENOSPC"). */
 export class EnvironmentError extends HostError {
   override readonly code = "ENVIRONMENT";
@@ -74,7 +77,7 @@ export class EnvironmentError extends HostError {
 const ERRNO_SENTENCES: Readonly<Record<string, string>> = {
   EACCES: "permission denied",
   EDQUOT: "the disk quota is used up",
-  EEXIST: "it exists already",
+  EEXIST: "it already exists",
   EIO: "the disk reports an input/output error",
   ENOENT: "no such file or directory",
   ENOSPC: "no space left on the device",

@@ -12,6 +12,7 @@ export {
   HostError,
   type HostErrorOptions,
   messageOf,
+  NewerFormatError,
   RequestError,
   UnsupportedError,
 } from "./errors.ts";

@@ -81,7 +81,7 @@ describe.each(["tar", "sqfs"] as const)("check() of a container's archive.%s", (
     const at = (await readFile(archive)).indexOf("precious 7");
     await file.write("P", at);
     await expect(check(store, "101/lxc-1000", never)).rejects.toMatchObject({
-      code: "POINT_DAMAGED",
+      code: "DAMAGED",
       message: `Cannot use "${archive}": its sha256 digest is not the recorded one`,
     });
   });
@@ -98,13 +98,13 @@ describe.each(["tar", "sqfs"] as const)("check() of a container's archive.%s", (
     // The header of the second member; the table of inodes.
     await file.write(Buffer.alloc(16, 0xff), 0, 16, kind === "tar" ? 512 + 148 : Number(whole.readBigUInt64LE(64)));
     await expect(check(store, "101/lxc-1000", never)).rejects.toMatchObject({
-      code: "POINT_DAMAGED",
+      code: "DAMAGED",
       message: expect.stringMatching(/^Cannot list /),
     });
     for (const bytes of [20_480, 10]) {
       await writeFile(archive, whole.subarray(0, bytes));
       await expect(check(store, "101/lxc-1000", never)).rejects.toMatchObject({
-        code: "POINT_DAMAGED",
+        code: "DAMAGED",
         message: expect.stringMatching(
           /it has no manifest, and its archive\.\w+ (?:is cut off|is not a squashfs image)$/,
         ),

@@ -57,7 +57,7 @@ describe("Qcow2Writer.create()", () => {
   it("refuses a path that exists, and leaves it alone", async () => {
     using dir = scratchDir();
     writeFileSync(dir.file("a"), "precious");
-    await expect(create(dir.file("a"))).rejects.toThrow(/Cannot create ".*a": it exists already \(EEXIST\)/);
+    await expect(create(dir.file("a"))).rejects.toThrow(/Cannot create ".*a": it already exists \(EEXIST\)/);
     expect(readFileSync(dir.file("a"), "utf8")).toBe("precious");
   });
 
