@@ -4,7 +4,7 @@
 
 import type { LogFunction } from "../src/core/index.ts";
 import { CancelledError, HostError, RequestError } from "../src/core/index.ts";
-import type { BackupProvider, FileHandleCalls, ProviderContext } from "../src/provider/index.ts";
+import type { FileHandleCalls, Provider, ProviderFactory } from "../src/provider/index.ts";
 import { ProtocolError } from "./error-map.ts";
 import { PROVIDER_METHODS } from "./methods.ts";
 import type { WireParams } from "./params.ts";
@@ -14,10 +14,10 @@ import { assertParams, assertResult, hasValidators } from "./validate.ts";
  * Raised by one with every change that an older peer would not understand: of protocol.schema.json, or of what the
  * two Node processes of a container's backup say to each other. The second one starts late, perhaps after an upgrade.
  */
-export const PROTOCOL_VERSION = 2;
-const PROVIDER_NAME = "Directory backup provider";
+export const PROTOCOL_VERSION = 3;
 
-export type ProviderFactory = (context: ProviderContext) => Promise<BackupProvider>;
+/** The composition root's: who serves a storage type. */
+export type ProviderTable = Readonly<Record<string, ProviderFactory>>;
 
 /** The peer speaks another version of the protocol. */
 class ProtocolVersionError extends HostError {
@@ -26,13 +26,13 @@ class ProtocolVersionError extends HostError {
 
 interface InitializeParams {
   readonly storeid: string;
+  readonly type: string;
   readonly scfg: Readonly<Record<string, unknown>>;
-  readonly apiver: number;
   readonly nodename: string;
 }
 
 interface DispatcherOptions {
-  readonly createProvider: ProviderFactory;
+  readonly providers: ProviderTable;
   readonly log: LogFunction;
   readonly fileHandles: FileHandleCalls;
 }
@@ -42,7 +42,7 @@ export class Dispatcher implements AsyncDisposable {
   readonly #ending = new AbortController();
   readonly #running = new Set<Promise<unknown>>();
   #initialized: InitializeParams | undefined;
-  #provider: Promise<BackupProvider> | undefined;
+  #provider: Promise<Provider> | undefined;
   #disposing: Promise<void> | undefined;
 
   constructor(options: DispatcherOptions) {
@@ -78,7 +78,7 @@ export class Dispatcher implements AsyncDisposable {
   async #end(reason: string): Promise<void> {
     this.#ending.abort(new CancelledError(`Cancelled: ${reason}`));
     await Promise.allSettled(this.#running);
-    // A provider that could not be made has nothing to give up; whoever asked for it was told.
+    // A provider that could not be made has nothing to give up; the request that asked for it has failed.
     const provider = await this.#provider?.catch(() => undefined);
     await provider?.[Symbol.asyncDispose]();
   }
@@ -107,18 +107,23 @@ export class Dispatcher implements AsyncDisposable {
 
   #initialize(params: unknown): Record<string, unknown> {
     if (this.#initialized !== undefined) {
-      throw new ProtocolError("INVALID_REQUEST", "Cannot initialize the backup bridge: it is initialized already");
+      throw new ProtocolError("INVALID_REQUEST", "Cannot initialize the backup bridge: it is already initialized");
     }
     assertVersion(params);
     assertParams("initialize", params);
+    const { storeid, type } = params as InitializeParams;
+    if (!Object.hasOwn(this.#options.providers, type)) {
+      throw new RequestError(`Cannot serve storage "${storeid}": there is no provider for the storage type "${type}"`);
+    }
     this.#initialized = params as InitializeParams;
-    return { "protocol-version": PROTOCOL_VERSION, name: PROVIDER_NAME, "node-version": process.versions.node };
+    return { "protocol-version": PROTOCOL_VERSION, "node-version": process.versions.node };
   }
 
   /** Made once, by the first method that needs it: initialize answers without evaluating the provider's code. */
-  #getProvider({ storeid, scfg, apiver, nodename }: InitializeParams): Promise<BackupProvider> {
-    const { createProvider, log, fileHandles } = this.#options;
-    this.#provider ??= createProvider({ storeid, scfg, apiver, nodename, log, fileHandles });
+  #getProvider({ storeid, type, scfg, nodename }: InitializeParams): Promise<Provider> {
+    const { providers, log, fileHandles } = this.#options;
+    const createProvider = providers[type] as ProviderFactory;
+    this.#provider ??= createProvider({ storeid, scfg, nodename, log, fileHandles });
     return this.#provider;
   }
 }
@@ -128,7 +133,7 @@ function assertVersion(params: unknown): void {
   const theirs = (params as { "protocol-version"?: unknown } | null | undefined)?.["protocol-version"];
   if (theirs === PROTOCOL_VERSION) return;
   if (typeof theirs !== "number" || !Number.isInteger(theirs)) {
-    throw new RequestError("Cannot initialize the backup bridge: protocol-version is missing or no integer");
+    throw new RequestError("Cannot initialize the backup bridge: protocol-version is missing or not an integer");
   }
   throw new ProtocolVersionError(
     `Cannot initialize the backup bridge: it speaks protocol version ${PROTOCOL_VERSION}, the Perl side ${theirs}`,

@@ -5,7 +5,10 @@ import { type ErrorCode, firstError, HostError, messageOf, oneLine } from "../sr
 /** Names that only the protocol itself uses. */
 type ProtocolErrorCode = "PARSE" | "INVALID_REQUEST" | "METHOD_NOT_FOUND" | "INTERNAL";
 
-/** Numbers of JSON-RPC, of its cancellation extension, and from its range for servers. Never reuse one. */
+/**
+ * Numbers of JSON-RPC, of its cancellation extension, and from its range for servers. Never reuse one: -32010 to
+ * -32012 and -32020 belonged to version 2 of the protocol.
+ */
 export const RPC_ERROR_NUMBERS = {
   PARSE: -32700,
   INVALID_REQUEST: -32600,
@@ -17,14 +20,11 @@ export const RPC_ERROR_NUMBERS = {
   NOT_SUPPORTED: -32002,
   ENVIRONMENT: -32003,
   CHILD_PROCESS: -32004,
-  NBD_PROTOCOL: -32010,
-  NBD_SERVER: -32011,
-  NBD_CONNECTION: -32012,
-  QCOW2_FORMAT: -32020,
-  STORE_UNAVAILABLE: -32030,
-  POINT_NOT_FOUND: -32031,
-  POINT_EXISTS: -32032,
-  POINT_DAMAGED: -32033,
+  SOURCE: -32013,
+  UNAVAILABLE: -32030,
+  NOT_FOUND: -32031,
+  EXISTS: -32032,
+  DAMAGED: -32033,
   BASE_UNUSABLE: -32034,
   LOCKED: -32035,
   NEWER_FORMAT: -32036,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Entry of the bundle dist/bridge.mjs. It checks Node's version before anything else is evaluated:
-// that is why the rest comes by dynamic import, which stays inside the one file.
+// Entry of the bundle dist/bridge.mjs, and the composition root: which provider serves which storage type.
+// It checks Node's version before anything else is evaluated: that is why the rest comes by dynamic import,
+// which stays inside the one file.
 
 const OLDEST_NODE = [20, 19] as const;
 
@@ -10,12 +11,15 @@ function isNodeTooOld(version: string): boolean {
 }
 
 if (isNodeTooOld(process.versions.node)) {
-  const wanted = OLDEST_NODE.join(".");
+  const oldest = OLDEST_NODE.join(".");
   process.stderr.write(
-    `Cannot start the backup bridge: Node.js is ${process.versions.node}, ${wanted} or newer is needed\n`,
+    `Cannot start the backup bridge: Node.js is ${process.versions.node}, expected ${oldest} or newer\n`,
   );
   process.exitCode = 3;
 } else {
   const { runBridge } = await import("./run-bridge.ts");
-  runBridge(async (context) => (await import("../src/directory/index.ts")).createProvider(context));
+  runBridge({
+    "backup-provider-dir-example": async (context) =>
+      (await import("../src/directory/index.ts")).createProvider(context),
+  });
 }

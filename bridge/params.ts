@@ -5,12 +5,15 @@ import type {
   AttributeValue,
   BitmapMode,
   ContainerBackupInfo,
-  ContainerDescriptors,
+  DeviceSizes,
   GuestType,
   HandleReference,
+  HandleToOpen,
+  KeepOptions,
   VmBackupInfo,
   VmVolume,
   VolumeEntry,
+  VolumeInfo,
 } from "../src/provider/index.ts";
 
 interface WireVmVolume {
@@ -32,6 +35,16 @@ interface WireContainerInfo extends WireVmInfo {
   readonly "backup-user-id": number;
 }
 
+interface WireKeep {
+  readonly "keep-all"?: number;
+  readonly "keep-last"?: number;
+  readonly "keep-hourly"?: number;
+  readonly "keep-daily"?: number;
+  readonly "keep-weekly"?: number;
+  readonly "keep-monthly"?: number;
+  readonly "keep-yearly"?: number;
+}
+
 type WireSizes = Readonly<Record<string, { readonly size: number }>>;
 
 /** The params of every request, as the schema has them. */
@@ -46,12 +59,14 @@ export interface WireParams {
   readonly "guest-config": string;
   readonly "exclude-patterns": readonly string[];
   readonly info: WireContainerInfo;
-  readonly "archive-fd": number;
-  readonly "handoff-fd": number;
+  readonly handles: readonly number[];
   readonly volname: string;
   readonly "device-name": string;
   readonly attribute: string;
   readonly value: string | number | null;
+  readonly keep: WireKeep;
+  readonly type: GuestType;
+  readonly dryrun: boolean;
 }
 
 export function decodeBytes(base64: string): Buffer {
@@ -82,11 +97,11 @@ export function decodeVmVolumes(volumes: Readonly<Record<string, WireVmVolume>>)
   );
 }
 
-export function decodeSizes(sizes: WireSizes): ReadonlyMap<string, { readonly size: number }> {
+export function decodeSizes(sizes: WireSizes): DeviceSizes {
   return new Map(Object.entries(sizes).map(([device, { size }]) => [device, { size }]));
 }
 
-export function encodeSizes(sizes: ReadonlyMap<string, { readonly size: number }>): WireSizes {
+export function encodeSizes(sizes: DeviceSizes): WireSizes {
   return Object.fromEntries([...sizes].map(([device, { size }]) => [device, { size }]));
 }
 
@@ -106,8 +121,23 @@ export function decodeContainerInfo(info: WireContainerInfo): ContainerBackupInf
   };
 }
 
-export function decodeDescriptors(params: WireParams): ContainerDescriptors {
-  return { archiveFd: params["archive-fd"], handoffFd: params["handoff-fd"] };
+export function encodeHandle(handle: HandleToOpen): Record<string, unknown> {
+  const { kind, path } = handle;
+  return kind === "socket" && handle.firstLine !== undefined
+    ? { kind, path, "first-line": handle.firstLine }
+    : { kind, path };
+}
+
+export function decodeKeep(keep: WireKeep): KeepOptions {
+  return {
+    all: keep["keep-all"] === 1,
+    last: keep["keep-last"] ?? 0,
+    hourly: keep["keep-hourly"] ?? 0,
+    daily: keep["keep-daily"] ?? 0,
+    weekly: keep["keep-weekly"] ?? 0,
+    monthly: keep["keep-monthly"] ?? 0,
+    yearly: keep["keep-yearly"] ?? 0,
+  };
 }
 
 export function decodeAttributeValue(value: string | number | null): AttributeValue {
@@ -131,4 +161,9 @@ export function encodeVolumeEntry(entry: VolumeEntry): Record<string, unknown> {
     ...(entry.notes === undefined ? {} : { notes: entry.notes }),
     ...(entry.parent === undefined ? {} : { parent: entry.parent }),
   };
+}
+
+/** Likewise. */
+export function encodeVolumeInfo({ size, used, format, parent }: VolumeInfo): Record<string, unknown> {
+  return { size, used, format, ...(parent === undefined ? {} : { parent }) };
 }

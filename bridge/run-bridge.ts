@@ -9,20 +9,20 @@ import {
 } from "vscode-jsonrpc/node.js";
 import { CancelledError } from "../src/core/index.ts";
 import { reportInternalError } from "./diagnostics.ts";
-import { Dispatcher, type ProviderFactory } from "./dispatcher.ts";
+import { Dispatcher, type ProviderTable } from "./dispatcher.ts";
 import { isInternal, toRpcError } from "./error-map.ts";
 import { FrameReader } from "./frame-reader.ts";
 import { Lifecycle } from "./lifecycle.ts";
 import { ReverseCalls } from "./reverse-calls.ts";
 
 /** Serves the peer on stdin and stdout until it is gone; then ends the process. */
-export function runBridge(createProvider: ProviderFactory): void {
+export function runBridge(providers: ProviderTable): void {
   // Backups hold secrets.
   process.umask(0o077);
   const connection = createMessageConnection(new FrameReader(process.stdin), new StreamMessageWriter(process.stdout));
   const reverse = new ReverseCalls(connection);
   const log = reverse.log.bind(reverse);
-  const dispatcher = new Dispatcher({ createProvider, log, fileHandles: reverse });
+  const dispatcher = new Dispatcher({ providers, log, fileHandles: reverse });
   const lifecycle = new Lifecycle({
     cleanup: (reason) => dispatcher.end(reason),
     report: (error) => reportInternalError(error, "cleanup"),
@@ -30,7 +30,7 @@ export function runBridge(createProvider: ProviderFactory): void {
   lifecycle.watch();
   serve(connection, dispatcher);
   connection.onError(([error]) => {
-    process.stderr.write(`Cannot go on: the connection to the Perl side is broken (${error.message})\n`);
+    process.stderr.write(`Cannot continue: the connection to the Perl side is broken (${error.message})\n`);
     lifecycle.end("the connection to the Perl side is broken", 1);
   });
   connection.onClose(() => lifecycle.end("the Perl side closed the connection", 0));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Holds messages against protocol.schema.json, by validators compiled beforehand.
+// Checks messages against protocol.schema.json, by validators compiled beforehand.
 import type { ErrorObject, ValidateFunction } from "ajv";
 import { RequestError } from "../src/core/index.ts";
 import * as validators from "./generated/validators.mjs";
@@ -57,8 +57,8 @@ function describeProblem(error: ErrorObject, root: unknown): string {
     return `${where || "it"} has the unknown parameter ${show(error.params.additionalProperty)}`;
   }
   if (error.keyword === "enum") {
-    const wanted = (error.params.allowedValues as unknown[]).map(show).join(", ");
-    return `${where || "it"} is ${show(valueAt(root, error.instancePath))}, wanted one of ${wanted}`;
+    const expected = (error.params.allowedValues as unknown[]).map(show).join(", ");
+    return `${where || "it"} is ${show(valueAt(root, error.instancePath))}, expected one of ${expected}`;
   }
   return `${where || "it"} is ${show(valueAt(root, error.instancePath))}, which ${error.message ?? "is not valid"}`;
 }

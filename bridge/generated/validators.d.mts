@@ -54,6 +54,8 @@ export const update_volume_attribute_params: ValidateFunction;
 export const update_volume_attribute_result: ValidateFunction;
 export const free_volume_params: ValidateFunction;
 export const free_volume_result: ValidateFunction;
+export const prune_backups_params: ValidateFunction;
+export const prune_backups_result: ValidateFunction;
 export const next_dirty_regions_params: ValidateFunction;
 export const next_dirty_regions_result: ValidateFunction;
 export const deallocate_params: ValidateFunction;

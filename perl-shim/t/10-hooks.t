@@ -96,7 +96,7 @@ is_deeply([$provider->restore_container_cleanup('backup/100/lxc-1', 'bk', {})], 
 
 is(
     BridgeTest::failure(sub { $provider->backup_init(100, 'openvz', 1700000000) }),
-    "Cannot run \"backup_init\": vmtype is \"openvz\", wanted one of \"qemu\", \"lxc\"\n",
+    "Cannot run \"backup_init\": vmtype is \"openvz\", expected one of \"qemu\", \"lxc\"\n",
     'an unknown guest type is refused in clear words',
 );
 

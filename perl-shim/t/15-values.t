@@ -84,7 +84,7 @@ is(shown($_), '', 'nothing of what is no text') for undef, [], {};
 is(length(error_sentence({ message => "\x{20ac}" x 5000 })), 3 * 4000 + 1, 'a sentence has an end');
 my $plugin = 'PVE::Storage::Custom::BackupProviderDirExamplePlugin';
 is(BridgeTest::failure(sub { $plugin->parse_volname("a\x{85}\x{2028}" . "\x{20ac}" x 1000) }),
-    'Cannot use the volume name "a ' . "\xe2\x82\xac" x 198 . "\": backup/<vmid>/<qemu or lxc>-<time> is wanted\n",
+    'Cannot use the volume name "a ' . "\xe2\x82\xac" x 198 . "\": expected backup/<vmid>/<qemu or lxc>-<time>\n",
     'the name of a volume, too');
 
 done_testing();

@@ -69,12 +69,12 @@ mkdir("$dir/real") or die $!;
 symlink('real', "$dir/link") or die $!;
 is(
     $activate->(path => "$dir/link/bk"),
-    "Cannot activate the storage \"bk\": cannot create \"$dir/link/bk\": \"$dir/link\" is a symbolic link: create the folder yourself\n",
+    "Cannot activate the storage \"bk\": cannot create \"$dir/link/bk\": \"$dir/link\" is a symbolic link: create the directory yourself\n",
     'nothing is created behind a link',
 );
 ok(!-e "$dir/real/bk", 'really nothing');
 symlink('nowhere', "$dir/dangling") or die $!;
-like($activate->(path => "$dir/dangling"), qr/"\Q$dir\E\/dangling" is a symbolic link: create the folder yourself$/, 'nor where a link has the name');
+like($activate->(path => "$dir/dangling"), qr/"\Q$dir\E\/dangling" is a symbolic link: create the directory yourself$/, 'nor where a link has the name');
 ok(!-e "$dir/nowhere", 'and what it leads to is not made');
 mkdir("$dir/real/bk") or die $!;
 is($activate->(path => "$dir/link/bk"), '', 'what is there may be behind a link of the administrator');
@@ -96,7 +96,7 @@ like($activate->(path => "$dir/a-file/bk"), qr/"\Q$dir\E\/a-file": Not a directo
     $fails = Errno::EINVAL();
     is($create->('no-sync')->[0], 'ok', 'a file system that syncs no folders will do');
     $fails = Errno::EIO();
-    like($create->('sync-fails')->[0], qr/^the folder above it cannot be synced: /, 'an error of the disk is told');
+    like($create->('sync-fails')->[0], qr/^the directory above it cannot be synced: /, 'an error of the disk is told');
 }
 like($activate->(path => "$dir/new", is_mountpoint => 'yes'), qr/"\Q$dir\E\/new" must be a mount point/, 'not mounted');
 ok(!-e "$dir/new", 'nothing is created where nothing is mounted');
@@ -107,7 +107,7 @@ is($plugin->status('bk', { %$scfg, is_mountpoint => 'yes' }, {}), undef, 'status
 my ($total, $avail, $used, $active) = $plugin->status('bk', $scfg, {});
 ok($active && $total > 0 && $avail > 0 && $used >= 0, "status: $total, $avail, $used");
 PVE::Tools::file_set_contents("$dir/file", '');
-like($activate->(path => "$dir/file"), qr/"\Q$dir\E\/file" is no folder$/, 'a file is no folder');
+like($activate->(path => "$dir/file"), qr/"\Q$dir\E\/file" is not a directory$/, 'a file is not a directory');
 {
     no warnings 'redefine';
     local *PVE::Tools::run_fork_with_timeout = sub { return (undef, 1) };
@@ -134,6 +134,10 @@ ok(!(grep { tainted($_) } values %{ $list->[0] }), 'no value of an entry is tain
 is_deeply($plugin->list_volumes('bk', $scfg, 999, ['backup']), [], 'of another guest: nothing');
 is_deeply($plugin->list_volumes('bk', $scfg, undef, ['images']), [], 'other content: nothing');
 is_deeply([$plugin->volume_size_info($scfg, 'bk', $point)], [4096, 'directory', 1024, undef], 'volume_size_info');
+is_deeply(
+    [$plugin->volume_size_info({ %$scfg, 'test-behaviour' => 'incremental' }, 'bk', $point)],
+    [4096, 'directory', 1024, "${point}0"], 'and what an incremental one builds on',
+);
 is(scalar($plugin->volume_size_info($scfg, 'bk', $point)), 4096, 'in scalar context');
 is($plugin->get_volume_attribute($scfg, 'bk', $point, 'protected'), 0, 'protected is 0, not undef');
 is($plugin->get_volume_attribute($scfg, 'bk', $point, 'nosuch'), undef, 'an unknown attribute is undef');
@@ -158,27 +162,40 @@ is_deeply(
 );
 like(
     BridgeTest::failure(sub { $plugin->prune_backups($many, 'bk', { 'keep-last' => 1 }, 100, 'qemu', 0, sub { }) }),
-    qr/^Cannot prune backups: removing backups is not supported by this version, nothing was removed, 2 backup/,
-    'a real prune with something to remove dies',
+    qr/^Cannot prune: refused on purpose$/, 'a real prune with something to remove dies',
 );
 is_deeply(
     $marks->($plugin->prune_backups($many, 'bk', { 'keep-last' => 3 }, 100, 'qemu', 0, sub { })),
     ['keep', 'keep', 'keep'], 'a real prune with nothing to remove succeeds',
 );
 is_deeply($plugin->prune_backups($many, 'bk', { 'keep-last' => 1 }, 100, 'lxc', 0, sub { }), [], 'of another type');
+is_deeply(
+    $marks->($plugin->prune_backups({ %$many, 'test-behaviour' => 'protected' }, 'bk', { 'keep-last' => 2 }, 100, 'qemu', 0, sub { })),
+    ['protected', 'keep', 'keep'], 'a protected one is marked so and takes no slot',
+);
+ok(!(grep { tainted($_) } map { values(%$_) } @$dry), 'no value of an entry is tainted');
 {
+    my @told;
+    local $SIG{__WARN__} = sub { push(@told, @_) };
     no warnings 'redefine';
-    my $own = $plugin->can('list_volumes');
-    local *PVE::Storage::Custom::BackupProviderDirExamplePlugin::list_volumes = sub {
-        my $entries = $own->(@_);
-        $entries->[0]->{protected} = 1;
-        return $entries;
-    };
+    my $new = \&PVE::BackupProvider::Bridge::new;
+    local *PVE::BackupProvider::Bridge::new = sub { my ($class, %param) = @_; return $new->($class, %param, log => sub { push(@told, $_[1]) }) };
+    my $keep = { 'keep-all' => '0', map { ("keep-$_" => '1') } qw(last hourly daily weekly monthly yearly) };
+    $plugin->prune_backups($many, 'bk', $keep, '100', 'qemu', 1, sub { });
+    $plugin->prune_backups($many, 'bk', { 'keep-all' => 1, 'keep-last' => undef }, undef, undef, 1, sub { });
     is_deeply(
-        $marks->($plugin->prune_backups($many, 'bk', { 'keep-last' => 2 }, 100, 'qemu', 0, sub { })),
-        ['protected', 'keep', 'keep'], 'a protected one is marked so and takes no slot',
+        \@told,
+        [
+            'prune_backups {"keep":{"all":false,"last":1,"hourly":1,"daily":1,"weekly":1,"monthly":1,"yearly":1},"vmid":100,"type":"qemu","dryrun":true}',
+            'prune_backups {"keep":{"all":true,"last":0,"hourly":0,"daily":0,"weekly":0,"monthly":0,"yearly":0},"dryrun":true}',
+        ],
+        'every option arrives as a number, and what was not given as absent',
     );
 }
+is(
+    BridgeTest::failure(sub { $plugin->prune_backups($many, 'bk', { 'keep-last' => 'x' }, 100, 'qemu', 1, sub { }) }),
+    "Cannot use keep-last: \"x\" is not a number\n", 'a wrong option is refused',
+);
 
 # Refusals
 for my $method (qw(

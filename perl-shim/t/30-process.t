@@ -41,7 +41,7 @@ is($backup->(BridgeTest::provider('test-behaviour' => 'refuse')),
 like(BridgeTest::failure(sub { (BridgeTest::provider())[0]->backup_init(5, 'qemu', 1) }),
     qr/^Cannot run "backup_init": vmid is 5, which must be >= 100$/, 'what breaks the protocol is named');
 like(BridgeTest::failure(sub { (BridgeTest::provider())[0]->job_init("x\ny") }),
-    qr/^Cannot use the start time: "x y" is no number$/, 'also on this side');
+    qr/^Cannot use the start time: "x y" is not a number$/, 'also on this side');
 is(BridgeTest::failure(sub { (BridgeTest::provider('test-behaviour' => 'broken-config'))[0]->job_init(1) }),
     qq(Cannot use the storage "bk": it is broken on purpose\n), 'a provider that cannot be made');
 for my $name ('../x', 'a b', "a\0b", 'x' x 300, 'a/b', '') {
@@ -61,7 +61,7 @@ for my $name ('../x', 'a b', "a\0b", 'x' x 300, 'a/b', '') {
     $provider->restore_vm_volume_init($volname, 'drive-scsi0', {});
     $provider->{bridge}->close();
     is(BridgeTest::failure(sub { $provider->restore_vm_volume_cleanup($volname, 'drive-scsi0', {}) }),
-        "Cannot vouch for the restored \"drive-scsi0\": the backup bridge that offered it ended meanwhile;"
+        "Cannot verify the restored \"drive-scsi0\": the backup bridge that offered it ended meanwhile;"
             . " restore again\n",
         'and not by another one, which knows nothing of it');
 }
@@ -69,7 +69,7 @@ for my $name ('../x', 'a b', "a\0b", 'x' x 300, 'a/b', '') {
 for my $case (
     ['', 'tar-path', ''],
     ['squashfs', 'archive-directory',
-        "Cannot vouch for the restored \"backup/101/lxc-1\": the backup bridge that offered it ended meanwhile;"
+        "Cannot verify the restored \"backup/101/lxc-1\": the backup bridge that offered it ended meanwhile;"
             . " restore again\n"],
 ) {
     my ($behaviour, $key, $expected) = @$case;
@@ -86,9 +86,9 @@ for my $case (
 # Node itself
 for my $case (
     [PVE_BACKUP_HOST_NODE => '/nonexistent/node',
-        qr!^Cannot start Node\.js: no /nonexistent/node; install the package nodejs \(20\.19 or newer\)$!],
-    [PVE_BACKUP_HOST_BRIDGE => '/nonexistent/bridge.mjs', qr!^Cannot start the backup bridge: no /nonexistent/bridge\.mjs;!],
-    [PVE_BACKUP_HOST_NODE => '/bin/no de;', qr!^Cannot start Node\.js: PVE_BACKUP_HOST_NODE is "/bin/no de;", a plain!],
+        qr!^Cannot start Node\.js: "/nonexistent/node" does not exist; install the package nodejs \(20\.19 or newer\)$!],
+    [PVE_BACKUP_HOST_BRIDGE => '/nonexistent/bridge.mjs', qr!^Cannot start the backup bridge: "/nonexistent/bridge\.mjs" does not exist;!],
+    [PVE_BACKUP_HOST_NODE => '/bin/no de;', qr!^Cannot start Node\.js: PVE_BACKUP_HOST_NODE is "/bin/no de;", expected a plain!],
     [PVE_BACKUP_HOST_NODE => '/usr', qr!^Cannot start Node\.js: /usr: Permission denied$!],
     [PVE_BACKUP_HOST_NODE => '/bin/false', qr!^Cannot finish "initialize": the backup bridge is gone, it exited with status 1$!],
 ) {
@@ -102,7 +102,7 @@ for my $case (
     chmod(0755, "$dir/node");
     local $ENV{PVE_BACKUP_HOST_NODE} = "$dir/node";
     is(BridgeTest::failure(sub { (BridgeTest::provider())[0]->job_init(1) }),
-        "Cannot start the backup bridge: Node.js is 18.19.1, 20.19 or newer is needed\n", 'Node too old');
+        "Cannot start the backup bridge: Node.js is 18.19.1, expected 20.19 or newer\n", 'Node too old');
 }
 {
     local $ENV{NODE_OPTIONS} = '--no-such-option';

@@ -55,7 +55,7 @@ for my $case (
         "if (method !== 'initialize') return send({ id, error: { message: 'interrupted by signal' } });",
         qr/interrupted by signal/],
     ['at the start, too', "return send({ id, error: { message: 'received interrupt' } });", qr/received interrupt/],
-    ['no object', "if (method !== 'initialize') return reply(id, [1]);", qr/Cannot use the answer .*: it is no object/],
+    ['no object', "if (method !== 'initialize') return reply(id, [1]);", qr/Cannot use the answer .*: it is not an object/],
     ['another version', "return reply(id, { 'protocol-version': 99 });", qr/Cannot use .* it speaks protocol version 99/],
     ['no Node any more', "if (method !== 'initialize') process.exit(3);", qr/Cannot finish .*: the backup bridge is gone, it exited/],
     ['no message', 'return raw("x".repeat(9000));', qr/Cannot talk to the backup bridge: there is no header/],
@@ -69,7 +69,7 @@ for my $variable (qw(PVE_BACKUP_HOST_NODE PVE_BACKUP_HOST_BRIDGE)) {
     local $ENV{$variable} = '/nonexistent';
     my ($provider, $log) = BridgeTest::provider();
     is(BridgeTest::failure(sub { $provider->backup_handle_log_file(100, '/x') }), '', "$variable is wrong");
-    like($log->[0], qr!^warn: cannot keep the log file: Cannot start [^\n]*: no /nonexistent!, 'it warns');
+    like($log->[0], qr!^warn: cannot keep the log file: Cannot start [^\n]*: "/nonexistent" does not exist!, 'it warns');
 }
 
 done_testing();

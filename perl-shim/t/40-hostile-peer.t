@@ -26,7 +26,7 @@ sub result_with {
 
 my @lies = (
     ['another protocol version', 'onMessage(({ id }) => reply(id, { "protocol-version": 99 }));',
-        qr/^Cannot use the backup bridge: it speaks protocol version 99, this process 2; the package was upgraded meanwhile: start the job again, and restart a daemon that says this$/],
+        qr/^Cannot use the backup bridge: it speaks protocol version 99, this process 3; the package was upgraded meanwhile: start the job again, and restart a daemon that says this$/],
     ['no protocol version', 'onMessage(({ id }) => reply(id, {}));', qr/it speaks protocol version unknown/],
     ['text instead of a header', 'raw("Hello, world\n".repeat(1000)); setInterval(() => {}, 1000);',
         qr/^Cannot talk to the backup bridge: there is no header in \d+ bytes$/],
@@ -36,8 +36,8 @@ my @lies = (
         qr/^Cannot talk to the backup bridge: a message of 999999999999 bytes is too long$/],
     ['a negative length', 'raw("Content-Length: -1\r\n\r\n"); setInterval(() => {}, 1000);',
         qr/^Cannot talk to the backup bridge: a header has no Content-Length$/],
-    ['no JSON', 'raw(frame("{")); setInterval(() => {}, 1000);', qr/^Cannot talk to the backup bridge: a message is no JSON$/],
-    ['no object', 'raw(frame("[1]")); setInterval(() => {}, 1000);', qr/^Cannot talk to the backup bridge: a message is no object$/],
+    ['no JSON', 'raw(frame("{")); setInterval(() => {}, 1000);', qr/^Cannot talk to the backup bridge: a message is not valid JSON$/],
+    ['no object', 'raw(frame("[1]")); setInterval(() => {}, 1000);', qr/^Cannot talk to the backup bridge: a message is not an object$/],
     ['hang-up before the answer', 'onMessage(() => process.exit(3));',
         qr/^Cannot finish "initialize": the backup bridge is gone, it exited with status 3$/],
     ['hang-up in the middle of the answer', 'onMessage(() => { raw("Content-Length: 100\r\n\r\n{"); process.exit(0); });',
@@ -102,12 +102,12 @@ for my $oddity (@oddities) {
         sub { $provider->backup_get_mechanism(100, 'qemu') },
         sub { $provider->restore_vm_init('backup/100/qemu-1') },
     );
-    like(BridgeTest::failure($_), qr/^Cannot use the answer of the backup bridge: "[^"\n]+" is no /, 'a wrong result')
+    like(BridgeTest::failure($_), qr/^Cannot use the answer of the backup bridge: "[^"\n]+" is not a valid /, 'a wrong result')
         for @calls;
 }
 {
     # A share that hangs: the listing ends, and so does its Node.
-    local $PVE::Storage::Custom::BackupProviderDirExamplePlugin::STORE_SECONDS = 1;
+    local $PVE::BackupProvider::Bridge::StoragePlugin::STORE_SECONDS = 1;
     my ($dir) = File::Temp::tempdir(CLEANUP => 1) =~ m/^(.*)$/;
     my $file = BridgeTest::use_script("
         const { writeFileSync } = await import('node:fs'); writeFileSync('$dir/pid', String(process.pid));

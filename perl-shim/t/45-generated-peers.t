@@ -139,7 +139,7 @@ for my $case (1 .. FRAME_CASES) {
 }
 is_deeply(\@wrong, [], FRAME_CASES . ' generated frames (seed ' . SEED . ') are read as a second reader reads them');
 for my $kind (
-    'intact', 'with messages', "a message is no JSON\n", "a message is no object\n",
+    'intact', 'with messages', "a message is not valid JSON\n", "a message is not an object\n",
     "a header has no Content-Length\n", "a message of # bytes is too long\n", "there is no header in # bytes\n",
 ) {
     cmp_ok($seen{$kind} // 0, '>', 500, 'enough of them: ' . $kind =~ s/\n//r);
@@ -189,7 +189,7 @@ sub is_text { return !defined($_[0]) || !ref($_[0]) }
 my @calls = (
     ['job_init', undef, sub { $_[0]->job_init(1); 1 }, sub { 1 }],
     ['backup_init', { 'archive-name' => '100/qemu-1' }, sub { $_[0]->backup_init(100, 'qemu', 1) },
-        sub { $_[0]->{'archive-name'} =~ $name }],
+        sub { $_[0]->{'archive-name'} =~ m!\A[A-Za-z0-9.+=_/:-]+\z! && $_[0]->{'archive-name'} !~ m!(?:\A|/)\.{0,2}(?:/|\z)! }],
     ['backup_cleanup', { stats => { 'archive-size' => 5 } }, sub { $_[0]->backup_cleanup(100, 'qemu', 1, {}) },
         sub { $_[0]->{stats}->{'archive-size'} =~ $size }],
     ['backup_get_mechanism', { mechanism => 'nbd' }, sub { scalar($_[0]->backup_get_mechanism(100, 'qemu')) },
@@ -213,8 +213,11 @@ my @calls = (
     ['list_volumes', { volumes => [$volume, { %$volume, volname => 'backup/101/lxc-0', subtype => 'lxc' }] },
         sub { $plugin->list_volumes('bk', $scfg, undef, ['backup']) },
         sub { !grep { $_->{volid} !~ m/\Abk:backup\/(.*)\z/s || $1 !~ $name || $_->{size} !~ $size || !is_text($_->{notes}) } @{ $_[0] } }],
-    ['volume_size_info', { size => 1, used => 1, format => 'directory', path => '/x' },
+    ['volume_size_info', { size => 1, used => 1, format => 'directory' },
         sub { [$plugin->volume_size_info($scfg, 'bk', $volname)] }, sub { $_[0]->[0] =~ $size && $_[0]->[2] =~ $size }],
+    ['prune_backups', { backups => [{ volname => $volname, vmid => 100, type => 'qemu', ctime => 1700000000, mark => 'keep' }] },
+        sub { $plugin->prune_backups($scfg, 'bk', { 'keep-last' => 1 }, 100, 'qemu', 1, undef) },
+        sub { !grep { $_->{volid} !~ m/\Abk:backup\/(.*)\z/s || $1 !~ $name || $_->{mark} !~ m/\A(?:keep|remove|protected)\z/ } @{ $_[0] } }],
     ['get_volume_attribute', { value => 'notes' }, sub { $plugin->get_volume_attribute($scfg, 'bk', $volname, 'notes') // '' },
         sub { !ref($_[0]) }],
 );
@@ -254,11 +257,11 @@ for my $case (1 .. ANSWER_CASES) {
 is_deeply(\@wrong, [], ANSWER_CASES . ' generated answers (seed ' . SEED . ') become a sound value or one sentence');
 cmp_ok($seen{"$_->[0] answers"} // 0, '>', 500, "enough of them: $_->[0] answers") for @calls;
 for my $kind (
-    'Cannot use the answer of the backup bridge: it is no object',
-    'Cannot use the answer of the backup bridge: "..." is no object',
-    'Cannot use the answer of the backup bridge: "..." is no list',
-    'Cannot use the answer of the backup bridge: "..." is no number',
-    'Cannot talk to the backup bridge: a message is no JSON',
+    'Cannot use the answer of the backup bridge: it is not an object',
+    'Cannot use the answer of the backup bridge: "..." is not an object',
+    'Cannot use the answer of the backup bridge: "..." is not a list',
+    'Cannot use the answer of the backup bridge: "..." is not a valid number',
+    'Cannot talk to the backup bridge: a message is not valid JSON',
     'no such backup; look',
     'the backup bridge gave an error without a message; look',
 ) {

@@ -105,15 +105,15 @@ $provider->backup_cleanup(101, 'lxc', 0, {});
 ($provider, $info, $log, $archive) = container('test-behaviour' => 'container-no-handle');
 is(
     BridgeTest::failure(sub { $provider->backup_container_prepare(101, $info) }),
-    "Cannot use the answer of the backup bridge: \"$archive\" is no handle path\n", 'a path in a share is refused',
+    "Cannot use the answer of the backup bridge: \"$archive\" is not a valid handle path\n", 'a path in a share is refused',
 );
 for my $case (['a folder', '/proc'], ['a device', '/dev/null']) {
     my ($what, $path) = @$case;
     open(my $handle, '<', $path) or die "$path: $!";
     my $handle_path = "/proc/$$/fd/" . fileno($handle);
     like(
-        BridgeTest::failure(sub { PVE::BackupProvider::Bridge::Handoff->take($handle_path, '/nonexistent', 'x') }),
-        qr!^Cannot open the archive "$handle_path": (?:it is not a regular file|Is a directory)$!, "$what is refused",
+        BridgeTest::failure(sub { PVE::BackupProvider::Bridge::Handoff->take([{ kind => 'file', path => $handle_path }]) }),
+        qr!^Cannot open "$handle_path" for the container's backup: (?:it is not a regular file|Is a directory)$!, "$what is refused",
     );
 }
 

@@ -59,7 +59,7 @@ is(BridgeTest::failure(sub { backup({ %$volume, 'file-handle' => $in_memory }) }
 $volume = { %{ volume() }, 'next-dirty-region' => sub { die "unexpected output from nbdinfo\n" } };
 is(BridgeTest::failure(sub { backup($volume) }), "unexpected output from nbdinfo\n", 'the closure may die');
 $volume = { %{ volume() }, 'next-dirty-region' => sub { return ('many', 1) } };
-is(BridgeTest::failure(sub { backup($volume) }), "Cannot use an offset: \"many\" is no number\n", 'or talk nonsense');
+is(BridgeTest::failure(sub { backup($volume) }), "Cannot use an offset: \"many\" is not a number\n", 'or talk nonsense');
 {
     local $SIG{TERM} = sub { die "interrupted by signal\n" };
     $volume = { %{ volume() }, 'next-dirty-region' => sub { kill('TERM', $$); return (0, 1) } };

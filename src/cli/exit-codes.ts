@@ -25,10 +25,9 @@ export const EXIT_STATUS =
 
 const BY_CODE: Partial<Record<ErrorCode, ExitCode>> = {
   INVALID_PARAMS: ExitCode.Usage,
-  POINT_DAMAGED: ExitCode.Damaged,
-  QCOW2_FORMAT: ExitCode.Damaged,
-  POINT_NOT_FOUND: ExitCode.NotFound,
-  STORE_UNAVAILABLE: ExitCode.Unreadable,
+  DAMAGED: ExitCode.Damaged,
+  NOT_FOUND: ExitCode.NotFound,
+  UNAVAILABLE: ExitCode.Unreadable,
   ENVIRONMENT: ExitCode.Unreadable,
   NEWER_FORMAT: ExitCode.Unreadable,
   LOCKED: ExitCode.Unreadable,

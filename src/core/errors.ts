@@ -9,18 +9,15 @@ export type ErrorCode =
   | "INVALID_PARAMS"
   | "NOT_SUPPORTED"
   | "PROTOCOL_VERSION"
-  | "NBD_PROTOCOL"
-  | "NBD_SERVER"
-  | "NBD_CONNECTION"
-  | "QCOW2_FORMAT"
-  | "STORE_UNAVAILABLE"
-  | "POINT_NOT_FOUND"
-  | "POINT_EXISTS"
-  | "POINT_DAMAGED"
-  | "BASE_UNUSABLE"
-  | "LOCKED"
+  | "CHILD_PROCESS"
+  | "SOURCE"
+  | "UNAVAILABLE"
+  | "NOT_FOUND"
+  | "EXISTS"
+  | "DAMAGED"
   | "NEWER_FORMAT"
-  | "CHILD_PROCESS";
+  | "BASE_UNUSABLE"
+  | "LOCKED";
 
 export interface HostErrorOptions {
   cause?: unknown;

@@ -45,19 +45,18 @@ const PVE_OPTIONS = new Set([
 /**
  * Reads the section.
  *
- * @throws RequestError for an option or a value that is not ours: a typing error must not pass
- *   for a default
+ * @throws RequestError for an unknown option or value: a typing error must not pass for a default
  */
 export function parseConfig(scfg: Readonly<Record<string, unknown>>): DirectoryConfig {
   for (const name of Object.keys(scfg)) {
     if (!PVE_OPTIONS.has(name) && !Object.hasOwn(CHOICES, name) && name !== NBD_TIMEOUT) {
       const known = [...Object.keys(CHOICES), NBD_TIMEOUT].join(", ");
-      throw new RequestError(`Cannot use option "${name}" of the storage: it is unknown, wanted one of ${known}`);
+      throw new RequestError(`Cannot use option "${name}" of the storage: it is unknown, expected one of ${known}`);
     }
   }
   const { path } = scfg;
   if (typeof path !== "string" || !path.startsWith("/") || path.includes("\0")) {
-    throw new RequestError(`Cannot use the storage path ${JSON.stringify(path)}: wanted an absolute path`);
+    throw new RequestError(`Cannot use the storage path ${JSON.stringify(path)}: expected an absolute path`);
   }
   return {
     path,
@@ -75,7 +74,7 @@ function choose<C extends Choice>(scfg: Readonly<Record<string, unknown>>, optio
   const value = scfg[option] ?? values[0];
   if (typeof value !== "string" || !values.includes(value)) {
     throw new RequestError(
-      `Cannot use "${option}" of the storage: its value is ${JSON.stringify(value)}, wanted one of ${values.join(", ")}`,
+      `Cannot use "${option}" of the storage: its value is ${JSON.stringify(value)}, expected one of ${values.join(", ")}`,
     );
   }
   return value as (typeof CHOICES)[C][number];
@@ -88,7 +87,7 @@ function nbdTimeout(scfg: Readonly<Record<string, unknown>>): number {
   const seconds = typeof value === "string" && /^[0-9]{1,9}$/.test(value) ? Number(value) : value;
   if (typeof seconds !== "number" || !Number.isInteger(seconds) || seconds < min || seconds > max) {
     throw new RequestError(
-      `Cannot use "${NBD_TIMEOUT}" of the storage: its value is ${JSON.stringify(value)}, wanted a number of seconds from ${min} to ${max}`,
+      `Cannot use "${NBD_TIMEOUT}" of the storage: its value is ${JSON.stringify(value)}, expected a number of seconds from ${min} to ${max}`,
     );
   }
   return seconds;

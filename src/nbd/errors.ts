@@ -7,7 +7,7 @@ const SERVER_BUG_HINT = "This is likely to be a bug in the NBD server";
 
 /** The server sent what the protocol does not allow. Never worth a retry. */
 export class NbdProtocolError extends HostError {
-  override readonly code = "NBD_PROTOCOL";
+  override readonly code = "SOURCE";
 
   constructor(message: string, options: HostErrorOptions = {}) {
     super(message, { hint: SERVER_BUG_HINT, ...options });
@@ -16,7 +16,7 @@ export class NbdProtocolError extends HostError {
 
 /** The server understood and refused. The connection stays usable, except while it is opened. */
 export class NbdServerError extends HostError {
-  override readonly code = "NBD_SERVER";
+  override readonly code = "SOURCE";
   /**
    * Name of the refusal: a POSIX name for commands ("EINVAL", "ENOSPC"; "ERRNO_<n>" for a number
    * the protocol does not define), the spec's name for options ("NBD_REP_ERR_UNKNOWN").
@@ -31,7 +31,7 @@ export class NbdServerError extends HostError {
 
 /** No connection, or it was lost, or the server hangs. Every pending command fails with the same one. */
 export class NbdConnectionError extends HostError {
-  override readonly code = "NBD_CONNECTION";
+  override readonly code = "SOURCE";
   /** Name of the system error that caused it, e.g. "ECONNREFUSED"; "ECONNRESET" also if the server hung up. */
   readonly errno: string | undefined;
 

@@ -1,23 +1,25 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The contract between the bridge and a backup provider, types alone: the hooks, their parameters and results, and
-// what the context of a call offers. Nothing here knows the directory provider, its names or its formats. The wire
-// form of the same calls is in bridge, the first implementation in directory.
+// The contract that every backup provider meets: hooks of a backup, of a restore, of the storage plugin.
+// Types alone. The bridge calls it, the composition root chooses who implements it; nothing in here knows a provider.
 export type {
-  AttributeValue,
-  BackupProvider,
+  BackupHooks,
   BitmapMode,
   ContainerBackupInfo,
-  ContainerDescriptors,
-  ContainerHandoff,
-  ContainerOffer,
-  DirtyRegions,
-  FileHandleCalls,
-  GuestType,
   HandleReference,
-  ProviderContext,
-  Range,
+  HandleToOpen,
   VmBackupInfo,
   VmMechanism,
   VmVolume,
+} from "./backup.ts";
+export type { DeviceSizes, GuestType } from "./guest.ts";
+export type { DirtyRegions, FileHandleCalls, Provider, ProviderContext, ProviderFactory, Range } from "./provider.ts";
+export type { ContainerOffer, RestoreHooks } from "./restore.ts";
+export type {
+  AttributeValue,
+  KeepOptions,
+  PruneEntry,
+  PruneRequest,
+  StorageHooks,
   VolumeEntry,
-} from "./backup-provider.ts";
+  VolumeInfo,
+} from "./storage.ts";

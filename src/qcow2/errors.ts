@@ -3,5 +3,5 @@ import { HostError } from "../core/index.ts";
 
 /** The image itself is malformed, damaged, or of a kind we refuse: retrying does not help. */
 export class Qcow2FormatError extends HostError {
-  override readonly code = "QCOW2_FORMAT";
+  override readonly code = "DAMAGED";
 }

@@ -192,5 +192,5 @@ export class NbdSource implements AsyncDisposable {
 }
 
 class SourceMapError extends HostError {
-  override readonly code = "NBD_PROTOCOL";
+  override readonly code = "SOURCE";
 }

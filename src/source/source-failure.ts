@@ -5,7 +5,7 @@ import { NbdConnectionError, NbdServerError } from "../nbd/index.ts";
 
 /** QEMU refused to give what it offered. */
 class SourceReadError extends HostError {
-  override readonly code = "NBD_SERVER";
+  override readonly code = "SOURCE";
 }
 
 /**
@@ -52,7 +52,7 @@ const SERVER_GONE = new Set(["ECONNRESET", "EPIPE", "ECONNREFUSED", "ENOENT"]);
 
 /** The connection to QEMU is lost, or there is nobody to connect to. */
 class SourceGoneError extends HostError {
-  override readonly code = "NBD_CONNECTION";
+  override readonly code = "SOURCE";
 }
 
 /** @returns `thrown` itself, unless it says that QEMU's NBD server is gone or hangs */

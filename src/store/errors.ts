@@ -4,22 +4,22 @@ import { HostError } from "../core/index.ts";
 
 /** The path is missing, is no folder, or does not answer. */
 export class StoreUnavailableError extends HostError {
-  override readonly code = "STORE_UNAVAILABLE";
+  override readonly code = "UNAVAILABLE";
 }
 
 /** No such point, or a folder that was never committed. */
 export class PointNotFoundError extends HostError {
-  override readonly code = "POINT_NOT_FOUND";
+  override readonly code = "NOT_FOUND";
 }
 
 /** The name of the new point is taken: two backups of one guest in the same second. */
 export class PointExistsError extends HostError {
-  override readonly code = "POINT_EXISTS";
+  override readonly code = "EXISTS";
 }
 
 /** A point or a file of its chain is not what its manifest says. */
 export class PointDamagedError extends HostError {
-  override readonly code = "POINT_DAMAGED";
+  override readonly code = "DAMAGED";
 }
 
 /** The base that was promised to a job may no longer be built on. */

@@ -19,7 +19,6 @@ for (1 .. $runs) {
     my $bridge = PVE::BackupProvider::Bridge->new(
         storeid => 'bench',
         scfg => { type => 'backup-provider-dir-example', path => $path },
-        apiver => 11,
         nodename => 'bench',
         log => sub { },
     );

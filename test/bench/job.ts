@@ -53,15 +53,15 @@ async function runJob(options: JobOptions): Promise<JobReport> {
   };
   await using provider = new DirectoryProvider(
     {
-      ...{ storeid: "bench", scfg, nodename: "bench", apiver: 15 },
+      ...{ storeid: "bench", scfg, nodename: "bench" },
       log: (_level, message) => void log.push(message),
       fileHandles: fileHandleCalls(sizeBytes),
     },
     { root: options.root },
   );
-  await provider.jobInit();
-  const { archiveName } = await provider.backupInit(vmid, "qemu", epoch, never);
-  const answers = await provider.backupVmQueryIncremental(vmid, new Map([[device, { size: sizeBytes }]]), never);
+  await provider.backup.jobInit();
+  const { archiveName } = await provider.backup.backupInit(vmid, "qemu", epoch, never);
+  const answers = await provider.backup.backupVmQueryIncremental(vmid, new Map([[device, { size: sizeBytes }]]), never);
   if (options.bitmapMode === "reuse" && answers.get(device) !== "use") {
     throw new Error(`The provider does not want to reuse the bitmap of ${device}: ${log.join("\n")}`);
   }
@@ -70,10 +70,10 @@ async function runJob(options: JobOptions): Promise<JobReport> {
   const firstRead = watchFirstRead();
   const startMs = performance.now();
   const info = { bandwidthLimit: options.bandwidthLimit ?? 0, firewallConfig: undefined };
-  await provider.backupVm(vmid, Buffer.from(options.guestConfig), volumes, info, never);
+  await provider.backup.backupVm(vmid, Buffer.from(options.guestConfig), volumes, info, never);
   const backupMs = performance.now() - startMs;
-  await provider.backupCleanup(vmid, "qemu", true, undefined, never);
-  await provider.jobCleanup(never);
+  await provider.backup.backupCleanup(vmid, "qemu", true, undefined, never);
+  await provider.backup.jobCleanup(never);
   const firstMs = firstRead.atMs();
   return {
     archive: archiveName,

@@ -47,9 +47,11 @@ describe("a job that fails after the commit", () => {
     const { access } = await openJob(provider, guest, { epoch: 1000 });
     await copyDisks(provider, guest, access);
     await access.finish(true);
-    const failure = await provider.updateVolumeAttribute(FIRST, "notes", "x".repeat(200_000), never).catch(String);
+    const failure = await provider.storage
+      .updateVolumeAttribute(FIRST, "notes", "x".repeat(200_000), never)
+      .catch(String);
     expect(failure).toContain("notes");
-    expect(await provider.backupCleanup(VMID, "qemu", false, String(failure), never)).toEqual({
+    expect(await provider.backup.backupCleanup(VMID, "qemu", false, String(failure), never)).toEqual({
       archiveSize: expect.any(Number),
     });
     expect(
@@ -76,7 +78,9 @@ describe("backupCleanup()", () => {
     await using guest = await startGuest(node);
     await mustBackUp(node, guest, { epoch: 1000 });
     await using provider = node.provider();
-    expect(await provider.backupCleanup(VMID, undefined, false, "no such VM", never)).toEqual({ archiveSize: 0 });
+    expect(await provider.backup.backupCleanup(VMID, undefined, false, "no such VM", never)).toEqual({
+      archiveSize: 0,
+    });
     expect(await list(node, VMID)).toEqual([FIRST]);
   });
 
@@ -87,12 +91,13 @@ describe("backupCleanup()", () => {
     const { access } = await openJob(provider, guest, { epoch: 1000 });
     await copyDisks(provider, guest, access);
     await access.finish(true);
-    const { archiveSize } = await provider.backupCleanup(VMID, "qemu", true, undefined, never);
+    const { archiveSize } = await provider.backup.backupCleanup(VMID, "qemu", true, undefined, never);
     expect(archiveSize).toBeGreaterThan(5 * MIB);
     expect(node.log.filter((line) => line.includes("is kept"))).toEqual([]);
-    for (let time = 0; time < 2; time++) await provider.backupCleanup(VMID, "qemu", false, "the hook died", never);
+    for (let time = 0; time < 2; time++)
+      await provider.backup.backupCleanup(VMID, "qemu", false, "the hook died", never);
     expect(node.log.filter((line) => line.startsWith("warn: ") && line.includes("the hook died"))).toHaveLength(2);
-    for (let time = 0; time < 2; time++) await provider.jobCleanup(never);
+    for (let time = 0; time < 2; time++) await provider.backup.jobCleanup(never);
     expect(await list(node, VMID)).toEqual([FIRST]);
     const second = await mustBackUp(node, guest, { epoch: 2000 });
     expect(modeOf(second.job)).toBe(`incremental since ${FIRST}`);
@@ -101,8 +106,8 @@ describe("backupCleanup()", () => {
   it("frees the lock and removes the staging folder of a job that never copied", async () => {
     await using node = await TestNode.create();
     await using provider = node.provider();
-    await provider.backupInit(VMID, "qemu", 1000, never);
-    await provider.backupCleanup(VMID, undefined, false, "VM is locked", never);
+    await provider.backup.backupInit(VMID, "qemu", 1000, never);
+    await provider.backup.backupCleanup(VMID, undefined, false, "VM is locked", never);
     expect(await readdir(path.join(node.storePath, "100"))).toEqual([]);
   });
 });
@@ -126,17 +131,17 @@ describe("backupHandleLogFile()", () => {
     await using guest = await startGuest(node);
     await using provider = node.provider();
     const missing = path.join(node.dir, "no-such.log");
-    await provider.backupHandleLogFile(VMID, missing);
+    await provider.backup.backupHandleLogFile(VMID, missing);
     const { access } = await openJob(provider, guest, { epoch: 1000 });
     await access.finish(false);
-    await provider.backupCleanup(VMID, "qemu", false, "failed", never);
-    for (const file of [missing, node.dir, `${node.dir}/a\0b`]) await provider.backupHandleLogFile(VMID, file);
+    await provider.backup.backupCleanup(VMID, "qemu", false, "failed", never);
+    for (const file of [missing, node.dir, `${node.dir}/a\0b`]) await provider.backup.backupHandleLogFile(VMID, file);
     expect(node.log.filter((line) => line.includes("the job's log could not be kept"))).toHaveLength(3);
     await writeFile(path.join(node.dir, "task.log"), "x\n");
     await using blind = node.provider({ path: path.join(node.dir, "gone") });
-    await expect(blind.backupInit(VMID, "qemu", 2000, never)).rejects.toThrow(/gone/);
-    await blind.backupCleanup(VMID, "qemu", false, "store is gone", never);
-    await blind.backupHandleLogFile(VMID, path.join(node.dir, "task.log"));
+    await expect(blind.backup.backupInit(VMID, "qemu", 2000, never)).rejects.toThrow(/gone/);
+    await blind.backup.backupCleanup(VMID, "qemu", false, "store is gone", never);
+    await blind.backup.backupHandleLogFile(VMID, path.join(node.dir, "task.log"));
     expect(node.log.filter((line) => line.includes("the job's log could not be kept"))).toHaveLength(4);
   });
 });

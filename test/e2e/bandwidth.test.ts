@@ -29,7 +29,7 @@ describe("bandwidth-limit", () => {
     await copyDisks(provider, guest, access, LIMIT);
     const seconds = (performance.now() - startMs) / 1000;
     await access.finish(true);
-    await provider.backupCleanup(VMID, "qemu", true, undefined, never);
+    await provider.backup.backupCleanup(VMID, "qemu", true, undefined, never);
     expect(DATA_BYTES / seconds).toBeLessThan(LIMIT * 1.05);
     const lines = node.log.filter((line) => /: +\d+% /.test(line));
     expect(lines.length).toBeGreaterThan(0);

@@ -81,12 +81,17 @@ describe("a disk that was promised as incremental", () => {
     await using guest = await startGuest(node);
     await mustBackUp(node, guest, { epoch: 1000 });
     await using provider = node.provider();
-    await provider.backupInit(VMID, "qemu", 2000, never);
-    expect(await provider.backupVmQueryIncremental(VMID, guest.devices, never)).toEqual(new Map([[DISK, "use"]]));
+    await provider.backup.backupInit(VMID, "qemu", 2000, never);
+    expect(await provider.backup.backupVmQueryIncremental(VMID, guest.devices, never)).toEqual(
+      new Map([[DISK, "use"]]),
+    );
     await using access = await guest.openBackup({ oracleDir: `${node.dir}/oracle` }); // effective mode: none
     await copyDisks(provider, guest, access);
     await access.finish(true);
-    expect((await provider.listVolumes(VMID, never)).map(({ parent }) => parent)).toEqual([undefined, undefined]);
+    expect((await provider.storage.listVolumes(VMID, never)).map(({ parent }) => parent)).toEqual([
+      undefined,
+      undefined,
+    ]);
     await rm(path.join(node.storePath, "100/qemu-1000"), { recursive: true });
     await expectRestores(node, { volname: "backup/100/qemu-2000", oracles: access.oracles });
   });
@@ -98,15 +103,15 @@ describe("a reused bitmap that was never asked for", () => {
     await using guest = await startGuest(node);
     await mustBackUp(node, guest, { epoch: 1000 });
     await using provider = node.provider({ "vm-backup-mode": "full" });
-    await provider.backupInit(VMID, "qemu", 2000, never);
-    await provider.backupVmQueryIncremental(VMID, guest.devices, never);
+    await provider.backup.backupInit(VMID, "qemu", 2000, never);
+    await provider.backup.backupVmQueryIncremental(VMID, guest.devices, never);
     await using access = await guest.openBackup({ modes: { [DISK]: "use" } });
     expect(access.volumes[DISK]).toMatchObject({ "bitmap-mode": "reuse" });
     expect(await refusalOf(copyDisks(provider, guest, access))).toMatchObject({
       code: "INVALID_PARAMS",
       message: `Cannot back up "${DISK}": PVE reuses a bitmap that this storage did not ask for`,
     });
-    await provider.backupCleanup(VMID, "qemu", false, "failed", never);
+    await provider.backup.backupCleanup(VMID, "qemu", false, "failed", never);
     expect(await list(node, VMID)).toEqual([FIRST]);
   });
 });

@@ -108,7 +108,7 @@ function stagingIn(guestFolder: string): string {
 async function expectNoFirewallConfig(node: TestNode, vmid: number, failed: string): Promise<void> {
   await using provider = node.provider();
   for (const volname of await list(node, vmid)) {
-    const config = await provider.archiveGetFirewallConfig(volname, never).catch((error: unknown) => {
+    const config = await provider.restore.archiveGetFirewallConfig(volname, never).catch((error: unknown) => {
       if (volname === failed) return undefined;
       throw error;
     });

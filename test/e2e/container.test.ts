@@ -133,7 +133,7 @@ describe("a container's backup that fails", () => {
     const slow = { job: { bwlimit: 20 }, args: ["--kill-child-after-ms", "1500"] };
     const { status, output } = await (await node.vzdump({}, slow)).result;
     expect(status).toBe(1);
-    expect(output).toMatch(/Cannot finish the backup of guest 101: it was not committed/);
+    expect(output).toMatch(/Cannot finish the backup of guest 101: nothing was committed/);
     expect(await node.points()).toEqual([]);
     await mustSucceed(await node.vzdump());
   });

@@ -41,10 +41,10 @@ describe.each(FORMATS)("a container's backup (%s) without its manifest", (format
     expect(await list(node, CT_VMID)).toEqual([]);
     expect(node.log.join("\n")).toMatch(/^warn: .*lxc-1000/m);
     await using provider = node.provider();
-    const { code, message } = await refusalOf(provider.restoreGetMechanism(volname, never));
-    expect(code).toBe("POINT_DAMAGED");
+    const { code, message } = await refusalOf(provider.restore.restoreGetMechanism(volname, never));
+    expect(code).toBe("DAMAGED");
     expect(message).toMatch(/^Cannot [^\n]*lxc-1000[^\n]*$/);
-    expect((await refusalOf(provider.restoreContainerInit(volname, never))).code).toBe("POINT_DAMAGED");
+    expect((await refusalOf(provider.restore.restoreContainerInit(volname, never))).code).toBe("DAMAGED");
     expect(await readdir(folder)).toContain(path.basename(archive)); // nothing is removed
   });
 });
@@ -63,14 +63,14 @@ describe.each(["tar", "sqfs"] as const)("a whole folder of the upstream example 
     expect(await list(node, CT_VMID)).toEqual([volname]);
     expect(node.log).toEqual([]);
     await using provider = node.provider();
-    expect((await provider.archiveGetGuestConfig(volname, never)).toString()).toBe("hostname: old\n");
-    const offer = await provider.restoreContainerInit(volname, never);
+    expect((await provider.restore.archiveGetGuestConfig(volname, never)).toString()).toBe("hostname: old\n");
+    const offer = await provider.restore.restoreContainerInit(volname, never);
     const target = path.join(node.dir, "restored");
     await mkdir(target);
     if ("tarPath" in offer) await runTool("tar", ["xf", offer.tarPath, "-C", target]);
     else await runTool("cp", ["-a", `${offer.archiveDirectory}/.`, target]);
     await runTool("diff", ["-r", tree, target]);
-    await provider.restoreContainerCleanup(volname);
+    await provider.restore.restoreContainerCleanup(volname);
     const beside = await backUpContainer(node, { epoch: 1000, format });
     expect((await list(node, CT_VMID)).sort()).toEqual([beside, volname].sort());
   });

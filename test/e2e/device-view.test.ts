@@ -34,8 +34,8 @@ describe("dir-device-view", () => {
     await expectRestores(node, backup);
     expect(node.log.slice(logStart)).toEqual([]);
     await using provider = node.provider();
-    await provider.restoreVmInit(backup.volname, never);
-    const { qemuImgPath } = await provider.restoreVmVolumeInit(backup.volname, DISK, never);
+    await provider.restore.restoreVmInit(backup.volname, never);
+    const { qemuImgPath } = await provider.restore.restoreVmVolumeInit(backup.volname, DISK, never);
     const status = await stat(qemuImgPath);
     expect([status.isFile(), status.size]).toEqual([true, DISK_BYTES]);
   });
@@ -44,15 +44,15 @@ describe("dir-device-view", () => {
     await using node = await TestNode.create({ "dir-device-view": "nbd" });
     const { volname } = await backedUp(node);
     await using provider = node.provider();
-    await provider.restoreVmInit(volname, never);
-    const attempt = provider.restoreVmVolumeInit(volname, DISK, never);
+    await provider.restore.restoreVmInit(volname, never);
+    const attempt = provider.restore.restoreVmVolumeInit(volname, DISK, never);
     await expect(attempt).rejects.toBeInstanceOf(HostError);
     await expect(attempt).rejects.toThrow(/^Cannot use \/dev\/nbdX: the kernel module nbd is not loaded$/);
     await expect(attempt).rejects.toMatchObject({
       hint: expect.stringContaining("modprobe nbd nbds_max=16 max_part=0"),
     });
-    await provider.restoreVmVolumeCleanup(volname, DISK); // as PVE does after a failure
-    await provider.restoreVmCleanup(volname);
+    await provider.restore.restoreVmVolumeCleanup(volname, DISK); // as PVE does after a failure
+    await provider.restore.restoreVmCleanup(volname);
     expect(await readdir(path.join(node.root, "run/pve-backup-host")).catch(() => [])).toEqual([]);
     expect(await readdir(path.join(node.root, "run/qemu-server"))).not.toContain("reserved-dev-nbd-nodes");
   });

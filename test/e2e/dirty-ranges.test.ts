@@ -102,11 +102,11 @@ describe("dirty ranges smaller than a cluster", () => {
     await writeGuestFiles(node.root, config, disk.pid);
     const job = async (epoch: number, volume: () => Promise<VmVolume>): Promise<void> => {
       await using provider = node.provider();
-      await provider.backupInit(VMID, "qemu", epoch, never);
-      await provider.backupVmQueryIncremental(VMID, new Map([[DISK, { size: disk.sizeBytes }]]), never);
+      await provider.backup.backupInit(VMID, "qemu", epoch, never);
+      await provider.backup.backupVmQueryIncremental(VMID, new Map([[DISK, { size: disk.sizeBytes }]]), never);
       const guestConfig = Buffer.from(`vmgenid: ${config.vmgenid}\n`);
       const info = { bandwidthLimit: 0, firewallConfig: undefined };
-      await provider.backupVm(VMID, guestConfig, new Map([[DISK, await volume()]]), info, never);
+      await provider.backup.backupVm(VMID, guestConfig, new Map([[DISK, await volume()]]), info, never);
     };
     await job(1000, async () => disk.volume("new"));
     await disk.startBitmap(4 * KIB);

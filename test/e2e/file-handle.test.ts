@@ -132,14 +132,16 @@ describe("a backup through file handles", () => {
       node.handedOver = await handing(lies)(access);
       const { volumes } = node.handedOver;
       const info = { bandwidthLimit: 0, firewallConfig: undefined };
-      const isDone = await provider.backupVm(guest.vmid, Buffer.from(guest.guestConfig), volumes, info, never).then(
-        () => true,
-        () => false,
-      );
+      const isDone = await provider.backup
+        .backupVm(guest.vmid, Buffer.from(guest.guestConfig), volumes, info, never)
+        .then(
+          () => true,
+          () => false,
+        );
       const openAtEnd = await openFuseFiles();
       await node.handedOver[Symbol.asyncDispose]();
       await access.finish(isDone);
-      await provider.backupCleanup(guest.vmid, "qemu", isDone, undefined, never);
+      await provider.backup.backupCleanup(guest.vmid, "qemu", isDone, undefined, never);
       expect(isDone).toBe(wanted);
       expect(openAtEnd).toHaveLength(1); // the Perl side's own
     }

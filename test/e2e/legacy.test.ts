@@ -72,7 +72,7 @@ describe("folders of the upstream example", () => {
     expect(third.job.modes).toEqual(new Map([[DISK, "new"]]));
     expect(modeOf(third.job)).toBe("full: an unknown folder qemu-500 appeared");
     await using provider = node.provider();
-    const parents = (await provider.listVolumes(VMID, never)).map(({ volname, parent }) => [volname, parent]);
+    const parents = (await provider.storage.listVolumes(VMID, never)).map(({ volname, parent }) => [volname, parent]);
     expect(new Map(parents as Array<[string, string | undefined]>)).toEqual(
       new Map([
         [legacy.volname, undefined],

@@ -39,12 +39,12 @@ interface Outcome {
 async function tryJob(node: TestNode, lockTiming: LockTiming): Promise<Outcome> {
   await using provider = node.provider({}, { lockTiming });
   const startMs = performance.now();
-  const refusal = await provider.backupInit(VMID, "qemu", 5000, never).then(
+  const refusal = await provider.backup.backupInit(VMID, "qemu", 5000, never).then(
     () => undefined,
     (error: { message: string; hint?: string }) => [error.message, error.hint ?? ""].join("; "),
   );
   const tookMs = performance.now() - startMs;
-  await provider.backupCleanup(VMID, "qemu", false, "it goes no further", never);
+  await provider.backup.backupCleanup(VMID, "qemu", false, "it goes no further", never);
   return { refusal, tookMs };
 }
 

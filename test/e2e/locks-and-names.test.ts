@@ -25,16 +25,16 @@ describe("two backups of one VM at once", () => {
     await using first = node.provider();
     const { access } = await openJob(first, guest, { epoch: 1000, oracleDir: `${node.dir}/oracle` });
     await using second = node.provider();
-    const refusal = await refusalOf(second.backupInit(VMID, "qemu", 2000, never));
+    const refusal = await refusalOf(second.backup.backupInit(VMID, "qemu", 2000, never));
     expect(refusal.code).toBe("LOCKED");
     expect(refusal.message).toMatch(
       new RegExp(`^Cannot lock guest 100: it is in use by process ${process.pid} on ${hostname()} since 20`),
     );
-    await second.backupCleanup(VMID, undefined, false, refusal.message, never);
-    await second.jobCleanup(never);
+    await second.backup.backupCleanup(VMID, undefined, false, refusal.message, never);
+    await second.backup.jobCleanup(never);
     await copyDisks(first, guest, access);
     await access.finish(true);
-    await first.backupCleanup(VMID, "qemu", true, undefined, never);
+    await first.backup.backupCleanup(VMID, "qemu", true, undefined, never);
     await expectRestores(node, { volname: "backup/100/qemu-1000", oracles: access.oracles });
   });
 
@@ -42,9 +42,9 @@ describe("two backups of one VM at once", () => {
     await using node = await TestNode.create();
     await using guest = await startGuest(node);
     await using first = node.provider();
-    await first.backupInit(guest.vmid, "qemu", 1000, never);
+    await first.backup.backupInit(guest.vmid, "qemu", 1000, never);
     await using second = node.provider();
-    expect(await second.backupInit(101, "qemu", 1000, never)).toEqual({ archiveName: "101/qemu-1000" });
+    expect(await second.backup.backupInit(101, "qemu", 1000, never)).toEqual({ archiveName: "101/qemu-1000" });
   });
 });
 
@@ -55,7 +55,7 @@ describe("a second backup in the same second", () => {
     const first = await mustBackUp(node, guest, { epoch: 1000 });
     const again = await backUp(node, guest, { epoch: 1000 });
     expect(again.error).toMatchObject({
-      code: "POINT_EXISTS",
+      code: "EXISTS",
       message: 'Cannot create "backup/100/qemu-1000": a backup of this second exists already',
     });
     expect(await list(node, VMID)).toEqual([first.volname]);
@@ -67,7 +67,7 @@ describe("a second backup in the same second", () => {
     await using node = await TestNode.create();
     await mkdir(path.join(node.storePath, "100/qemu-1000"), { recursive: true });
     await using provider = node.provider();
-    expect((await refusalOf(provider.backupInit(VMID, "qemu", 1000, never))).code).toBe("POINT_EXISTS");
+    expect((await refusalOf(provider.backup.backupInit(VMID, "qemu", 1000, never))).code).toBe("EXISTS");
   });
 });
 
@@ -77,9 +77,9 @@ describe("a device name that must not become a file name", () => {
   it.each(evil)("%j is refused by the question and by the backup, before anything is written", async (name) => {
     await using node = await TestNode.create();
     await using provider = node.provider();
-    await provider.backupInit(VMID, "qemu", 1000, never);
+    await provider.backup.backupInit(VMID, "qemu", 1000, never);
     const sizes = new Map([[name, { size: DISK_BYTES }]]);
-    expect((await refusalOf(provider.backupVmQueryIncremental(VMID, sizes, never))).message).toMatch(
+    expect((await refusalOf(provider.backup.backupVmQueryIncremental(VMID, sizes, never))).message).toMatch(
       /^Cannot use device name "/,
     );
     const volume = { size: DISK_BYTES, bitmapMode: "none", nbdPath: "/nowhere", bitmapName: undefined } as const;
@@ -88,7 +88,7 @@ describe("a device name that must not become a file name", () => {
       [DISK, volume],
       [name, volume],
     ]);
-    const refusal = await refusalOf(provider.backupVm(VMID, Buffer.from("x"), volumes, info, never));
+    const refusal = await refusalOf(provider.backup.backupVm(VMID, Buffer.from("x"), volumes, info, never));
     expect(refusal).toMatchObject({
       code: "INVALID_PARAMS",
       message: expect.stringMatching(/^Cannot use device name/),
@@ -98,7 +98,7 @@ describe("a device name that must not become a file name", () => {
       one.startsWith(".staging"),
     );
     expect(await readdir(path.join(node.storePath, "100", staging))).toEqual([]);
-    await provider.backupCleanup(VMID, "qemu", false, refusal.message, never);
+    await provider.backup.backupCleanup(VMID, "qemu", false, refusal.message, never);
     expect(await readdir(path.join(node.storePath, "100"))).toEqual([]);
     expect(await readdir(node.dir)).toEqual(expect.arrayContaining(["root", "store"]));
     expect(await readdir(node.dir)).toHaveLength(2);
@@ -107,14 +107,14 @@ describe("a device name that must not become a file name", () => {
   it.each([99, 0, -1, 1.5, Number.NaN])("the guest id %d is refused", async (vmid) => {
     await using node = await TestNode.create();
     await using provider = node.provider();
-    expect((await refusalOf(provider.backupInit(vmid, "qemu", 1000, never))).code).toBe("INVALID_PARAMS");
+    expect((await refusalOf(provider.backup.backupInit(vmid, "qemu", 1000, never))).code).toBe("INVALID_PARAMS");
     expect(await readdir(node.storePath)).toEqual([]);
   });
 
   it.each([-5, 1.5, Number.NaN, 1e15])("the time %d is refused", async (epoch) => {
     await using node = await TestNode.create();
     await using provider = node.provider();
-    expect((await refusalOf(provider.backupInit(VMID, "qemu", epoch, never))).code).toBe("INVALID_PARAMS");
+    expect((await refusalOf(provider.backup.backupInit(VMID, "qemu", epoch, never))).code).toBe("INVALID_PARAMS");
     expect(await list(node, VMID)).toEqual([]);
   });
 });
@@ -128,7 +128,7 @@ describe("what is written", () => {
       await mustBackUp(node, guest, { epoch: 1000, firewallConfig: Buffer.from("[OPTIONS]\n") });
       await backUp(node, guest, { epoch: 2000, failAt: "query" });
       await using provider = node.provider();
-      await provider.updateVolumeAttribute("backup/100/qemu-1000", "notes", "secret", never);
+      await provider.storage.updateVolumeAttribute("backup/100/qemu-1000", "notes", "secret", never);
       const modes = new Map<string, string>();
       for (const folder of [node.storePath, path.join(node.root, "etc/pve/priv")]) {
         for (const entry of await readdir(folder, { recursive: true, withFileTypes: true })) {

@@ -68,13 +68,13 @@ describe("a VM's restore whose locks", () => {
     await using node = await TestNode.create();
     await twoPoints(node);
     await using provider = node.provider({}, { lockTiming: TIMING });
-    await provider.restoreVmInit(TOP, never);
-    const { qemuImgPath } = await provider.restoreVmVolumeInit(TOP, DISK, never);
+    await provider.restore.restoreVmInit(TOP, never);
+    const { qemuImgPath } = await provider.restore.restoreVmVolumeInit(TOP, DISK, never);
     await readFile(qemuImgPath);
     await lose(await sharedLocks(node, VMID));
     const failures = await failuresOf(
-      () => provider.restoreVmVolumeCleanup(TOP, DISK),
-      () => provider.restoreVmCleanup(TOP),
+      () => provider.restore.restoreVmVolumeCleanup(TOP, DISK),
+      () => provider.restore.restoreVmCleanup(TOP),
     );
     expect(failures[0]).toMatch(SENTENCE);
     expect(await readdir(path.join(node.root, "run/pve-backup-host")).catch(() => [])).toEqual([]);
@@ -84,15 +84,15 @@ describe("a VM's restore whose locks", () => {
     await using node = await TestNode.create();
     await twoPoints(node);
     await using provider = node.provider({}, { lockTiming: TIMING });
-    await provider.restoreVmInit(TOP, never);
-    await provider.restoreVmVolumeInit(TOP, DISK, never);
-    await provider.restoreVmVolumeCleanup(TOP, DISK);
+    await provider.restore.restoreVmInit(TOP, never);
+    await provider.restore.restoreVmVolumeInit(TOP, DISK, never);
+    await provider.restore.restoreVmVolumeCleanup(TOP, DISK);
     await lose(await sharedLocks(node, VMID));
     await sleep(4 * TIMING.heartbeatMs); // it may find out by itself
     const failures = await failuresOf(
-      () => provider.restoreVmVolumeInit(TOP, SECOND_DISK, never),
-      () => provider.restoreVmVolumeCleanup(TOP, SECOND_DISK),
-      () => provider.restoreVmCleanup(TOP),
+      () => provider.restore.restoreVmVolumeInit(TOP, SECOND_DISK, never),
+      () => provider.restore.restoreVmVolumeCleanup(TOP, SECOND_DISK),
+      () => provider.restore.restoreVmCleanup(TOP),
     );
     expect(failures[0]).toMatch(SENTENCE);
     expect(await readdir(path.join(node.root, "run/pve-backup-host")).catch(() => [])).toEqual([]);
@@ -102,12 +102,12 @@ describe("a VM's restore whose locks", () => {
     await using node = await TestNode.create();
     await twoPoints(node);
     await using provider = node.provider({}, { lockTiming: TIMING });
-    await provider.restoreVmInit(TOP, never);
-    await provider.restoreVmVolumeInit(TOP, DISK, never);
+    await provider.restore.restoreVmInit(TOP, never);
+    await provider.restore.restoreVmVolumeInit(TOP, DISK, never);
     expect(await sharedLocks(node, VMID)).toHaveLength(2);
     await sleep(10 * TIMING.heartbeatMs);
-    await provider.restoreVmVolumeCleanup(TOP, DISK);
-    await provider.restoreVmCleanup(TOP);
+    await provider.restore.restoreVmVolumeCleanup(TOP, DISK);
+    await provider.restore.restoreVmCleanup(TOP);
     expect(await sharedLocks(node, VMID)).toEqual([]);
   });
 });
@@ -122,9 +122,9 @@ describe.each(["tar", "sqfs"] as const)("a container's restore (%s) whose lock",
     await using node = await TestNode.create();
     const volname = await backUpContainer(node, { epoch: 1000, format });
     await using provider = node.provider({}, { lockTiming: TIMING });
-    await provider.restoreContainerInit(volname, never);
+    await provider.restore.restoreContainerInit(volname, never);
     await lose(await sharedLocks(node, CT_VMID));
-    const failures = await failuresOf(() => provider.restoreContainerCleanup(volname));
+    const failures = await failuresOf(() => provider.restore.restoreContainerCleanup(volname));
     expect(failures).toEqual([expect.stringMatching(SENTENCE)]);
     expect(await readdir(path.join(node.root, "run/pve-backup-host")).catch(() => [])).toEqual([]);
   });

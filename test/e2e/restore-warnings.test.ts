@@ -13,24 +13,24 @@ const VOLNAME = "backup/100/qemu-1000";
 async function backUpWith(node: TestNode, lines: readonly string[]): Promise<void> {
   await using guest = await startGuest(node);
   await using provider = node.provider();
-  await provider.backupInit(VMID, "qemu", 1000, never);
+  await provider.backup.backupInit(VMID, "qemu", 1000, never);
   await using access = await guest.openBackup();
   const config = Buffer.from(`${guest.guestConfig}${lines.map((line) => `${line}\n`).join("")}`);
   const info = { bandwidthLimit: 0, firewallConfig: undefined };
-  await provider.backupVm(VMID, config, access.vmVolumes(), info, never);
+  await provider.backup.backupVm(VMID, config, access.vmVolumes(), info, never);
   await access.finish(true);
-  await provider.backupCleanup(VMID, "qemu", true, undefined, never);
+  await provider.backup.backupCleanup(VMID, "qemu", true, undefined, never);
 }
 
 /** Warnings of a restore that begins; that PVE reads the config alone must not give any. */
 async function warningsOfVm(node: TestNode): Promise<string[]> {
   await using provider = node.provider();
   node.log.length = 0;
-  await provider.archiveGetGuestConfig(VOLNAME, never);
+  await provider.restore.archiveGetGuestConfig(VOLNAME, never);
   expect(node.log).toEqual([]);
-  await provider.restoreVmInit(VOLNAME, never);
-  await provider.archiveGetGuestConfig(VOLNAME, never);
-  await provider.restoreVmCleanup(VOLNAME);
+  await provider.restore.restoreVmInit(VOLNAME, never);
+  await provider.restore.archiveGetGuestConfig(VOLNAME, never);
+  await provider.restore.restoreVmCleanup(VOLNAME);
   return node.log.filter((line) => line.startsWith("warn: "));
 }
 
@@ -114,10 +114,10 @@ async function warningsOfContainer(node: TestNode, lines: readonly string[]): Pr
   const volname = await backUpContainer(node, { epoch: 1000, format: "tar", guestConfig });
   await using provider = node.provider();
   node.log.length = 0;
-  await provider.archiveGetGuestConfig(volname, never);
+  await provider.restore.archiveGetGuestConfig(volname, never);
   expect(node.log).toEqual([]);
-  await provider.restoreContainerInit(volname, never);
-  await provider.restoreContainerCleanup(volname);
+  await provider.restore.restoreContainerInit(volname, never);
+  await provider.restore.restoreContainerCleanup(volname);
   return [volname, node.log.filter((line) => line.startsWith("warn: "))];
 }
 

@@ -45,32 +45,32 @@ describe("restoreVmInit()", () => {
     await using guest = await startGuest(node, { disks });
     await mustBackUp(node, guest, { epoch: 1000 });
     await using provider = node.provider();
-    const sizes = await provider.restoreVmInit(FIRST, never);
+    const sizes = await provider.restore.restoreVmInit(FIRST, never);
     expect(sizes).toEqual(new Map(disks.map(({ device, sizeBytes }) => [device, { size: sizeBytes }])));
     for (const { device, sizeBytes } of disks) {
-      const { qemuImgPath } = await provider.restoreVmVolumeInit(FIRST, device, never);
+      const { qemuImgPath } = await provider.restore.restoreVmVolumeInit(FIRST, device, never);
       expect((await stat(qemuImgPath)).size).toBe(sizeBytes);
-      await provider.restoreVmVolumeCleanup(FIRST, device);
+      await provider.restore.restoreVmVolumeCleanup(FIRST, device);
     }
-    await provider.restoreVmCleanup(FIRST);
+    await provider.restore.restoreVmCleanup(FIRST);
   });
 
   it("refuses an unknown disk, a disk before the init, and a backup that is not there", async () => {
     await using node = await TestNode.create();
     await twoPoints(node);
     await using provider = node.provider();
-    expect((await refusalOf(provider.restoreVmVolumeInit(FIRST, DISK, never))).message).toBe(
+    expect((await refusalOf(provider.restore.restoreVmVolumeInit(FIRST, DISK, never))).message).toBe(
       `Cannot restore "${DISK}": the restore of "${FIRST}" was not begun`,
     );
-    await provider.restoreVmInit(FIRST, never);
+    await provider.restore.restoreVmInit(FIRST, never);
     for (const device of ["drive-scsi1", "../qemu-2000/drive-scsi0", ""]) {
-      const { code, message } = await refusalOf(provider.restoreVmVolumeInit(FIRST, device, never));
+      const { code, message } = await refusalOf(provider.restore.restoreVmVolumeInit(FIRST, device, never));
       expect(code).toBe("INVALID_PARAMS");
       expect(message).toBe(`Cannot restore "${device}" of "${FIRST}": this backup has no such disk`);
     }
-    expect((await refusalOf(provider.restoreVmInit("backup/100/qemu-7", never))).code).toBe("POINT_NOT_FOUND");
+    expect((await refusalOf(provider.restore.restoreVmInit("backup/100/qemu-7", never))).code).toBe("NOT_FOUND");
     for (const odd of ["backup/100/../100/qemu-1000", "backup/100/.lock", "/etc/passwd", ""]) {
-      expect((await refusalOf(provider.restoreVmInit(odd, never))).code).toBe("INVALID_PARAMS");
+      expect((await refusalOf(provider.restore.restoreVmInit(odd, never))).code).toBe("INVALID_PARAMS");
     }
   });
 
@@ -78,13 +78,13 @@ describe("restoreVmInit()", () => {
     await using node = await TestNode.create();
     await twoPoints(node);
     await using provider = node.provider();
-    await provider.restoreVmCleanup(FIRST);
-    await provider.restoreVmVolumeCleanup(FIRST, DISK);
-    await provider.restoreVmInit(SECOND, never);
-    await provider.restoreVmVolumeInit(SECOND, DISK, never);
-    for (let time = 0; time < 2; time++) await provider.restoreVmVolumeCleanup(SECOND, DISK);
-    await provider.restoreVmVolumeInit(SECOND, DISK, never);
-    for (let time = 0; time < 2; time++) await provider.restoreVmCleanup(SECOND);
+    await provider.restore.restoreVmCleanup(FIRST);
+    await provider.restore.restoreVmVolumeCleanup(FIRST, DISK);
+    await provider.restore.restoreVmInit(SECOND, never);
+    await provider.restore.restoreVmVolumeInit(SECOND, DISK, never);
+    for (let time = 0; time < 2; time++) await provider.restore.restoreVmVolumeCleanup(SECOND, DISK);
+    await provider.restore.restoreVmVolumeInit(SECOND, DISK, never);
+    for (let time = 0; time < 2; time++) await provider.restore.restoreVmCleanup(SECOND);
     expect(await readdir(path.join(node.root, "run/pve-backup-host"))).toEqual([]);
     expect(await readdir(path.join(node.storePath, "100/.locks")).catch(() => [])).toEqual([]);
   });
@@ -98,7 +98,7 @@ describe("restoreVmInit()", () => {
     await expectRestores(node, first);
     await copyDisks(provider, guest, access);
     await access.finish(true);
-    await provider.backupCleanup(VMID, "qemu", true, undefined, never);
+    await provider.backup.backupCleanup(VMID, "qemu", true, undefined, never);
     await expectRestores(node, { volname: SECOND, oracles: access.oracles });
   });
 });
@@ -112,10 +112,10 @@ describe("guest and firewall config", () => {
     await using guest = await startGuest(node);
     const config = Buffer.concat([Buffer.from(guest.guestConfig), bytes]);
     await using provider = node.provider();
-    await provider.backupInit(VMID, "qemu", 1000, never);
+    await provider.backup.backupInit(VMID, "qemu", 1000, never);
     await using access = await guest.openBackup();
     const info = { bandwidthLimit: 0, firewallConfig: bytes };
-    await provider.backupVm(VMID, config, access.vmVolumes(), info, never);
+    await provider.backup.backupVm(VMID, config, access.vmVolumes(), info, never);
     const restored = await restore(node, FIRST, async () => undefined);
     expect(restored.guestConfig.equals(config)).toBe(true);
     expect(restored.firewallConfig?.equals(bytes)).toBe(true);
@@ -128,8 +128,8 @@ describe("guest and firewall config", () => {
     await mustBackUp(node, guest, { epoch: 1000, firewallConfig: Buffer.alloc(0) });
     await mustBackUp(node, guest, { epoch: 2000 });
     await using provider = node.provider();
-    expect(await provider.archiveGetFirewallConfig(FIRST, never)).toEqual(Buffer.alloc(0));
-    expect(await provider.archiveGetFirewallConfig(SECOND, never)).toBeUndefined();
+    expect(await provider.restore.archiveGetFirewallConfig(FIRST, never)).toEqual(Buffer.alloc(0));
+    expect(await provider.restore.archiveGetFirewallConfig(SECOND, never)).toBeUndefined();
   });
 });
 
@@ -150,11 +150,11 @@ describe("a damaged chain", () => {
     await twoPoints(node);
     await damage(node);
     await using provider = node.provider();
-    const { code, message } = await refusalOf(provider.restoreVmInit(SECOND, never));
-    expect(code).toMatch(/^(POINT_(DAMAGED|NOT_FOUND)|QCOW2_FORMAT)$/);
+    const { code, message } = await refusalOf(provider.restore.restoreVmInit(SECOND, never));
+    expect(code).toMatch(/^(DAMAGED|NOT_FOUND)$/);
     expect(message).toMatch(reason);
     expect(message).toMatch(/^Cannot [^\n]+$/);
-    await provider.restoreVmCleanup(SECOND);
+    await provider.restore.restoreVmCleanup(SECOND);
     expect(await readdir(path.join(node.root, "run/pve-backup-host")).catch(() => [])).toEqual([]);
   });
 });

@@ -39,19 +39,19 @@ describe("a job of two guests", () => {
       cancel.abort(new Error("the first one is cancelled"));
       expect((await copy).message).toBe("the first one is cancelled");
       await first.access.finish(false);
-      await provider.backupCleanup(VMID, "qemu", false, "cancelled", never);
+      await provider.backup.backupCleanup(VMID, "qemu", false, "cancelled", never);
       const taskLog = path.join(node.dir, "task.log");
       await writeFile(taskLog, "log of 100\n");
-      await provider.backupHandleLogFile(VMID, taskLog);
+      await provider.backup.backupHandleLogFile(VMID, taskLog);
 
-      const { archiveName } = await provider.backupInit(OTHER, "qemu", 1000, never);
-      const modes = await provider.backupVmQueryIncremental(OTHER, other.devices, never);
+      const { archiveName } = await provider.backup.backupInit(OTHER, "qemu", 1000, never);
+      const modes = await provider.backup.backupVmQueryIncremental(OTHER, other.devices, never);
       await using access = await other.openBackup({ modes, oracleDir: `${node.dir}/oracle` });
       await copyDisks(provider, other, access);
       await access.finish(true);
-      await provider.backupCleanup(OTHER, "qemu", true, undefined, never);
-      await provider.backupHandleLogFile(OTHER, taskLog);
-      await provider.jobCleanup(never);
+      await provider.backup.backupCleanup(OTHER, "qemu", true, undefined, never);
+      await provider.backup.backupHandleLogFile(OTHER, taskLog);
+      await provider.backup.jobCleanup(never);
       expect(await list(node, VMID)).toEqual([]);
       expect(await readdir(path.join(node.storePath, "100/failed"))).toEqual(["qemu-1000.log"]);
       expect(await readdir(path.join(node.storePath, "101/qemu-1000"))).toContain("backup.log");
@@ -63,10 +63,10 @@ describe("a job of two guests", () => {
   it("goes on after a guest whose cleanup never came", async () => {
     await using node = await TestNode.create();
     await using provider = node.provider();
-    await provider.backupInit(VMID, "qemu", 1000, never);
-    await provider.backupInit(OTHER, "qemu", 1000, never);
+    await provider.backup.backupInit(VMID, "qemu", 1000, never);
+    await provider.backup.backupInit(OTHER, "qemu", 1000, never);
     expect(await readdir(path.join(node.storePath, "100"))).toEqual([]);
-    const refusal = await refusalOf(provider.backupVmQueryIncremental(VMID, new Map(), never));
+    const refusal = await refusalOf(provider.backup.backupVmQueryIncremental(VMID, new Map(), never));
     expect(refusal.message).toBe("Cannot back up VM 100: backup_init was not called for it");
   });
 });
@@ -75,11 +75,11 @@ describe("a guest without disks", () => {
   it("has a backup of its config, which restores", async () => {
     await using node = await TestNode.create();
     await using provider = node.provider();
-    await provider.backupInit(VMID, "qemu", 1000, never);
-    expect(await provider.backupVmQueryIncremental(VMID, new Map(), never)).toEqual(new Map());
+    await provider.backup.backupInit(VMID, "qemu", 1000, never);
+    expect(await provider.backup.backupVmQueryIncremental(VMID, new Map(), never)).toEqual(new Map());
     const config = Buffer.from("name: diskless\n");
-    await provider.backupVm(VMID, config, new Map(), { bandwidthLimit: 0, firewallConfig: undefined }, never);
-    expect((await provider.backupCleanup(VMID, "qemu", true, undefined, never)).archiveSize).toBeGreaterThan(0);
+    await provider.backup.backupVm(VMID, config, new Map(), { bandwidthLimit: 0, firewallConfig: undefined }, never);
+    expect((await provider.backup.backupCleanup(VMID, "qemu", true, undefined, never)).archiveSize).toBeGreaterThan(0);
     const restored = await restore(node, "backup/100/qemu-1000", async () => undefined);
     expect(restored).toMatchObject({ guestConfig: config, devices: [] });
   });

@@ -45,17 +45,17 @@ class Chaos {
     const call = random.integer(0, 16);
     if (call <= 2) {
       const epoch = 1000 + random.integer(0, STEPS);
-      this.#archive = (await provider.backupInit(VMID, "qemu", epoch, never)).archiveName;
+      this.#archive = (await provider.backup.backupInit(VMID, "qemu", epoch, never)).archiveName;
       if (call === 0) return;
-      this.#answers = await provider.backupVmQueryIncremental(VMID, guest.devices, never);
+      this.#answers = await provider.backup.backupVmQueryIncremental(VMID, guest.devices, never);
       if (call === 2) await this.#copy();
     } else if (call <= 4) {
-      this.#answers = await provider.backupVmQueryIncremental(VMID, guest.devices, never);
+      this.#answers = await provider.backup.backupVmQueryIncremental(VMID, guest.devices, never);
     } else if (call <= 7) await this.#copy();
-    else if (call <= 9) await provider.backupCleanup(VMID, "qemu", random.integer(0, 2) === 0, "any", never);
-    else if (call === 10) await provider.backupHandleLogFile(VMID, path.join(this.node.dir, "no.log"));
-    else if (call === 11) await provider.jobCleanup(never);
-    else if (call === 12) await provider.jobInit();
+    else if (call <= 9) await provider.backup.backupCleanup(VMID, "qemu", random.integer(0, 2) === 0, "any", never);
+    else if (call === 10) await provider.backup.backupHandleLogFile(VMID, path.join(this.node.dir, "no.log"));
+    else if (call === 11) await provider.backup.jobCleanup(never);
+    else if (call === 12) await provider.backup.jobInit();
     else if (call === 13) await this.#restartProvider();
     else await guest.write(DISK, random.integer(0, DISK_BYTES / MIB - 2) * MIB, seededBytes(this.#step, MIB));
   }

@@ -110,8 +110,8 @@ async function backUpThrough(node: TestNode, guest: LabGuest, ledger: VmLedger, 
   const { access } = await openJob(provider, guest, { epoch, storeid, oracleDir: `${node.dir}/o-${epoch}` });
   await copyDisks(provider, guest, access);
   await access.finish(true);
-  await provider.backupCleanup(VMID, "qemu", true, undefined, never);
-  await provider.jobCleanup(never);
+  await provider.backup.backupCleanup(VMID, "qemu", true, undefined, never);
+  await provider.backup.jobCleanup(never);
   ledger.add(`backup/${VMID}/qemu-${epoch}`, access.oracles);
   return modeOf({ log: node.log.slice(logStart) });
 }
@@ -142,12 +142,12 @@ describe("two storages on one path", () => {
     await using guest = await startGuest(node);
     const ledger = new VmLedger(node, guest);
     await using first = node.provider();
-    await first.backupInit(VMID, "qemu", 5000, never);
+    await first.backup.backupInit(VMID, "qemu", 5000, never);
     await using second = node.provider({}, {}, "other");
-    const refusal = await refusalOf(second.backupInit(VMID, "qemu", 5000, never));
+    const refusal = await refusalOf(second.backup.backupInit(VMID, "qemu", 5000, never));
     expect(refusal.message).toMatch(/^Cannot lock guest 100: it is in use by process \d+ on /);
-    await second.backupCleanup(VMID, "qemu", false, refusal.message, never);
-    await first.backupCleanup(VMID, "qemu", false, "enough", never);
+    await second.backup.backupCleanup(VMID, "qemu", false, refusal.message, never);
+    await first.backup.backupCleanup(VMID, "qemu", false, "enough", never);
     expect(await backUpThrough(node, guest, ledger, "other")).toBe("full: first backup");
     await ledger.expectAllRight();
   });
@@ -178,7 +178,7 @@ describe("a clock that jumps back", () => {
     await copyDisks(provider, guest, access);
     vi.setSystemTime(1_900_000_000_000);
     await access.finish(true);
-    await provider.backupCleanup(VMID, "qemu", true, undefined, never);
+    await provider.backup.backupCleanup(VMID, "qemu", true, undefined, never);
     early.add(`backup/100/qemu-${epoch}`, access.oracles);
     await guest.write(DISK, 10 * MIB, seededBytes("fourth", MIB));
     expect(await early.backUp()).toBe(`incremental since backup/100/qemu-${epoch}`);

@@ -44,22 +44,22 @@ describe("a VM's restore during which", () => {
     const [volname = "", oracles = new Map<string, string>()] = [...ledger.points].at(-1) ?? [];
     {
       await using provider = node.provider();
-      await provider.restoreVmInit(volname, never);
-      const { qemuImgPath } = await provider.restoreVmVolumeInit(volname, DISK, never);
+      await provider.restore.restoreVmInit(volname, never);
+      const { qemuImgPath } = await provider.restore.restoreVmVolumeInit(volname, DISK, never);
       await act(path.join(node.storePath, String(VMID)));
       expect(await compareRaw(qemuImgPath, oracles.get(DISK) ?? "none")).toMatchObject({ identical: true });
-      const second = provider.restoreVmVolumeInit(volname, OTHER, never);
+      const second = provider.restore.restoreVmVolumeInit(volname, OTHER, never);
       if (next === "is refused") await expect(second).rejects.toThrow(SENTENCE);
       else {
         const right = await compareRaw((await second).qemuImgPath, oracles.get(OTHER) ?? "none");
         expect(right).toMatchObject({ identical: true });
       }
-      const given = provider.restoreVmVolumeCleanup(volname, DISK);
+      const given = provider.restore.restoreVmVolumeCleanup(volname, DISK);
       if (cleanup === "fails") await expect(given).rejects.toThrow(/its lock file is gone$/);
       else await given;
-      await provider.restoreVmCleanup(volname);
+      await provider.restore.restoreVmCleanup(volname);
       expect(await readdir(path.join(node.root, "run/pve-backup-host"))).toEqual([]);
-      await expect(provider.restoreVmInit(volname, never)).rejects.toThrow(SENTENCE);
+      await expect(provider.restore.restoreVmInit(volname, never)).rejects.toThrow(SENTENCE);
     }
     await expectOnlyRightBackups(node, ledger);
   });
@@ -75,11 +75,11 @@ async function expectOnlyRightBackups(node: TestNode, ledger: VmLedger): Promise
   for (const volname of listed) {
     const point = { volname, oracles: ledger.points.get(volname) ?? new Map<string, string>() };
     await using provider = node.provider();
-    const refusal = await provider.restoreVmInit(volname, never).then(
+    const refusal = await provider.restore.restoreVmInit(volname, never).then(
       () => undefined,
       (error: Error) => error.message,
     );
-    await provider.restoreVmCleanup(volname);
+    await provider.restore.restoreVmCleanup(volname);
     if (refusal === undefined) await expectRestores(node, point);
     else expect(refusal).toMatch(/^Cannot use .*: its (base qemu-1000|file drive-scsi1\.qcow2) is missing$/);
     if (volname === next.volname) expect(refusal).toBeUndefined();
@@ -92,11 +92,11 @@ async function backUpTree(node: TestNode, mode: "tar" | "squashfs"): Promise<{ v
   await mkdir(path.join(tree, "sbin"), { recursive: true });
   for (let n = 0; n < 12; n++) await writeFile(path.join(tree, `file${n}`), seededBytes(n, 50_000));
   await using provider = node.provider({ "lxc-backup-mode": mode });
-  const { archiveName } = await provider.backupInit(CTID, "lxc", 1000, never);
+  const { archiveName } = await provider.backup.backupInit(CTID, "lxc", 1000, never);
   const info = { directory: tree, sources: ["./"], backupUserId: 0, bandwidthLimit: 0, firewallConfig: undefined };
-  const handoff = await provider.backupContainerPrepare(CTID, info, never);
+  const handoff = await provider.backup.backupContainerPrepare(CTID, info, never);
   await playArchiver(handoff, (archive) => packTree(mode, tree, archive));
-  await provider.backupCleanup(CTID, "lxc", true, undefined, never);
+  await provider.backup.backupCleanup(CTID, "lxc", true, undefined, never);
   return { volname: `backup/${archiveName}`, tree };
 }
 
@@ -112,7 +112,7 @@ describe("a container's restore during which the backup", () => {
     await using node = await TestNode.create({ "dir-compression": "none" });
     const { volname, tree } = await backUpTree(node, mode);
     await using provider = node.provider();
-    const offer = await provider.restoreContainerInit(volname, never);
+    const offer = await provider.restore.restoreContainerInit(volname, never);
     const archive = await readFile(path.join(node.storePath, volname.replace("backup/", ""), ARCHIVES[mode]));
     await act(path.join(node.storePath, String(CTID)));
     if ("archiveDirectory" in offer) {
@@ -120,9 +120,9 @@ describe("a container's restore during which the backup", () => {
     } else {
       expect((await readFile(offer.tarPath)).equals(archive)).toBe(true);
     }
-    await provider.restoreContainerCleanup(volname);
+    await provider.restore.restoreContainerCleanup(volname);
     expect(await readdir(path.join(node.root, "run/pve-backup-host")).catch(() => [])).toEqual([]);
-    await expect(provider.restoreContainerInit(volname, never)).rejects.toThrow(SENTENCE);
+    await expect(provider.restore.restoreContainerInit(volname, never)).rejects.toThrow(SENTENCE);
     expect(await list(node, CTID)).toEqual([]);
     await rm(path.join(node.storePath, String(CTID)), { recursive: true });
     expect((await backUpTree(node, mode)).volname).toBe(volname);

@@ -134,7 +134,11 @@ describe("a container's backup in mid-copy", () => {
     ],
     ["the Node that owns the store", "SIGKILL", OWNER_GONE.SIGKILL],
     ["the Node that owns the store", "SIGTERM", OWNER_GONE.SIGTERM],
-    ["vzdump's child", "SIGKILL", /^Cannot finish the backup of guest 101: it was not committed, so there is none$/],
+    [
+      "vzdump's child",
+      "SIGKILL",
+      /^Cannot finish the backup of guest 101: nothing was committed, so there is no backup$/,
+    ],
     ["vzdump's child", "SIGTERM", /^interrupted by signal$/],
   ] as const;
 

@@ -160,7 +160,7 @@ describe("the restore of a VM", () => {
         await endBefore(reader, (await stage.findNamed(program, name)).pid, signal, halted);
         const walked = await walking;
         await stage.expectNoSurvivors();
-        expectFailure(walked, /has 0 bytes|failed|no file or block device|^Cannot vouch/); // if the reader is content
+        expectFailure(walked, /has 0 bytes|failed|no file or block device|^Cannot (?:vouch|verify)/); // if the reader is content
         const reason = new RegExp(
           `Cannot vouch for the restored "drive-scsi0": it was not on offer to the end, (?:${name} .*|its file was unmounted); restore again`,
         );

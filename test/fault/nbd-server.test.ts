@@ -162,15 +162,15 @@ async function jobWith(
   const proxy = await NbdFaultProxy.start(nbdPath, () => real.nbdPath ?? "", plan);
   volumes.set(DISK, { ...real, nbdPath });
   const info = { bandwidthLimit: LIMIT, firewallConfig: undefined };
-  const error = await provider.backupVm(VMID, Buffer.from(guest.guestConfig), volumes, info, never).then(
+  const error = await provider.backup.backupVm(VMID, Buffer.from(guest.guestConfig), volumes, info, never).then(
     () => undefined,
     (thrown: unknown) => thrown as HostError,
   );
   await proxy[Symbol.asyncDispose]();
   await access.finish(error === undefined);
-  await provider.backupCleanup(VMID, "qemu", error === undefined, error?.message, never);
+  await provider.backup.backupCleanup(VMID, "qemu", error === undefined, error?.message, never);
   if (error === undefined) ledger.add(`backup/${archiveName}`, access.oracles);
-  await provider.jobCleanup(never);
+  await provider.backup.jobCleanup(never);
   expect(proxy.isReached).toBe(true);
   return { error, log: node.log.slice(logStart) };
 }
@@ -220,7 +220,7 @@ describe.concurrent("an NBD server that dies", () => {
       if (isDone(moment, error)) {
         expect(error).toBeUndefined();
       } else {
-        expect(error?.code).toBe("NBD_CONNECTION");
+        expect(error?.code).toBe("SOURCE");
         expect(error?.message).toMatch(QEMU_ENDED);
       }
       await guest.restart();
@@ -241,7 +241,7 @@ describe.concurrent("an NBD server that hangs", () => {
         if (isDone(moment, error)) {
           expect(error).toBeUndefined(); // the farewell has a short limit of its own
         } else {
-          expect(error?.code).toBe("NBD_CONNECTION");
+          expect(error?.code).toBe("SOURCE");
           expectOneSentence(error);
           expect(error?.message).toMatch(HANGS);
           expect(performance.now() - startMs).toBeGreaterThan(HANG_MS - 10);

@@ -82,15 +82,15 @@ async function extract(site: ContainerSite, offer: ContainerOffer, { type }: Way
 /** PVE's calls. */
 async function restore(site: ContainerSite, way: Way): Promise<string[]> {
   await using provider = site.provider();
-  expect(await provider.archiveGetGuestConfig(site.newest, never)).toEqual(CONFIG);
-  expect(await provider.archiveGetFirewallConfig(site.newest, never)).toEqual(FIREWALL);
-  const { mechanism } = await provider.restoreGetMechanism(site.newest, never);
+  expect(await provider.restore.archiveGetGuestConfig(site.newest, never)).toEqual(CONFIG);
+  expect(await provider.restore.archiveGetFirewallConfig(site.newest, never)).toEqual(FIREWALL);
+  const { mechanism } = await provider.restore.restoreGetMechanism(site.newest, never);
   expect(mechanism).toBe(way.mode === "tar" ? "tar" : "directory");
-  const offer = await provider.restoreContainerInit(site.newest, never);
+  const offer = await provider.restore.restoreContainerInit(site.newest, never);
   try {
     return await extract(site, offer, way);
   } finally {
-    await provider.restoreContainerCleanup(site.newest);
+    await provider.restore.restoreContainerCleanup(site.newest);
   }
 }
 

@@ -29,7 +29,7 @@ const SLOW = 3 * MIB;
 
 /** What a failed job must leave: nothing listed, no staging folder, no lock. */
 async function expectNothingLeft(node: TestNode, provider: DirectoryProvider, listed: string[]): Promise<void> {
-  await provider.backupCleanup(VMID, "qemu", false, "failed", never);
+  await provider.backup.backupCleanup(VMID, "qemu", false, "failed", never);
   expect(await list(node, VMID)).toEqual(listed);
   expect(await leftovers(node)).toEqual([]);
 }
@@ -43,7 +43,7 @@ async function refusedCopy(
 ): Promise<Awaited<ReturnType<typeof refusalOf>>> {
   const volumes = new Map([...access.vmVolumes()].map(([device, volume]) => [device, { ...volume, ...change }]));
   const info = { bandwidthLimit: 0, firewallConfig: undefined };
-  return await refusalOf(provider.backupVm(VMID, Buffer.from(guest.guestConfig), volumes, info, never));
+  return await refusalOf(provider.backup.backupVm(VMID, Buffer.from(guest.guestConfig), volumes, info, never));
 }
 
 describe("an NBD server that is not what PVE said", () => {
@@ -66,7 +66,7 @@ describe("an NBD server that is not what PVE said", () => {
       await expectNothingLeft(node, provider, ["backup/100/qemu-1000"]);
     }
     await using provider = node.provider();
-    await provider.backupInit(VMID, "qemu", 5000, never);
+    await provider.backup.backupInit(VMID, "qemu", 5000, never);
     await using access = await guest.openBackup();
     const refusal = await refusedCopy(provider, guest, access, { size: DISK_BYTES - 512 });
     expect(refusal.message).toBe(
@@ -89,7 +89,7 @@ describe("QEMU that dies in mid-copy", () => {
     await untilCopying(node);
     await guest.kill();
     const { code, message } = await copy;
-    expect(code).toBe("NBD_CONNECTION");
+    expect(code).toBe("SOURCE");
     expect(message).toMatch(QEMU_ENDED);
     await access.finish(false);
     await expectNothingLeft(node, provider, []);
@@ -110,7 +110,7 @@ describe("QEMU that hangs", () => {
     const startMs = performance.now();
     try {
       const { code, message } = await copy;
-      expect(code).toBe("NBD_CONNECTION");
+      expect(code).toBe("SOURCE");
       expect(message).toMatch(
         /^Cannot back up "drive-scsi0": the QEMU process of VM 100 hangs, NBD server at ".*" did not answer for 2 s \(/,
       );
@@ -157,7 +157,7 @@ describe("a fleecing image that is full", () => {
     await untilCopying(node);
     await guest.write(DISK, 0, seededBytes("third", 16 * MIB)).catch(() => undefined);
     expect(await copy).toEqual({
-      code: "NBD_SERVER",
+      code: "SOURCE",
       message:
         `Cannot read "${DISK}": QEMU gave up the snapshot of the disk during the backup (EINVAL), ` +
         "as it does when the fleecing storage is full or too slow",

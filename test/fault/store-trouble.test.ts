@@ -45,15 +45,15 @@ describe("a storage path that is no store", () => {
     ] as const) {
       await using provider = node.provider({ path: odd });
       for (const call of [
-        () => provider.jobInit(),
-        () => provider.backupInit(VMID, "qemu", 1000, never),
-        () => provider.listVolumes(undefined, never),
-        () => provider.restoreVmInit("backup/100/qemu-1000", never),
+        () => provider.backup.jobInit(),
+        () => provider.backup.backupInit(VMID, "qemu", 1000, never),
+        () => provider.storage.listVolumes(undefined, never),
+        () => provider.restore.restoreVmInit("backup/100/qemu-1000", never),
       ]) {
-        expect(await refusalOf(call())).toEqual({ code: "STORE_UNAVAILABLE", message: text });
+        expect(await refusalOf(call())).toEqual({ code: "UNAVAILABLE", message: text });
       }
-      await provider.backupCleanup(VMID, undefined, false, "failed", never);
-      await provider.jobCleanup(never);
+      await provider.backup.backupCleanup(VMID, undefined, false, "failed", never);
+      await provider.backup.jobCleanup(never);
     }
     expect((await readdir(node.dir)).sort()).toEqual(["file", "root", "store"]);
   });

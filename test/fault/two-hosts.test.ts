@@ -37,7 +37,7 @@ async function takeOver(provider: DirectoryProvider, epoch: number): Promise<{ r
   const deadline = performance.now() + PATIENCE_MS;
   for (let refusals = 0; ; refusals++) {
     try {
-      await provider.backupInit(VMID, "qemu", epoch, never);
+      await provider.backup.backupInit(VMID, "qemu", epoch, never);
       return { refusals };
     } catch (error) {
       expect((error as Error).message).toMatch(IN_USE);
@@ -77,11 +77,11 @@ describe.concurrent("the lock of a host that lives", () => {
     for (const shift of [0, HOUR_SECONDS, -HOUR_SECONDS, 0]) {
       if (shift !== 0) await shiftLock(node, shift);
       await using provider = thisHost(node);
-      expect(await refusalOf(provider.backupInit(VMID, "qemu", 9000, never))).toEqual({
+      expect(await refusalOf(provider.backup.backupInit(VMID, "qemu", 9000, never))).toEqual({
         code: "LOCKED",
         message: expect.stringMatching(IN_USE),
       });
-      await provider.backupCleanup(VMID, "qemu", false, "refused", never);
+      await provider.backup.backupCleanup(VMID, "qemu", false, "refused", never);
     }
     expect(await copied).toBe(true);
     await access.finish(true);
@@ -112,7 +112,7 @@ describe.concurrent("the lock of a host that died", () => {
     await using provider = thisHost(node);
     const { refusals } = await takeOver(provider, ledger.takeEpoch());
     if (shift === 0) expect(refusals).toBeGreaterThan(0);
-    await provider.backupCleanup(VMID, "qemu", false, "enough", never);
+    await provider.backup.backupCleanup(VMID, "qemu", false, "enough", never);
     await breakReadersLock(node);
     await ledger.expectSettled(); // what else the dead host left was swept
     expect(await ledger.backUp()).toBe("incremental since backup/100/qemu-1000");
@@ -147,13 +147,13 @@ describe.concurrent("a host that stood still until its lock was broken", () => {
     const epoch = ledger.takeEpoch();
     await using provider = thisHost(node);
     await takeOver(provider, epoch);
-    const modes = await provider.backupVmQueryIncremental(VMID, guest.devices, never);
+    const modes = await provider.backup.backupVmQueryIncremental(VMID, guest.devices, never);
     const access = await guest.openBackup({ modes, oracleDir: `${node.dir}/mine` });
     if (!isDone) process.kill(pid, "SIGCONT");
     const refused = isDone ? undefined : await copied;
     await copyDisks(provider, guest, access);
     await access.finish(true);
-    await provider.backupCleanup(VMID, "qemu", true, undefined, never);
+    await provider.backup.backupCleanup(VMID, "qemu", true, undefined, never);
     ledger.add(`backup/100/qemu-${epoch}`, access.oracles);
     if (isDone) process.kill(pid, "SIGCONT");
     const { message } = refused ?? (await copied);

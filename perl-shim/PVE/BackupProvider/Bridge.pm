@@ -15,7 +15,7 @@ use PVE::BackupProvider::Bridge::Process;
 use PVE::BackupProvider::Bridge::Signals qw(without_signals);
 use PVE::BackupProvider::Bridge::Values;
 
-use constant PROTOCOL_VERSION => 2;
+use constant PROTOCOL_VERSION => 3;
 
 # Node bounds its own cleanup with 10 seconds; then it leaves the hard way.
 our $STOP_SECONDS = 15;
@@ -30,7 +30,7 @@ my %live;
 # Of a message of our own that answers whatever is waited for; no peer can send it.
 my $any_id = [];
 
-# Keys: scfg, storeid, apiver, nodename, log (a function of level and message). Does not start Node.
+# Keys: scfg, storeid, nodename, log (a function of level and message). Does not start Node.
 sub new {
     my ($class, %param) = @_;
 
@@ -69,7 +69,7 @@ sub try_call {
     }
     my $result = $answer->{result} // {};
     return ($result) if ref($result) eq 'HASH';
-    return (undef, PVE::BackupProvider::Bridge::Values::unusable('it is no object'));
+    return (undef, PVE::BackupProvider::Bridge::Values::unusable('it is not an object'));
 }
 
 # Ends Node in order. Also called by DESTROY and at the end of the program.
@@ -163,8 +163,8 @@ sub _initialize {
         {
             'protocol-version' => int(PROTOCOL_VERSION), # int: a comparison as text leaves text behind
             storeid => "$self->{storeid}",
+            type => "$self->{scfg}->{type}",
             scfg => PVE::BackupProvider::Bridge::Values::plain_data($self->{scfg}),
-            apiver => int($self->{apiver}),
             nodename => "$self->{nodename}",
         },
     );

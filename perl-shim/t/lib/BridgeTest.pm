@@ -39,7 +39,7 @@ const frame = (text) => `Content-Length: \${Buffer.byteLength(text)}\\r\\n\\r\\n
 const raw = (bytes) => process.stdout.write(bytes);
 const send = (message) => raw(frame(JSON.stringify({ jsonrpc: "2.0", ...message })));
 const reply = (id, result) => send({ id, result });
-const hello = { "protocol-version": $version, name: "x", "node-version": "0" };
+const hello = { "protocol-version": $version, "node-version": "0" };
 const welcome = (id) => reply(id, hello);
 let input = Buffer.alloc(0);
 const onMessage = (handler) => process.stdin.on("data", (bytes) => {

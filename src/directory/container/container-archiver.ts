@@ -4,8 +4,8 @@
 import { readFile } from "node:fs/promises";
 import { tarFileName, writeSquashfs, writeTar } from "../../archive/index.ts";
 import type { LogFunction } from "../../core/index.ts";
-import { EnvironmentError } from "../../core/index.ts";
-import type { ContainerBackupInfo, ContainerDescriptors } from "../../provider/index.ts";
+import { EnvironmentError, RequestError } from "../../core/index.ts";
+import type { ContainerBackupInfo } from "../../provider/index.ts";
 import type { DirectoryConfig } from "../config.ts";
 import { HandoffChannel } from "./container-handoff.ts";
 import { formatCommit } from "./container-messages.ts";
@@ -27,15 +27,18 @@ export function containerArchiveName({ lxcMode, compression }: ContainerFormat):
 /**
  * Writes the archive, asks the process that owns the store to commit it, and passes that one's log lines on.
  *
- * @param descriptors the open archive, and the connection to the process that owns the store
+ * @param handles numbers of the open archive, and of the connection to the process that owns the store
  * @throws what tar or mksquashfs failed with; EnvironmentError with what the other process says; the reason
  *   of the job's signal
  */
 export async function archiveContainer(
   job: ArchiverJob,
-  { archiveFd, handoffFd }: ContainerDescriptors,
+  [archiveFd, handoffFd]: readonly number[],
   guestConfig: Buffer,
 ): Promise<void> {
+  if (archiveFd === undefined || handoffFd === undefined) {
+    throw new RequestError("Cannot back up the container: expected the handles of its archive and of the connection");
+  }
   const { excludePatterns, format, info, log } = job;
   using channel = HandoffChannel.inherit(handoffFd);
   const over = new AbortController();

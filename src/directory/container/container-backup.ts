@@ -13,7 +13,7 @@ import {
   RequestError,
 } from "../../core/index.ts";
 import { pveRefusal } from "../../maintenance/index.ts";
-import type { ContainerBackupInfo, ContainerHandoff } from "../../provider/index.ts";
+import type { ContainerBackupInfo, HandleToOpen } from "../../provider/index.ts";
 import {
   FIREWALL_CONFIG_FILE,
   GUEST_CONFIG_FILE,
@@ -95,7 +95,7 @@ export class ContainerBackup implements AsyncDisposable {
    *
    * @throws RequestError if it was called before; EnvironmentError
    */
-  async prepare(info: ContainerBackupInfo, signal: AbortSignal): Promise<ContainerHandoff> {
+  async prepare(info: ContainerBackupInfo, signal: AbortSignal): Promise<readonly HandleToOpen[]> {
     if (this.#archive !== undefined)
       throw new RequestError(`Cannot prepare container ${this.vmid}: it is already prepared`);
     signal.throwIfAborted();
@@ -108,7 +108,10 @@ export class ContainerBackup implements AsyncDisposable {
     const listener = await HandoffListener.open(runDir, (message) => log("warn", message));
     this.#listener = listener;
     this.#serving = this.#serve(listener);
-    return { archivePath: archive.handlePath, socketPath: listener.path, token: listener.token };
+    return [
+      { kind: "file", path: archive.handlePath },
+      { kind: "socket", path: listener.path, firstLine: listener.firstLine },
+    ];
   }
 
   /** Aborts what still runs, releases the lock, removes what was not committed. */

@@ -122,6 +122,11 @@ export class HandoffListener implements AsyncDisposable {
     this.#connected.catch(() => undefined); // accept() tells
   }
 
+  /** What the connection must begin with. */
+  get firstLine(): string {
+    return JSON.stringify({ token: this.token });
+  }
+
   /**
    * @param runDir directory of root alone, on a local file system; made if missing
    * @param warn told what killed processes left in it and cannot be removed: it does no harm

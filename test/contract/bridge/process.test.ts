@@ -70,8 +70,8 @@ class Peer {
     return this.request(1, "initialize", {
       "protocol-version": PROTOCOL_VERSION,
       storeid: "bk",
+      type: "backup-provider-dir-example",
       scfg,
-      apiver: 15,
       nodename: "pve",
     });
   }
@@ -234,7 +234,7 @@ describe("the end of the bridge process", () => {
       await peer.initialize();
       peer.write(bytes);
       expect(await peer.exited).toEqual([1, null]);
-      expect(peer.stderr).toMatch(/^Cannot go on: the connection to the Perl side is broken/);
+      expect(peer.stderr).toMatch(/^Cannot continue: the connection to the Perl side is broken/);
     },
   );
 });

@@ -183,7 +183,7 @@ describe("receiveReplies()", () => {
             const { thrown, largestBytes } = feed(receiveReplies(session), input);
             must(largestBytes <= 8 * MIB + 4, "memory is bounded by a block status of 2^20 extents");
             if (thrown !== undefined)
-              must(expectHostError(thrown).code === "NBD_PROTOCOL", "only lies end the connection");
+              must(expectHostError(thrown).name === "NbdProtocolError", "only lies end the connection");
             tally.add(thrown === undefined ? "connection lives" : "connection dies");
             const unanswered = commands.size;
             commands.abandonAll(undefined);
@@ -194,7 +194,7 @@ describe("receiveReplies()", () => {
                 tally.add(`command ${index + 1} succeeds`);
               } else if (outcome.reason !== undefined) {
                 refused++;
-                tally.add(expectHostError(outcome.reason).code);
+                tally.add(expectHostError(outcome.reason).name);
               }
             }
             const succeeded = outcomes.filter(({ status }) => status === "fulfilled").length;
@@ -222,8 +222,8 @@ describe("receiveReplies()", () => {
         "command 3 succeeds": 3000,
         "connection lives": 8000,
         "connection dies": 30_000,
-        NBD_SERVER: 5000,
-        NBD_PROTOCOL: 1000,
+        NbdServerError: 5000,
+        NbdProtocolError: 1000,
       });
     },
     CASES_TIMEOUT_MS,
@@ -316,7 +316,7 @@ describe("negotiate()", () => {
           };
           const { result, thrown, largestBytes, isHungry } = feed(negotiate(send, "disk", WANTED), input);
           must(largestBytes <= 65536 && sentBytes < 1000, "memory and talk are bounded");
-          if (thrown !== undefined) tally.add(expectHostError(thrown).code);
+          if (thrown !== undefined) tally.add(expectHostError(thrown).name);
           else if (result !== undefined) checkNegotiated(result);
           if (result !== undefined) tally.add(result.contexts.size > 0 ? "open with contexts" : "open");
           if (isHungry) tally.add("waits for more");
@@ -327,9 +327,9 @@ describe("negotiate()", () => {
         open: 5000,
         "open with contexts": 1000,
         "waits for more": 1000,
-        NBD_PROTOCOL: 20_000,
-        NBD_SERVER: 2000,
-        NOT_SUPPORTED: 2000,
+        NbdProtocolError: 20_000,
+        NbdServerError: 2000,
+        UnsupportedError: 2000,
       });
     },
     CASES_TIMEOUT_MS,

@@ -30,7 +30,7 @@ import { type FakePeer, startFakeServer } from "../../support/nbd/nbd-fake-serve
 const CONTEXT = "base:allocation";
 
 /** Opens against a server that answers the given options so, and everything else honestly. */
-async function openAnswered(answers: Readonly<Record<number, Buffer>>): Promise<{ code: unknown; message: string }> {
+async function openAnswered(answers: Readonly<Record<number, Buffer>>): Promise<{ name: string; message: string }> {
   await using server = await startFakeServer(async (peer) => {
     peer.send(greeting());
     await peer.take(4);
@@ -45,19 +45,24 @@ async function openAnswered(answers: Readonly<Record<number, Buffer>>): Promise<
   return await failureOf(openNbd(server, { metaContexts: [CONTEXT] }));
 }
 
-async function openGreeted(hello: Buffer): Promise<{ code: unknown; message: string }> {
+async function openGreeted(hello: Buffer): Promise<{ name: string; message: string }> {
   await using server = await startFakeServer(async (peer) => peer.send(hello));
   return await failureOf(openNbd(server));
 }
 
 describe("a greeting that is wrong", () => {
   it.each<[string, Buffer, string, RegExp]>([
-    ["no NBD server", Buffer.from("SSH-2.0-OpenSSH_9.2p1 Debian\r\n"), "NBD_PROTOCOL", /no NBD server listens there/],
-    ["oldstyle", bytes("4e42444d41474943", "0000420281861253", "00".repeat(136)), "NBD_PROTOCOL", /oldstyle/],
-    ["an unknown second magic", bytes("4e42444d41474943", u64(1), u16(3)), "NBD_PROTOCOL", /second magic is 0x1/],
-    ["not fixed newstyle", greeting(0), "NOT_SUPPORTED", /fixed newstyle/],
-  ])("%s", async (_name, hello, code, message) => {
-    expect(await openGreeted(hello)).toMatchObject({ code, message: expect.stringMatching(message) });
+    [
+      "no NBD server",
+      Buffer.from("SSH-2.0-OpenSSH_9.2p1 Debian\r\n"),
+      "NbdProtocolError",
+      /no NBD server listens there/,
+    ],
+    ["oldstyle", bytes("4e42444d41474943", "0000420281861253", "00".repeat(136)), "NbdProtocolError", /oldstyle/],
+    ["an unknown second magic", bytes("4e42444d41474943", u64(1), u16(3)), "NbdProtocolError", /second magic is 0x1/],
+    ["not fixed newstyle", greeting(0), "UnsupportedError", /fixed newstyle/],
+  ])("%s", async (_name, hello, name, message) => {
+    expect(await openGreeted(hello)).toMatchObject({ name, message: expect.stringMatching(message) });
   });
 });
 
@@ -123,7 +128,7 @@ describe("an option reply that is wrong", () => {
     ],
   ])("%s", async (_name, answers, message) => {
     expect(await openAnswered(answers)).toMatchObject({
-      code: "NBD_PROTOCOL",
+      name: "NbdProtocolError",
       message: expect.stringMatching(message),
     });
   });
@@ -155,7 +160,11 @@ describe("a refusal", () => {
     [0x80001234, "NBD_REP_ERR_0x80001234", /refuses with error 0x80001234/],
   ])("0x%x of the export is a server error", async (type, errno, message) => {
     const outcome = await openAnswered({ [OPT_GO]: optionReply(OPT_GO, type, text("where?")) });
-    expect(outcome).toMatchObject({ code: "NBD_SERVER", message: expect.stringMatching(message), error: { errno } });
+    expect(outcome).toMatchObject({
+      name: "NbdServerError",
+      message: expect.stringMatching(message),
+      error: { errno },
+    });
   });
 
   it("of the contexts leaves a connection without them", async () => {
@@ -192,25 +201,25 @@ describe("lists that are wrong", () => {
   };
   it("an entry shorter than its name", async () => {
     const outcome = await listAnswered(OPT_LIST, optionReply(OPT_LIST, 2, u32(5) + text("disk")));
-    expect(outcome).toMatchObject({ code: "NBD_PROTOCOL", message: expect.stringMatching(/at least 9/) });
+    expect(outcome).toMatchObject({ name: "NbdProtocolError", message: expect.stringMatching(/at least 9/) });
   });
   it("a context for an export", async () => {
     const outcome = await listAnswered(OPT_LIST, contextReply(OPT_LIST, 1, CONTEXT));
-    expect(outcome).toMatchObject({ code: "NBD_PROTOCOL", message: expect.stringMatching(/type 4 is no answer/) });
+    expect(outcome).toMatchObject({ name: "NbdProtocolError", message: expect.stringMatching(/type 4 is no answer/) });
   });
   it("an export for a context", async () => {
     const wrong = Buffer.from(serverReply("a", ""));
     wrong.writeUInt32BE(OPT_LIST_META_CONTEXT, 8);
     const outcome = await listAnswered(OPT_LIST_META_CONTEXT, wrong);
-    expect(outcome).toMatchObject({ code: "NBD_PROTOCOL", message: expect.stringMatching(/type 2 is no answer/) });
+    expect(outcome).toMatchObject({ name: "NbdProtocolError", message: expect.stringMatching(/type 2 is no answer/) });
   });
   it("a refusal to list exports", async () => {
     const outcome = await listAnswered(OPT_LIST, optionReply(OPT_LIST, 0x80000002));
-    expect(outcome).toMatchObject({ code: "NBD_SERVER", error: { errno: "NBD_REP_ERR_POLICY" } });
+    expect(outcome).toMatchObject({ name: "NbdServerError", error: { errno: "NBD_REP_ERR_POLICY" } });
   });
   it("contexts of a server without structured replies", async () => {
     const outcome = await listAnswered(OPT_LIST_META_CONTEXT, Buffer.alloc(0), REP_ERR_UNSUP);
-    expect(outcome).toMatchObject({ code: "NBD_SERVER", message: expect.stringMatching(/structured replies/) });
+    expect(outcome).toMatchObject({ name: "NbdServerError", message: expect.stringMatching(/structured replies/) });
   });
 });
 
@@ -229,7 +238,7 @@ describe("a server that hangs up", () => {
     });
     for (; sentBytes < handshake.length; sentBytes++) {
       const outcome = await failureOf(openNbd(server));
-      expect(outcome, `after ${sentBytes} bytes`).toMatchObject({ code: "NBD_CONNECTION" });
+      expect(outcome, `after ${sentBytes} bytes`).toMatchObject({ name: "NbdConnectionError" });
     }
   });
 });
@@ -241,7 +250,7 @@ describe("a server that hangs", () => {
       peer.send(handshake.subarray(0, sentBytes));
     });
     const outcome = await failureOf(openNbd(server, { connectTimeoutMs: 100 }));
-    expect(outcome).toMatchObject({ code: "NBD_CONNECTION", error: { errno: "ETIMEDOUT" } });
+    expect(outcome).toMatchObject({ name: "NbdConnectionError", error: { errno: "ETIMEDOUT" } });
     expect(outcome.message).toMatch(/the handshake did not end within 0.1 s/);
   });
   it("ends when the opening is aborted", async () => {
@@ -260,7 +269,7 @@ describe("an address where nobody is", () => {
     { transport: "tcp", host: "127.0.0.1", port: 1 } as const,
   ])("$transport is a connection error that names the place", async (address) => {
     const outcome = await failureOf(NbdConnection.open({ address, exportName: "", signal: patience() }));
-    expect(outcome.code).toBe("NBD_CONNECTION");
+    expect(outcome.name).toBe("NbdConnectionError");
     expect(outcome.message).toMatch(
       /^Cannot connect to NBD server at "(unix|tcp):.*(ENOENT|EINVAL|ECONNREFUSED|ENAMETOOLONG)/,
     );

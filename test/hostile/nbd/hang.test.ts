@@ -31,7 +31,7 @@ describe("a server that hangs up in a reply", () => {
         failureOf(connection.read(4096, Buffer.alloc(SIZE), patience())),
         failureOf(connection.trim(0, 512, patience())),
       ]);
-      expect(outcomes[0], `after ${sentBytes} bytes`).toMatchObject({ code: "NBD_CONNECTION" });
+      expect(outcomes[0], `after ${sentBytes} bytes`).toMatchObject({ name: "NbdConnectionError" });
       expect(outcomes[0].message).toMatch(/^Cannot talk to NBD server at "unix:.*": it closed the connection$/);
       for (const { error } of outcomes) expect(error).toBe(outcomes[0].error);
       expect((await failureOf(connection.read(0, Buffer.alloc(1), patience()))).error).toBe(outcomes[0].error);
@@ -48,7 +48,7 @@ describe("a server that hangs up and reads nothing more", () => {
     const failure = await failureOf(talk.connection.write(0, Buffer.alloc(1 << 20), patience()));
     // Because of the hang-up, and not of an answer that was waited for in vain.
     const errno = expect.stringMatching(/^(ECONNRESET|EPIPE)$/);
-    expect(failure).toMatchObject({ code: "NBD_CONNECTION", error: { errno } });
+    expect(failure).toMatchObject({ name: "NbdConnectionError", error: { errno } });
   });
 });
 
@@ -97,7 +97,7 @@ describe("a server that says nothing", () => {
       failureOf(talk.connection.read(0, Buffer.alloc(SIZE), patience())),
       failureOf(talk.connection.flush(patience())),
     ]);
-    expect(outcomes[0]).toMatchObject({ code: "NBD_CONNECTION", message: expect.stringMatching(MESSAGE) });
+    expect(outcomes[0]).toMatchObject({ name: "NbdConnectionError", message: expect.stringMatching(MESSAGE) });
     expect(outcomes[0]).toMatchObject({ error: { errno: "ETIMEDOUT" } });
     expect(outcomes[1].error).toBe(outcomes[0].error);
   });

@@ -26,7 +26,7 @@ const CONTEXTS = { "base:allocation": 5, "qemu:dirty-bitmap:a:b": 9 };
 async function readAnswered(
   answer: (cookie: bigint) => Buffer,
   structured = true,
-): Promise<{ code: unknown; message: string; isAlive: boolean }> {
+): Promise<{ name: string; message: string; isAlive: boolean }> {
   await using talk = await talkTo(
     async (peer) => {
       const request = await peer.takeRequest();
@@ -41,7 +41,7 @@ async function readAnswered(
 
 async function statusAnswered(
   answer: (cookie: bigint) => Buffer,
-): Promise<{ code: unknown; message: string; isAlive: boolean }> {
+): Promise<{ name: string; message: string; isAlive: boolean }> {
   await using talk = await talkTo(
     async (peer) => {
       const request = await peer.takeRequest();
@@ -81,12 +81,16 @@ describe("a broken frame kills the connection", () => {
     ["a simple reply where structured ones were negotiated", (cookie) => simpleReply(cookie), /reply is simple/],
   ])("%s", async (_name, answer, message) => {
     const outcome = await readAnswered(answer);
-    expect(outcome).toMatchObject({ code: "NBD_PROTOCOL", message: expect.stringMatching(message), isAlive: false });
+    expect(outcome).toMatchObject({
+      name: "NbdProtocolError",
+      message: expect.stringMatching(message),
+      isAlive: false,
+    });
   });
 
   it("a structured reply that was not negotiated", async () => {
     const outcome = await readAnswered((cookie) => dataChunk(cookie, DONE, OFFSET, data(SIZE)), false);
-    expect(outcome).toMatchObject({ code: "NBD_PROTOCOL", message: expect.stringMatching(/not negotiated/) });
+    expect(outcome).toMatchObject({ name: "NbdProtocolError", message: expect.stringMatching(/not negotiated/) });
     expect(outcome.isAlive).toBe(false);
   });
 });
@@ -124,7 +128,11 @@ describe("a chunk that is no answer kills the connection", () => {
     ["an error chunk of 1 MiB", (cookie) => chunk(cookie, 0x8001, DONE, "00".repeat(1 << 20)), /at most 16384/],
   ])("%s", async (_name, answer, message) => {
     const outcome = await readAnswered(answer);
-    expect(outcome).toMatchObject({ code: "NBD_PROTOCOL", message: expect.stringMatching(message), isAlive: false });
+    expect(outcome).toMatchObject({
+      name: "NbdProtocolError",
+      message: expect.stringMatching(message),
+      isAlive: false,
+    });
   });
 });
 
@@ -156,7 +164,7 @@ describe("an error reply fails its command only", () => {
     ["a simple reply with an error", (cookie) => simpleReply(cookie, 22), /EINVAL$/],
   ])("%s", async (_name, answer, message) => {
     const outcome = await readAnswered(answer);
-    expect(outcome).toMatchObject({ code: "NBD_SERVER", message: expect.stringMatching(message), isAlive: true });
+    expect(outcome).toMatchObject({ name: "NbdServerError", message: expect.stringMatching(message), isAlive: true });
   });
 
   it("quotes no more than 300 characters of the server's text", async () => {
@@ -166,7 +174,7 @@ describe("an error reply fails its command only", () => {
 
   it("an error of a simple reply where nothing else was negotiated", async () => {
     const outcome = await readAnswered((cookie) => simpleReply(cookie, 5), false);
-    expect(outcome).toMatchObject({ code: "NBD_SERVER", message: expect.stringMatching(/EIO$/), isAlive: true });
+    expect(outcome).toMatchObject({ name: "NbdServerError", message: expect.stringMatching(/EIO$/), isAlive: true });
   });
 });
 
@@ -183,12 +191,12 @@ describe("a reply that ends incomplete fails its command only", () => {
     ["an error without a number", (cookie) => errorChunk(cookie, DONE, 0), /error without a number/],
   ])("%s", async (_name, answer, message) => {
     const outcome = await readAnswered(answer);
-    expect(outcome).toMatchObject({ code: "NBD_PROTOCOL", message: expect.stringMatching(message), isAlive: true });
+    expect(outcome).toMatchObject({ name: "NbdProtocolError", message: expect.stringMatching(message), isAlive: true });
   });
 
   it("block status for one context of two", async () => {
     const outcome = await statusAnswered((cookie) => statusChunk(cookie, DONE, 5, [[SIZE, 0]]));
-    expect(outcome).toMatchObject({ code: "NBD_PROTOCOL", isAlive: true });
+    expect(outcome).toMatchObject({ name: "NbdProtocolError", isAlive: true });
     expect(outcome.message).toMatch(/answered for 1 of 2 metadata contexts/);
   });
 });
@@ -236,7 +244,11 @@ describe("a block status that lies kills the connection", () => {
     ["a simple reply that says success", (cookie) => simpleReply(cookie), /carries no status/],
   ])("%s", async (_name, answer, message) => {
     const outcome = await statusAnswered(answer);
-    expect(outcome).toMatchObject({ code: "NBD_PROTOCOL", message: expect.stringMatching(message), isAlive: false });
+    expect(outcome).toMatchObject({
+      name: "NbdProtocolError",
+      message: expect.stringMatching(message),
+      isAlive: false,
+    });
   });
 });
 
@@ -249,6 +261,6 @@ describe("what comes unasked kills the connection", () => {
     await talk.connection.trim(0, 512, patience());
     await new Promise((resolve) => setTimeout(resolve, 50));
     const failure = await failureOf(talk.connection.trim(0, 512, patience()));
-    expect(failure).toMatchObject({ code: "NBD_PROTOCOL", message: expect.stringMatching(/no command in flight/) });
+    expect(failure).toMatchObject({ name: "NbdProtocolError", message: expect.stringMatching(/no command in flight/) });
   });
 });

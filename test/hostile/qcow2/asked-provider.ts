@@ -22,16 +22,16 @@ export class AskedProvider implements AsyncDisposable {
     await mkdir(join(root, "etc/pve/qemu-server"), { recursive: true });
     await writeFile(join(root, "etc/pve/qemu-server/100.conf"), GUEST_CONFIG);
     const scfg = { path, "vm-backup-mode": "incremental", "dir-compression": "none" };
-    const context = { storeid: "bk", scfg, nodename: "pve1", apiver: 15, log: () => undefined };
+    const context = { storeid: "bk", scfg, nodename: "pve1", log: () => undefined };
     return new AskedProvider(new DirectoryProvider(context, { root }));
   }
 
   /** What the next backup is told to do with its bitmap. */
   async nextMode(sizeBytes: number): Promise<string | undefined> {
     const volumes = new Map([[DEVICE, { size: sizeBytes }]]);
-    await this.provider.backupInit(100, "qemu", this.#epoch++, NEVER);
-    const modes = await this.provider.backupVmQueryIncremental(100, volumes, NEVER);
-    await this.provider.backupCleanup(100, "qemu", false, "it was only a question", NEVER);
+    await this.provider.backup.backupInit(100, "qemu", this.#epoch++, NEVER);
+    const modes = await this.provider.backup.backupVmQueryIncremental(100, volumes, NEVER);
+    await this.provider.backup.backupCleanup(100, "qemu", false, "it was only a question", NEVER);
     return modes.get(DEVICE);
   }
 

@@ -73,25 +73,25 @@ async function forge(bytes: Buffer): Promise<void> {
 /** What restore_vm_init says; undefined if it lets the image pass. */
 async function restoreRefusal(volname: string): Promise<string | undefined> {
   try {
-    await provider.restoreVmInit(volname, NEVER);
+    await provider.restore.restoreVmInit(volname, NEVER);
     return undefined;
   } catch (error) {
     return expectHostError(error).message;
   } finally {
-    await provider.restoreVmCleanup(volname);
+    await provider.restore.restoreVmCleanup(volname);
   }
 }
 
 /** Bytes from the raw file that a restore would read. */
 async function readOffered(volname: string): Promise<Buffer> {
-  await provider.restoreVmInit(volname, NEVER);
+  await provider.restore.restoreVmInit(volname, NEVER);
   try {
-    const { qemuImgPath } = await provider.restoreVmVolumeInit(volname, DEVICE, NEVER);
+    const { qemuImgPath } = await provider.restore.restoreVmVolumeInit(volname, DEVICE, NEVER);
     await using handle = await open(qemuImgPath);
     const { buffer } = await handle.read(Buffer.alloc(65536), 0, 65536, 0);
     return buffer;
   } finally {
-    await provider.restoreVmCleanup(volname);
+    await provider.restore.restoreVmCleanup(volname);
   }
 }
 

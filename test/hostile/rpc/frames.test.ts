@@ -10,7 +10,7 @@ import { ProtocolError, RPC_ERROR_NUMBERS, toRpcError } from "../../../bridge/er
 import { FrameReader } from "../../../bridge/frame-reader.ts";
 import { FrameParser } from "../../../bridge/framing.ts";
 import { UnsupportedError } from "../../../src/core/index.ts";
-import type { BackupProvider } from "../../../src/provider/index.ts";
+import type { Provider } from "../../../src/provider/index.ts";
 import { createFakeProvider } from "../../support/bridge/fake-provider.ts";
 import { byteEdits, CASES, CASES_TIMEOUT_MS, editBytes, expectOneLine, must, Tally } from "../cases.ts";
 import { editJson, jsonEdits } from "../json-cases.ts";
@@ -47,8 +47,7 @@ const REQUESTS: ReadonlyArray<readonly [string, object]> = [
       "guest-config": "",
       "exclude-patterns": ["/tmp/?*"],
       info: container,
-      "archive-fd": 9,
-      "handoff-fd": 10,
+      handles: [9, 10],
     },
   ],
   ["restore_get_mechanism", { volname }],
@@ -64,6 +63,10 @@ const REQUESTS: ReadonlyArray<readonly [string, object]> = [
   ["get_volume_attribute", { volname, attribute: "notes" }],
   ["update_volume_attribute", { volname, attribute: "notes", value: "x" }],
   ["free_volume", { volname }],
+  [
+    "prune_backups",
+    { keep: { "keep-all": 0, "keep-last": 3, "keep-weekly": 2 }, vmid: 100, type: "qemu", dryrun: true },
+  ],
   ["shutdown", {}],
   ["run_a_command", { command: "rm -rf /" }],
   ["__proto__", {}],
@@ -72,8 +75,8 @@ const REQUESTS: ReadonlyArray<readonly [string, object]> = [
 const INITIALIZE = {
   "protocol-version": PROTOCOL_VERSION,
   storeid: "bk",
+  type: "backup-provider-dir-example",
   scfg: { path: "/x" },
-  apiver: 15,
   nodename: "node1",
 };
 
@@ -266,18 +269,29 @@ describe("FrameParser", () => {
 });
 
 /** Fails if a provider is handed what the protocol does not allow; leaves out what would touch this machine. */
-function guarded(provider: BackupProvider): BackupProvider {
-  return new Proxy(provider, {
+function guarded(provider: Provider): Provider {
+  const { backup, restore, storage } = provider;
+  return {
+    backup: guardedRole(backup),
+    restore: guardedRole(restore),
+    storage: guardedRole(storage),
+    [Symbol.asyncDispose]: () => provider[Symbol.asyncDispose](),
+  };
+}
+
+function guardedRole<Role extends object>(role: Role): Role {
+  return new Proxy(role, {
     get(target, name) {
       const held: unknown = Reflect.get(target, name);
-      if (typeof held !== "function" || name === Symbol.asyncDispose) return held;
+      if (typeof held !== "function") return held;
       return async (...values: unknown[]): Promise<unknown> => {
         for (const value of values) {
           if (typeof value === "number" && name !== "updateVolumeAttribute")
             must(Number.isSafeInteger(value) && value >= 0, `${String(name)}: ${value}`);
           if (typeof value === "string")
             must(!value.includes("\0") || /^(updateVolumeAttribute|backupCleanup)$/.test(String(name)), "no NUL");
-          if (typeof value === "string" && value.startsWith("backup/")) must(!value.includes(".."), "no way out");
+          if (typeof value === "string" && value.startsWith("backup/"))
+            must(!value.split("/").some((part) => part === "" || part === "." || part === ".."), "no way out");
           if (value instanceof Map) for (const device of value.keys()) must(/^[\w.-]{1,64}$/.test(device), "a device");
         }
         if (/^backupContainer/.test(String(name))) throw new UnsupportedError("Cannot back up containers: not here");
@@ -311,7 +325,7 @@ async function converse(input: Buffer, wanted: number): Promise<{ answers: Answe
   const connection = createMessageConnection(new FrameReader(stream), new StreamMessageWriter(output));
   connection.onError(([error]) => errors.push(error));
   const dispatcher = new Dispatcher({
-    createProvider: async (context) => guarded(await createFakeProvider(context)),
+    providers: { "backup-provider-dir-example": async (context) => guarded(await createFakeProvider(context)) },
     log: () => undefined,
     fileHandles: { nextDirtyRegions: async () => ({ regions: [], done: true }), deallocate: async () => undefined },
   });

@@ -114,12 +114,12 @@ describe("the lock of a guest", () => {
     site.timing = { heartbeatMs: 20, staleMs: 1_000, observeMs: 120 };
     const attacker = new ShareAttacker(site.place);
     const job: Job = async (provider) => {
-      await provider.backupInit(VM, "qemu", 3000, NEVER);
+      await provider.backup.backupInit(VM, "qemu", 3000, NEVER);
       attacker.swap(path.join(guestOf(site), ".lock"), plant);
       await sleep(300); // some beats
       const volumes = new Map([[DISK, site.disk.volume("none")]]);
       try {
-        await provider.backupVm(
+        await provider.backup.backupVm(
           VM,
           Buffer.from("name: vm\n"),
           volumes,
@@ -127,7 +127,7 @@ describe("the lock of a guest", () => {
           NEVER,
         );
       } finally {
-        await provider.backupCleanup(VM, "qemu", false, "it failed", NEVER);
+        await provider.backup.backupCleanup(VM, "qemu", false, "it failed", NEVER);
       }
     };
     const { message } = await site.attack(job, attacker);
@@ -180,14 +180,14 @@ describe("an image with an external data file", () => {
 /** A restore in which somebody acts between its begin and the first read of the disk. */
 function restoreWith(volname: string, act: () => void): Job {
   return async (provider) => {
-    await provider.restoreVmInit(volname, NEVER);
+    await provider.restore.restoreVmInit(volname, NEVER);
     try {
       act();
-      const { qemuImgPath } = await provider.restoreVmVolumeInit(volname, DISK, NEVER);
+      const { qemuImgPath } = await provider.restore.restoreVmVolumeInit(volname, DISK, NEVER);
       await using file = await open(qemuImgPath);
       return (await file.readFile()).toString("latin1");
     } finally {
-      await provider.restoreVmCleanup(volname);
+      await provider.restore.restoreVmCleanup(volname);
     }
   };
 }

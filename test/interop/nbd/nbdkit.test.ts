@@ -113,7 +113,7 @@ describe("nbdkit", () => {
       await using connection = await open(kit);
       for (let round = 0; round < 2; round++) {
         const failure = await failureOf(connection.read(0, Buffer.alloc(512), patience()));
-        expect(failure).toMatchObject({ code: "NBD_SERVER", error: { errno: error } });
+        expect(failure).toMatchObject({ name: "NbdServerError", error: { errno: error } });
       }
       await connection.write(0, Buffer.alloc(512, 1), patience());
     },
@@ -135,7 +135,7 @@ describe("nbdkit", () => {
   it("is refused where it speaks only the oldstyle negotiation", async (context) => {
     await using kit = await nbdkit(context, ["-o", "memory", "1M"]);
     expect(await failureOf(open(kit))).toMatchObject({
-      code: "NBD_PROTOCOL",
+      name: "NbdProtocolError",
       message: expect.stringMatching(/oldstyle/),
     });
   });

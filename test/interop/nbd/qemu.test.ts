@@ -143,7 +143,7 @@ describe("qemu-nbd", () => {
       folder.file("disk.raw"),
     ]);
     expect(await failureOf(open(server, "not-there"))).toMatchObject({
-      code: "NBD_SERVER",
+      name: "NbdServerError",
       message: expect.stringMatching(/^Cannot open NBD export "not-there": the server has no such export/),
       error: { errno: "NBD_REP_ERR_UNKNOWN" },
     });
@@ -169,7 +169,7 @@ describe("qemu-nbd", () => {
     );
     server.child.kill("SIGKILL");
     const failures = await Promise.all(reads);
-    expect(failures[0]).toMatchObject({ code: "NBD_CONNECTION" });
+    expect(failures[0]).toMatchObject({ name: "NbdConnectionError" });
     for (const failure of failures) expect(failure.error).toBe(failures[0]?.error);
   });
 
@@ -241,7 +241,7 @@ describe("qemu-storage-daemon", () => {
     await connection.read(6 * MIB, target, patience());
     expect(target.equals(Buffer.alloc(128 * KIB, 8))).toBe(true);
     expect(await failureOf(connection.read(0, target, patience()))).toMatchObject({
-      code: "NBD_SERVER",
+      name: "NbdServerError",
       message: expect.stringMatching(/^Cannot read 131072 bytes at 0: the NBD server answers EINVAL/),
       error: { errno: "EINVAL" },
     });

@@ -61,7 +61,8 @@ export class BridgeProcess implements AsyncDisposable {
       "dir-compression": "none",
       "dir-device-view": "fuse",
     };
-    const hello = { "protocol-version": PROTOCOL_VERSION, storeid, scfg, apiver: 15, nodename: host ?? "node1" };
+    const type = "backup-provider-dir-example";
+    const hello = { "protocol-version": PROTOCOL_VERSION, storeid, type, scfg, nodename: host ?? "node1" };
     await bridge.call("initialize", hello);
     return bridge;
   }

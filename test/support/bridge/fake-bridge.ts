@@ -3,4 +3,4 @@
 import { runBridge } from "../../../bridge/run-bridge.ts";
 import { createFakeProvider } from "./fake-provider.ts";
 
-runBridge(createFakeProvider);
+runBridge({ "backup-provider-dir-example": createFakeProvider });

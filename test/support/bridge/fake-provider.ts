@@ -5,13 +5,8 @@ import { openSync, readdirSync, readFileSync, readlinkSync, renameSync, symlinkS
 import { setTimeout as sleep } from "node:timers/promises";
 import { RequestError, UnsupportedError } from "../../../src/core/index.ts";
 import { HandoffChannel, HandoffListener } from "../../../src/directory/container/container-handoff.ts";
-import type {
-  BackupProvider,
-  ContainerHandoff,
-  ProviderContext,
-  VmVolume,
-  VolumeEntry,
-} from "../../../src/provider/backup-provider.ts";
+import { markBackups } from "../../../src/maintenance/index.ts";
+import type { HandleToOpen, Provider, ProviderContext, VmVolume, VolumeEntry } from "../../../src/provider/index.ts";
 
 const CONFIG = Buffer.from([0x6e, 0x61, 0x6d, 0x65, 0x3a, 0x20, 0xff, 0x00, 0x0a]); // "name: ", no UTF-8, NUL
 const ENTRY: VolumeEntry = {
@@ -26,10 +21,11 @@ const ENTRY: VolumeEntry = {
 };
 
 /** Every member answers something fixed, except where `test-behaviour` of the storage section says otherwise. */
-export async function createFakeProvider(context: ProviderContext): Promise<BackupProvider> {
+export async function createFakeProvider(context: ProviderContext): Promise<Provider> {
   const behaviour = String(context.scfg["test-behaviour"] ?? "");
   if (behaviour === "broken-config") throw new RequestError('Cannot use the storage "bk": it is broken on purpose');
   const entries = new Map([[ENTRY.volname, ENTRY]]);
+  if (behaviour === "protected") entries.set(ENTRY.volname, { ...ENTRY, protected: true });
   for (let n = 1; n < Number(context.scfg["test-entries"] ?? 1); n++) {
     const ctime = ENTRY.ctime + n;
     const volname = `backup/100/qemu-${ctime}`;
@@ -43,81 +39,96 @@ export async function createFakeProvider(context: ProviderContext): Promise<Back
   const nothing = async () => {};
 
   return {
-    name: "fake",
-    jobInit: async (startTime) => log("info", `job_init ${startTime}`),
-    jobCleanup: async () => log("info", "job_cleanup"),
-    backupInit: async (vmid, vmtype, startTime) => ({ archiveName: `${vmid}/${vmtype}-${startTime}` }),
-    backupCleanup: async (vmid, vmtype, success, error) => {
-      log("info", `backup_cleanup ${vmid} ${vmtype} ${success} ${error}`);
-      return { archiveSize: 12_345_678_901 };
+    backup: {
+      jobInit: async (startTime) => log("info", `job_init ${startTime}`),
+      jobCleanup: async () => log("info", "job_cleanup"),
+      backupInit: async (vmid, vmtype, startTime) => ({ archiveName: `${vmid}/${vmtype}-${startTime}` }),
+      backupCleanup: async (vmid, vmtype, success, error) => {
+        log("info", `backup_cleanup ${vmid} ${vmtype} ${success} ${error}`);
+        return { archiveSize: 12_345_678_901 };
+      },
+      backupGetMechanism: async (_vmid, vmtype) => (vmtype === "lxc" ? "directory" : "nbd"),
+      backupHandleLogFile: async (_vmid, filename) => {
+        if (behaviour === "log-file-fails") throw new Error("the log file fails on purpose");
+        log("info", `log file ${filename}`);
+      },
+      backupVmQueryIncremental: async (_vmid, volumes) =>
+        new Map([...volumes].map(([device, { size }]) => [device, size > 1_000_000 ? "use" : "new"])),
+      backupVm: async (_vmid, guestConfig, volumes, info, signal) => {
+        const sizes = [...volumes].map(
+          ([device, v]) => `${device}:${v.size}:${v.bitmapMode}:${v.bitmapName}:${v.nbdPath}`,
+        );
+        log("info", `backup_vm ${guestConfig.toString("hex")} ${sizes.join(",")}`);
+        log("info", `limit ${info.bandwidthLimit} firewall [${info.firewallConfig?.toString("hex")}]`);
+        if (behaviour === "hang") await sleep(60_000, undefined, { signal });
+        if (behaviour === "hang-deaf") await sleep(60_000);
+        if (behaviour === "crash") process.exit(7);
+        if (behaviour === "bug") throw new TypeError("a bug on purpose");
+        if (behaviour === "refuse") {
+          throw new UnsupportedError("Cannot do it: refused on purpose", { hint: "try something else" });
+        }
+        if (behaviour === "stderr") process.stderr.write("first line\nsecond line\n");
+        if (behaviour === "file-handle") await readFileHandles(context, volumes, signal);
+      },
+      backupContainerPrepare: async (_vmid, info) => {
+        if (behaviour === "refuse") throw new UnsupportedError("Cannot back up containers: refused on purpose");
+        return await prepareContainer(info.directory, behaviour);
+      },
+      backupContainer: async (vmid, guestConfig, patterns, info, [archiveFd = -1, handoffFd = -1]) => {
+        log("info", `backup_container ${vmid} ${guestConfig} ${patterns.join(" ")} ${JSON.stringify(info)}`);
+        log("info", `handles ${(await inheritedHandles()).filter((fd) => fd !== archiveFd && fd !== handoffFd)}`);
+        if (behaviour === "container-fails") throw new UnsupportedError("Cannot do it: refused on purpose");
+        if (behaviour === "container-crashes") process.exit(7);
+        using channel = HandoffChannel.inherit(handoffFd);
+        writeSync(archiveFd, "archive");
+        channel.send({ commit: process.pid });
+        for (let answer = await channel.next(); answer !== undefined; answer = await channel.next()) {
+          log("info", `answer ${JSON.stringify(answer)}`);
+          if (answer.ok === true) return;
+        }
+      },
     },
-    backupGetMechanism: async (_vmid, vmtype) => (vmtype === "lxc" ? "directory" : "nbd"),
-    backupHandleLogFile: async (_vmid, filename) => {
-      if (behaviour === "log-file-fails") throw new Error("the log file fails on purpose");
-      log("info", `log file ${filename}`);
+    restore: {
+      restoreGetMechanism: async (volname) =>
+        volname.includes("/lxc-") ? { mechanism: "tar", vmtype: "lxc" } : { mechanism: "qemu-img", vmtype: "qemu" },
+      archiveGetGuestConfig: async () => CONFIG,
+      archiveGetFirewallConfig: async (volname) => (volname.endsWith("1700000000") ? undefined : CONFIG),
+      restoreVmInit: async () => new Map([["drive-scsi0", { size: 2 ** 44 }]]),
+      restoreVmCleanup: nothing,
+      restoreVmVolumeInit: async (_volname, device) => ({ qemuImgPath: `/run/fake/${device}.raw` }),
+      restoreVmVolumeCleanup: nothing,
+      restoreContainerInit: async () =>
+        behaviour === "squashfs" ? { archiveDirectory: "/run/fake/archive" } : { tarPath: "/run/fake/archive.tar" },
+      restoreContainerCleanup: nothing,
     },
-    backupVmQueryIncremental: async (_vmid, volumes) =>
-      new Map([...volumes].map(([device, { size }]) => [device, size > 1_000_000 ? "use" : "new"])),
-    backupVm: async (_vmid, guestConfig, volumes, info, signal) => {
-      const sizes = [...volumes].map(
-        ([device, v]) => `${device}:${v.size}:${v.bitmapMode}:${v.bitmapName}:${v.nbdPath}`,
-      );
-      log("info", `backup_vm ${guestConfig.toString("hex")} ${sizes.join(",")}`);
-      log("info", `limit ${info.bandwidthLimit} firewall [${info.firewallConfig?.toString("hex")}]`);
-      if (behaviour === "hang") await sleep(60_000, undefined, { signal });
-      if (behaviour === "hang-deaf") await sleep(60_000);
-      if (behaviour === "crash") process.exit(7);
-      if (behaviour === "bug") throw new TypeError("a bug on purpose");
-      if (behaviour === "refuse") {
-        throw new UnsupportedError("Cannot do it: refused on purpose", { hint: "try something else" });
-      }
-      if (behaviour === "stderr") process.stderr.write("first line\nsecond line\n");
-      if (behaviour === "file-handle") await readFileHandles(context, volumes, signal);
-    },
-    backupContainerPrepare: async (_vmid, info) => {
-      if (behaviour === "refuse") throw new UnsupportedError("Cannot back up containers: refused on purpose");
-      return await prepareContainer(info.directory, behaviour);
-    },
-    backupContainer: async (vmid, guestConfig, patterns, info, { archiveFd, handoffFd }) => {
-      log("info", `backup_container ${vmid} ${guestConfig} ${patterns.join(" ")} ${JSON.stringify(info)}`);
-      log("info", `handles ${(await inheritedHandles()).filter((fd) => fd !== archiveFd && fd !== handoffFd)}`);
-      if (behaviour === "container-fails") throw new UnsupportedError("Cannot do it: refused on purpose");
-      if (behaviour === "container-crashes") process.exit(7);
-      using channel = HandoffChannel.inherit(handoffFd);
-      writeSync(archiveFd, "archive");
-      channel.send({ commit: process.pid });
-      for (let answer = await channel.next(); answer !== undefined; answer = await channel.next()) {
-        log("info", `answer ${JSON.stringify(answer)}`);
-        if (answer.ok === true) return;
-      }
-    },
-    restoreGetMechanism: async (volname) =>
-      volname.includes("/lxc-") ? { mechanism: "tar", vmtype: "lxc" } : { mechanism: "qemu-img", vmtype: "qemu" },
-    archiveGetGuestConfig: async () => CONFIG,
-    archiveGetFirewallConfig: async (volname) => (volname.endsWith("1700000000") ? undefined : CONFIG),
-    restoreVmInit: async () => new Map([["drive-scsi0", { size: 2 ** 44 }]]),
-    restoreVmCleanup: nothing,
-    restoreVmVolumeInit: async (_volname, device) => ({ qemuImgPath: `/run/fake/${device}.raw` }),
-    restoreVmVolumeCleanup: nothing,
-    restoreContainerInit: async () =>
-      behaviour === "squashfs" ? { archiveDirectory: "/run/fake/archive" } : { tarPath: "/run/fake/archive.tar" },
-    restoreContainerCleanup: nothing,
-    listVolumes: async (vmid) => [...entries.values()].filter((entry) => vmid === undefined || entry.vmid === vmid),
-    volumeInfo: async (volname) => ({
-      size: 4096,
-      used: 1024,
-      format: "directory",
-      path: `/store/${volname.slice(7)}`,
-    }),
-    getVolumeAttribute: async (_volname, attribute) => attributes.get(attribute),
-    updateVolumeAttribute: async (_volname, attribute, value) => {
-      if (!attributes.has(attribute)) {
-        throw new RequestError(`Cannot set the attribute "${attribute}": there is no such attribute`);
-      }
-      attributes.set(attribute, value);
-    },
-    freeVolume: async (volname) => {
-      throw new UnsupportedError(`Cannot remove "${volname}": this version does not remove backups`);
+    storage: {
+      listVolumes: async (vmid) => [...entries.values()].filter((entry) => vmid === undefined || entry.vmid === vmid),
+      volumeInfo: async (volname) => ({
+        size: 4096,
+        used: 1024,
+        format: "directory",
+        ...(behaviour === "incremental" ? { parent: `${volname}0` } : {}),
+      }),
+      getVolumeAttribute: async (_volname, attribute) => attributes.get(attribute),
+      updateVolumeAttribute: async (_volname, attribute, value) => {
+        if (!attributes.has(attribute)) {
+          throw new RequestError(`Cannot set the attribute "${attribute}": there is no such attribute`);
+        }
+        attributes.set(attribute, value);
+      },
+      freeVolume: async (volname) => {
+        throw new UnsupportedError(`Cannot remove "${volname}": this version does not remove backups`);
+      },
+      pruneBackups: async ({ keep, vmid, type, dryrun }) => {
+        log("info", `prune_backups ${JSON.stringify({ keep, vmid, type, dryrun })}`);
+        const found = [...entries.values()].filter((entry) => type === undefined || entry.subtype === type);
+        const marks = markBackups(
+          found.map((entry) => ({ ...entry, type: entry.subtype })),
+          keep,
+        );
+        if (!dryrun && marks.includes("remove")) throw new UnsupportedError("Cannot prune: refused on purpose");
+        return found.map((entry, index) => ({ ...entry, type: entry.subtype, mark: marks[index] ?? "keep" }));
+      },
     },
     async [Symbol.asyncDispose]() {
       if (behaviour === "dispose-hangs") await sleep(60_000);
@@ -127,7 +138,7 @@ export async function createFakeProvider(context: ProviderContext): Promise<Back
 }
 
 /** Plays the side that owns the store: an archive in the folder, and one connection that gets an answer. */
-async function prepareContainer(directory: string, behaviour: string): Promise<ContainerHandoff> {
+async function prepareContainer(directory: string, behaviour: string): Promise<readonly HandleToOpen[]> {
   const archivePath = `${directory}/archive.tar`;
   const archive = openSync(archivePath, "wx+", 0o600);
   const handlePath = behaviour === "container-no-handle" ? archivePath : `/proc/${process.pid}/fd/${archive}`;
@@ -144,7 +155,10 @@ async function prepareContainer(directory: string, behaviour: string): Promise<C
     }
     channel.end();
   });
-  return { archivePath: handlePath, socketPath: listener.path, token: listener.token };
+  return [
+    { kind: "file", path: handlePath },
+    { kind: "socket", path: listener.path, firstLine: listener.firstLine },
+  ];
 }
 
 /** Handles above stderr that this process got from the one that started it: sockets, pipes and files. */

@@ -8,7 +8,7 @@ import path from "node:path";
 import { createInterface } from "node:readline";
 import { type LabBackup, until, vmVolumesOf } from "../../../fixtures/lab/index.ts";
 import type { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
-import type { ContainerHandoff, GuestType } from "../../../src/provider/index.ts";
+import type { GuestType, HandleToOpen } from "../../../src/provider/index.ts";
 import { packTree, playArchiver } from "../container/archiver.ts";
 import { processesNaming } from "../programs/processes.ts";
 import { type ScriptOptions, startScript } from "../programs/scripted-pve.ts";
@@ -42,42 +42,42 @@ export interface Hooks extends AsyncDisposable {
 /** The provider itself; the archiver in the container's namespace is played by GNU tar and this class. */
 export class ProviderHooks implements Hooks {
   readonly #provider: DirectoryProvider;
-  #handoff: ContainerHandoff | undefined;
+  #handoff: readonly HandleToOpen[] | undefined;
 
   constructor(node: TestNode) {
     this.#provider = node.provider();
   }
 
   async jobInit(): Promise<void> {
-    await this.#provider.jobInit();
+    await this.#provider.backup.jobInit();
   }
 
   async jobCleanup(): Promise<void> {
-    await this.#provider.jobCleanup(never);
+    await this.#provider.backup.jobCleanup(never);
   }
 
   async backupInit(vmid: number, type: GuestType, epoch: number): Promise<string> {
-    return (await this.#provider.backupInit(vmid, type, epoch, never)).archiveName;
+    return (await this.#provider.backup.backupInit(vmid, type, epoch, never)).archiveName;
   }
 
   async mechanism(vmid: number, type: GuestType): Promise<void> {
-    await this.#provider.backupGetMechanism(vmid, type);
+    await this.#provider.backup.backupGetMechanism(vmid, type);
   }
 
   async query(vmid: number, devices: Sizes): Promise<Record<string, "new" | "use">> {
-    return Object.fromEntries(await this.#provider.backupVmQueryIncremental(vmid, devices, never));
+    return Object.fromEntries(await this.#provider.backup.backupVmQueryIncremental(vmid, devices, never));
   }
 
   async backupVm(vmid: number, config: string, volumes: Volumes, options: CopyOptions = {}): Promise<void> {
     const cancel = new AbortController();
     void options.interrupt?.then(() => cancel.abort(new Error("interrupted by signal")));
     const info = { bandwidthLimit: options.bandwidthLimit ?? 0, firewallConfig: undefined };
-    await this.#provider.backupVm(vmid, Buffer.from(config), vmVolumesOf(volumes), info, cancel.signal);
+    await this.#provider.backup.backupVm(vmid, Buffer.from(config), vmVolumesOf(volumes), info, cancel.signal);
   }
 
   async prepare(vmid: number, tree: string): Promise<void> {
     const info = { directory: tree, sources: ["./"], backupUserId: 0, bandwidthLimit: 0, firewallConfig: undefined };
-    this.#handoff = await this.#provider.backupContainerPrepare(vmid, info, never);
+    this.#handoff = await this.#provider.backup.backupContainerPrepare(vmid, info, never);
   }
 
   async backupContainer(_vmid: number, tree: string, options: CopyOptions = {}): Promise<void> {
@@ -89,11 +89,11 @@ export class ProviderHooks implements Hooks {
   }
 
   async cleanup(vmid: number, type: GuestType | undefined, success: boolean, error?: string): Promise<void> {
-    await this.#provider.backupCleanup(vmid, type, success, error, never);
+    await this.#provider.backup.backupCleanup(vmid, type, success, error, never);
   }
 
   async logFile(vmid: number, file: string): Promise<void> {
-    await this.#provider.backupHandleLogFile(vmid, file);
+    await this.#provider.backup.backupHandleLogFile(vmid, file);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

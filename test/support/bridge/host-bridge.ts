@@ -4,7 +4,8 @@ import { runBridge } from "../../../bridge/run-bridge.ts";
 import { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
 import { HOST_LOCK_TIMING } from "./host-timing.ts";
 
-runBridge(
-  async (context) =>
-    new DirectoryProvider(context, { root: process.env.PVE_BACKUP_HOST_ROOT ?? "", lockTiming: HOST_LOCK_TIMING }),
-);
+const root = process.env.PVE_BACKUP_HOST_ROOT ?? "";
+runBridge({
+  "backup-provider-dir-example": async (context) =>
+    new DirectoryProvider(context, { root, lockTiming: HOST_LOCK_TIMING }),
+});

@@ -2,16 +2,30 @@
 // The archiver of a container's backup, which under PVE works in the container's user namespace: played by the tools.
 import { runTool } from "../../../fixtures/lab/index.ts";
 import { takeHandoff } from "../../../src/directory/container/container-handoff.ts";
-import type { ContainerHandoff } from "../../../src/provider/index.ts";
+import type { HandleToOpen } from "../../../src/provider/index.ts";
 
 const GUEST_CONFIG = "hostname: ct\n";
 
+/** What the Perl side opens of what `backupContainerPrepare` asked for. */
+export interface Handoff {
+  readonly archivePath: string;
+  readonly socketPath: string;
+  readonly token: string;
+}
+
+export function handoffOf([file, socket]: readonly HandleToOpen[]): Handoff {
+  if (file?.kind !== "file" || socket?.kind !== "socket") throw new Error("not a file and a socket");
+  const { token } = JSON.parse(socket.firstLine ?? "{}") as { token: string };
+  return { archivePath: file.path, socketPath: socket.path, token };
+}
+
 /** Fills the archive with `write`, and commits it. @throws what the provider refuses it with */
 export async function playArchiver(
-  { archivePath, socketPath, token }: ContainerHandoff,
+  handles: readonly HandleToOpen[],
   write: (archive: string) => Promise<void>,
   guestConfig = GUEST_CONFIG,
 ): Promise<void> {
+  const { archivePath, socketPath, token } = handoffOf(handles);
   using channel = await takeHandoff(socketPath, token);
   await write(archivePath);
   const config = Buffer.from(guestConfig).toString("base64");

@@ -38,12 +38,12 @@ export async function backUpContainer(
   const tree = path.join(node.dir, `tree-${epoch}`);
   await makeTree(tree);
   await using provider = node.provider(CONTAINER_OPTIONS[format]);
-  await provider.jobInit();
-  const { archiveName } = await provider.backupInit(CT_VMID, "lxc", epoch, never);
+  await provider.backup.jobInit();
+  const { archiveName } = await provider.backup.backupInit(CT_VMID, "lxc", epoch, never);
   const info = { directory: tree, sources: ["./"], backupUserId: 0, bandwidthLimit: 0, firewallConfig: undefined };
-  const handoff = await provider.backupContainerPrepare(CT_VMID, info, never);
+  const handoff = await provider.backup.backupContainerPrepare(CT_VMID, info, never);
   await playArchiver(handoff, (archive) => pack(format, tree, archive), guestConfig);
-  await provider.backupCleanup(CT_VMID, "lxc", true, undefined, never);
-  await provider.jobCleanup(never);
+  await provider.backup.backupCleanup(CT_VMID, "lxc", true, undefined, never);
+  await provider.backup.jobCleanup(never);
   return `backup/${archiveName}`;
 }

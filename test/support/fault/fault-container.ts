@@ -8,6 +8,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { expect } from "vitest";
 import { runTool } from "../../../fixtures/lab/index.ts";
+import { handoffOf } from "../container/archiver.ts";
 import { takeHandoff } from "../../../src/directory/container/container-handoff.ts";
 import { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
 import { leftBelow, MemoryFolder } from "./fault-folder.ts";
@@ -90,7 +91,7 @@ export class ContainerSite implements AsyncDisposable {
     const scfg = { path: path.join(this.dir, "store"), "dir-compression": "none", "lxc-backup-mode": this.#mode };
     const log = (level: string, text: string): void => void this.log.push(`${level}: ${text}`);
     const fileHandles = { nextDirtyRegions: () => Promise.reject(), deallocate: () => Promise.reject() };
-    const context = { storeid: "bk", scfg, nodename: "node1", apiver: 15, log, fileHandles };
+    const context = { storeid: "bk", scfg, nodename: "node1", log, fileHandles };
     return new DirectoryProvider(context, { root: path.join(this.dir, "root") });
   }
 
@@ -114,10 +115,12 @@ export class ContainerSite implements AsyncDisposable {
     let isCommitted = false;
     let message: string | undefined;
     try {
-      await provider.jobInit();
-      await provider.backupInit(VMID, "lxc", epoch, never);
+      await provider.backup.jobInit();
+      await provider.backup.backupInit(VMID, "lxc", epoch, never);
       const info = { directory: this.tree, sources: ["./"], backupUserId: 100_000, bandwidthLimit: 0 };
-      const handoff = await provider.backupContainerPrepare(VMID, { ...info, firewallConfig: FIREWALL }, never);
+      const handoff = handoffOf(
+        await provider.backup.backupContainerPrepare(VMID, { ...info, firewallConfig: FIREWALL }, never),
+      );
       using channel = await takeHandoff(handoff.socketPath, handoff.token);
       await runTool("sh", ["-c", 'cat "$1" > "$2"', "-", this.archive, handoff.archivePath]);
       channel.send(COMMIT);
@@ -129,13 +132,13 @@ export class ContainerSite implements AsyncDisposable {
           message = (answer?.error as { message: string } | undefined)?.message ?? "no answer";
         }
       }
-      if (isCommitted) await provider.backupCleanup(VMID, "lxc", true, undefined, never);
+      if (isCommitted) await provider.backup.backupCleanup(VMID, "lxc", true, undefined, never);
     } catch (error) {
       message = sentenceOf(error);
     }
-    if (message !== undefined) await provider.backupCleanup(VMID, "lxc", false, message, never);
-    await provider.backupHandleLogFile(VMID, path.join(this.dir, "task.log"));
-    await provider.jobCleanup(never);
+    if (message !== undefined) await provider.backup.backupCleanup(VMID, "lxc", false, message, never);
+    await provider.backup.backupHandleLogFile(VMID, path.join(this.dir, "task.log"));
+    await provider.backup.jobCleanup(never);
     return { message, isCommitted };
   }
 
@@ -143,14 +146,14 @@ export class ContainerSite implements AsyncDisposable {
   async expectWhole({ message }: ContainerOutcome): Promise<string[]> {
     if (message !== undefined) expectSentence(message);
     await using provider = this.provider();
-    const listed = await provider.listVolumes(VMID, never);
+    const listed = await provider.storage.listVolumes(VMID, never);
     expect(new Set(listed.map(({ volname }) => volname))).toEqual(this.points);
     const expected = await readFile(this.archive);
     for (const volname of this.points) {
       const folder = path.join(this.dir, "store", volname.replace("backup/", ""));
       const name = this.#mode === "tar" ? "archive.tar" : "archive.sqfs";
       expect(expected.equals(await readFile(path.join(folder, name))), volname).toBe(true);
-      expect(await provider.archiveGetGuestConfig(volname, never)).toEqual(CONFIG);
+      expect(await provider.restore.archiveGetGuestConfig(volname, never)).toEqual(CONFIG);
     }
     return await leftBelow(this.folders);
   }

@@ -196,25 +196,25 @@ async function runJob(
   let isCommitted = false;
   let failure: unknown;
   try {
-    await provider.jobInit();
-    await provider.backupInit(vmid, "qemu", epoch, never);
-    modes = await provider.backupVmQueryIncremental(vmid, guest.devices, never);
+    await provider.backup.jobInit();
+    await provider.backup.backupInit(vmid, "qemu", epoch, never);
+    modes = await provider.backup.backupVmQueryIncremental(vmid, guest.devices, never);
     access = await guest.openBackup({ modes });
     const info = { bandwidthLimit: 0, firewallConfig: Buffer.from("[OPTIONS]\nenable: 1\n") };
-    await provider.backupVm(vmid, Buffer.from(guest.guestConfig), access.vmVolumes(), info, never);
+    await provider.backup.backupVm(vmid, Buffer.from(guest.guestConfig), access.vmVolumes(), info, never);
     isCommitted = true;
     await access.finish(true);
     await using attributes = node.provider();
     const volname = `backup/${vmid}/qemu-${epoch}`;
-    await attributes.updateVolumeAttribute(volname, "notes", `of ${epoch}`, never);
-    await attributes.updateVolumeAttribute(volname, "protected", 1, never);
-    await provider.backupCleanup(vmid, "qemu", true, undefined, never);
+    await attributes.storage.updateVolumeAttribute(volname, "notes", `of ${epoch}`, never);
+    await attributes.storage.updateVolumeAttribute(volname, "protected", 1, never);
+    await provider.backup.backupCleanup(vmid, "qemu", true, undefined, never);
   } catch (error) {
     failure = error;
     await access?.finish(isCommitted);
-    await provider.backupCleanup(vmid, "qemu", false, (error as Error).message, never);
+    await provider.backup.backupCleanup(vmid, "qemu", false, (error as Error).message, never);
   }
-  await provider.backupHandleLogFile(vmid, taskLog);
-  await provider.jobCleanup(never);
+  await provider.backup.backupHandleLogFile(vmid, taskLog);
+  await provider.backup.jobCleanup(never);
   return { error: failure, isCommitted, modes };
 }

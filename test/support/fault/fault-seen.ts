@@ -17,27 +17,27 @@ const context = {
   storeid: "bk",
   scfg: { path: store, "dir-compression": "none" },
   nodename: "node1",
-  apiver: 15,
+
   log: () => undefined,
   fileHandles: { nextDirtyRegions: () => Promise.reject(), deallocate: () => Promise.reject() },
 };
 await writeFile(path.join(dir, "task.log"), "INFO: task log\n");
 faultSwitch.arm([store, path.join(dir, "root")]);
 await using provider = new DirectoryProvider(context, { root: path.join(dir, "root") });
-await provider.jobInit();
-const { archiveName } = await provider.backupInit(100, "qemu", 1000, never);
+await provider.backup.jobInit();
+const { archiveName } = await provider.backup.backupInit(100, "qemu", 1000, never);
 const volume = { size: Number(size), bitmapMode: "none", bitmapName: undefined, nbdPath } as const;
 const info = { bandwidthLimit: 0, firewallConfig: Buffer.from("[OPTIONS]\n") };
-await provider.backupVm(100, Buffer.from("name: vm\n"), new Map([["drive-scsi0", volume]]), info, never);
-await provider.updateVolumeAttribute(`backup/${archiveName}`, "notes", "a note", never);
-await provider.backupCleanup(100, "qemu", true, undefined, never);
-await provider.backupHandleLogFile(100, path.join(dir, "task.log"));
-await provider.backupInit(100, "qemu", 2000, never);
-await provider.backupCleanup(100, "qemu", false, "failed", never);
-await provider.backupHandleLogFile(100, path.join(dir, "task.log"));
-await provider.jobCleanup(never);
-await provider.restoreVmInit(`backup/${archiveName}`, never);
-await provider.restoreVmCleanup(`backup/${archiveName}`);
+await provider.backup.backupVm(100, Buffer.from("name: vm\n"), new Map([["drive-scsi0", volume]]), info, never);
+await provider.storage.updateVolumeAttribute(`backup/${archiveName}`, "notes", "a note", never);
+await provider.backup.backupCleanup(100, "qemu", true, undefined, never);
+await provider.backup.backupHandleLogFile(100, path.join(dir, "task.log"));
+await provider.backup.backupInit(100, "qemu", 2000, never);
+await provider.backup.backupCleanup(100, "qemu", false, "failed", never);
+await provider.backup.backupHandleLogFile(100, path.join(dir, "task.log"));
+await provider.backup.jobCleanup(never);
+await provider.restore.restoreVmInit(`backup/${archiveName}`, never);
+await provider.restore.restoreVmCleanup(`backup/${archiveName}`);
 const runDir = path.join(dir, "root/run/pve-backup-host");
 await using file = await openRegularFile(image);
 const view = await mountSquashfs({ image: file, runDir, mechanism: "squashfuse", signal: never });

@@ -24,9 +24,9 @@ export const guestLockOf = (node: TestNode, vmid: number): string => path.join(n
 export async function sampleLock(node: TestNode): Promise<LockJson> {
   const vmid = 999;
   await using provider = node.provider();
-  await provider.backupInit(vmid, "qemu", 1, never);
+  await provider.backup.backupInit(vmid, "qemu", 1, never);
   const record = JSON.parse(await readFile(guestLockOf(node, vmid), "utf8")) as LockJson;
-  await provider.backupCleanup(vmid, "qemu", false, "it was for its lock only", never);
+  await provider.backup.backupCleanup(vmid, "qemu", false, "it was for its lock only", never);
   await rm(path.join(node.storePath, String(vmid)), { recursive: true });
   return record;
 }

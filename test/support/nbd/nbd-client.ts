@@ -14,15 +14,16 @@ export function openNbd(server: FakeServer, overrides: OpenOverrides = {}): Prom
   return NbdConnection.open({ address: server.address, exportName: "disk", signal: patience(), ...overrides });
 }
 
-/** What a promise rejects with, as a plain object: code and message. */
+/** What a promise rejects with, as a plain object. */
 export async function failureOf(
   promise: Promise<unknown>,
-): Promise<{ code: unknown; message: string; error: unknown }> {
+): Promise<{ name: string; code: unknown; message: string; error: unknown }> {
   try {
     await promise;
   } catch (error) {
     expect(error).toBeInstanceOf(Error);
-    return { code: (error as { code?: unknown }).code, message: (error as Error).message, error };
+    const { name, message } = error as Error;
+    return { name, code: (error as { code?: unknown }).code, message, error };
   }
   throw new Error("it did not fail");
 }

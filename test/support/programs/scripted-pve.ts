@@ -15,15 +15,17 @@ export interface ScriptOptions {
   readonly root: string;
   /** Folder of the shim's Perl modules; default: this checkout's. */
   readonly perlDir?: string;
+  /** Further folders of Perl modules. */
+  readonly perlDirs?: readonly string[];
   readonly env?: Readonly<Record<string, string>>;
 }
 
 export function startScript(
   name: string,
   args: readonly string[],
-  { bridge, root, perlDir = path.join(project, "perl-shim"), env = {} }: ScriptOptions,
+  { bridge, root, perlDir = path.join(project, "perl-shim"), perlDirs = [], env = {} }: ScriptOptions,
 ): ChildProcessWithoutNullStreams {
-  const includes = ["-I", perlDir, "-I", path.join(fixtures, "lib")];
+  const includes = [perlDir, ...perlDirs, path.join(fixtures, "lib")].flatMap((folder) => ["-I", folder]);
   return spawn("perl", ["-T", ...includes, path.join(fixtures, name), ...args], {
     stdio: "pipe",
     env: {

@@ -8,6 +8,7 @@ import { runTool, SeededRandom, seededBytes } from "../../../fixtures/lab/index.
 import { EnvironmentError } from "../../../src/core/index.ts";
 import { takeHandoff } from "../../../src/directory/container/container-handoff.ts";
 import type { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
+import { handoffOf } from "../container/archiver.ts";
 import type { NamedCall } from "../fault/fault-fs.ts";
 import { isFull } from "../fault/full-matrix.ts";
 import { type Attack, namesOf, PLANTS, ShareAttacker } from "./share-attacker.ts";
@@ -22,27 +23,27 @@ export function vmBackup(site: ShareSite, epoch: number, mode: "full" | "increme
     writeFileSync(taskLog, "INFO: task log\n");
     const volname = `backup/${VM}/qemu-${epoch}`;
     try {
-      await provider.jobInit();
-      await provider.backupInit(VM, "qemu", epoch, NEVER);
+      await provider.backup.jobInit();
+      await provider.backup.backupInit(VM, "qemu", epoch, NEVER);
       const sizes = new Map([[DISK, { size: site.disk.sizeBytes }]]);
-      const modes = mode === "full" ? new Map() : await provider.backupVmQueryIncremental(VM, sizes, NEVER);
+      const modes = mode === "full" ? new Map() : await provider.backup.backupVmQueryIncremental(VM, sizes, NEVER);
       const volume = modes.get(DISK) === "use" ? site.reuse : site.disk.volume("none");
       const volumes = new Map([[DISK, volume ?? site.disk.volume("none")]]);
       const info = { bandwidthLimit: 0, firewallConfig: FIREWALL };
       // A job may fail when its point is complete already: then that is what it must hold, too.
       await runTool("cp", [site.disk.file, oracleOf(site, epoch)]);
       site.oracles.set(volname, oracleOf(site, epoch));
-      await provider.backupVm(VM, Buffer.from(guestConfig(epoch)), volumes, info, NEVER);
-      await provider.updateVolumeAttribute(volname, "notes", "a note", NEVER);
-      await provider.updateVolumeAttribute(volname, "protected", 1, NEVER);
-      await provider.backupCleanup(VM, "qemu", true, undefined, NEVER);
+      await provider.backup.backupVm(VM, Buffer.from(guestConfig(epoch)), volumes, info, NEVER);
+      await provider.storage.updateVolumeAttribute(volname, "notes", "a note", NEVER);
+      await provider.storage.updateVolumeAttribute(volname, "protected", 1, NEVER);
+      await provider.backup.backupCleanup(VM, "qemu", true, undefined, NEVER);
       return volname;
     } catch (error) {
-      await provider.backupCleanup(VM, "qemu", false, "it failed", NEVER);
+      await provider.backup.backupCleanup(VM, "qemu", false, "it failed", NEVER);
       throw error;
     } finally {
-      await provider.backupHandleLogFile(VM, taskLog);
-      await provider.jobCleanup(NEVER);
+      await provider.backup.backupHandleLogFile(VM, taskLog);
+      await provider.backup.jobCleanup(NEVER);
     }
   };
 }
@@ -55,11 +56,13 @@ export function containerBackup(site: ShareSite, epoch: number): Job {
     const archive = path.join(site.dir, "archive.made");
     if (!existsSync(archive)) await makeArchive(site, archive);
     try {
-      await provider.jobInit();
-      await provider.backupInit(CT, "lxc", epoch, NEVER);
+      await provider.backup.jobInit();
+      await provider.backup.backupInit(CT, "lxc", epoch, NEVER);
       site.oracles.set(`backup/${CT}/lxc-${epoch}`, archive);
       const info = { directory: site.dir, sources: ["./"], backupUserId: 100_000, bandwidthLimit: 0 };
-      const handoff = await provider.backupContainerPrepare(CT, { ...info, firewallConfig: FIREWALL }, NEVER);
+      const handoff = handoffOf(
+        await provider.backup.backupContainerPrepare(CT, { ...info, firewallConfig: FIREWALL }, NEVER),
+      );
       using channel = await takeHandoff(handoff.socketPath, handoff.token);
       await runTool("sh", ["-c", 'cat "$1" > "$2"', "-", archive, handoff.archivePath]);
       channel.send({ commit: { files: 13, bytes: 100, warnings: 0, "guest-config": CT_CONFIG.toString("base64") } });
@@ -70,14 +73,14 @@ export function containerBackup(site: ShareSite, epoch: number): Job {
           throw new EnvironmentError((answer?.error as Error | undefined)?.message ?? "Cannot hear an answer");
         break;
       }
-      await provider.backupCleanup(CT, "lxc", true, undefined, NEVER);
+      await provider.backup.backupCleanup(CT, "lxc", true, undefined, NEVER);
       return handoff;
     } catch (error) {
-      await provider.backupCleanup(CT, "lxc", false, "it failed", NEVER);
+      await provider.backup.backupCleanup(CT, "lxc", false, "it failed", NEVER);
       throw error;
     } finally {
-      await provider.backupHandleLogFile(CT, taskLog);
-      await provider.jobCleanup(NEVER);
+      await provider.backup.backupHandleLogFile(CT, taskLog);
+      await provider.backup.jobCleanup(NEVER);
     }
   };
 }
@@ -93,16 +96,16 @@ async function makeArchive(site: ShareSite, archive: string): Promise<void> {
 /** A restore of the VM as qmrestore does it. @returns everything that it gets to see */
 export function vmRestore(volname: string): Job {
   return async (provider) => {
-    const output: unknown[] = [await provider.restoreGetMechanism(volname, NEVER)];
+    const output: unknown[] = [await provider.restore.restoreGetMechanism(volname, NEVER)];
     try {
-      output.push(await provider.restoreVmInit(volname, NEVER));
-      output.push(await provider.archiveGetGuestConfig(volname, NEVER));
-      output.push(await provider.archiveGetFirewallConfig(volname, NEVER));
-      const { qemuImgPath } = await provider.restoreVmVolumeInit(volname, DISK, NEVER);
+      output.push(await provider.restore.restoreVmInit(volname, NEVER));
+      output.push(await provider.restore.archiveGetGuestConfig(volname, NEVER));
+      output.push(await provider.restore.archiveGetFirewallConfig(volname, NEVER));
+      const { qemuImgPath } = await provider.restore.restoreVmVolumeInit(volname, DISK, NEVER);
       output.push((await readFile(qemuImgPath)).toString("latin1"));
-      await provider.restoreVmVolumeCleanup(volname, DISK);
+      await provider.restore.restoreVmVolumeCleanup(volname, DISK);
     } finally {
-      await provider.restoreVmCleanup(volname);
+      await provider.restore.restoreVmCleanup(volname);
     }
     return output;
   };
@@ -111,29 +114,29 @@ export function vmRestore(volname: string): Job {
 /** Of a container: the archive is read by whoever asked. */
 export function containerRestore(volname: string): Job {
   return async (provider) => {
-    const output: unknown[] = [await provider.restoreGetMechanism(volname, NEVER)];
+    const output: unknown[] = [await provider.restore.restoreGetMechanism(volname, NEVER)];
     try {
-      const offer = (await provider.restoreContainerInit(volname, NEVER)) as { tarPath?: string };
-      output.push(await provider.archiveGetGuestConfig(volname, NEVER));
-      output.push(await provider.archiveGetFirewallConfig(volname, NEVER));
+      const offer = (await provider.restore.restoreContainerInit(volname, NEVER)) as { tarPath?: string };
+      output.push(await provider.restore.archiveGetGuestConfig(volname, NEVER));
+      output.push(await provider.restore.archiveGetFirewallConfig(volname, NEVER));
       if (offer.tarPath !== undefined) output.push((await readFile(offer.tarPath)).toString("latin1"));
     } finally {
-      await provider.restoreContainerCleanup(volname);
+      await provider.restore.restoreContainerCleanup(volname);
     }
     return output;
   };
 }
 
-export const listAll: Job = async (provider: DirectoryProvider) => await provider.listVolumes(undefined, NEVER);
+export const listAll: Job = async (provider: DirectoryProvider) => await provider.storage.listVolumes(undefined, NEVER);
 
 /** Notes and protection of a point, written and read; and what the GUI asks. */
 export function attributes(volname: string): Job {
   return async (provider) => {
-    await provider.updateVolumeAttribute(volname, "notes", "another note", NEVER);
-    await provider.updateVolumeAttribute(volname, "protected", 1, NEVER);
-    const notes = await provider.getVolumeAttribute(volname, "notes", NEVER);
-    const isProtected = await provider.getVolumeAttribute(volname, "protected", NEVER);
-    return [notes, isProtected, await provider.volumeInfo(volname, NEVER)];
+    await provider.storage.updateVolumeAttribute(volname, "notes", "another note", NEVER);
+    await provider.storage.updateVolumeAttribute(volname, "protected", 1, NEVER);
+    const notes = await provider.storage.getVolumeAttribute(volname, "notes", NEVER);
+    const isProtected = await provider.storage.getVolumeAttribute(volname, "protected", NEVER);
+    return [notes, isProtected, await provider.storage.volumeInfo(volname, NEVER)];
   };
 }
 
@@ -142,10 +145,10 @@ export function failedJob(site: ShareSite, epoch: number): Job {
   return async (provider) => {
     const taskLog = path.join(site.dir, "task.log");
     writeFileSync(taskLog, "INFO: task log\n");
-    await provider.backupInit(VM, "qemu", epoch, NEVER).catch(() => undefined); // the next call is what is looked at
-    await provider.backupCleanup(VM, "qemu", false, "it failed", NEVER);
-    await provider.backupHandleLogFile(VM, taskLog);
-    await provider.jobCleanup(NEVER);
+    await provider.backup.backupInit(VM, "qemu", epoch, NEVER).catch(() => undefined); // the next call is what is looked at
+    await provider.backup.backupCleanup(VM, "qemu", false, "it failed", NEVER);
+    await provider.backup.backupHandleLogFile(VM, taskLog);
+    await provider.backup.jobCleanup(NEVER);
   };
 }
 

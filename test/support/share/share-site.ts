@@ -119,7 +119,7 @@ export class ShareSite implements AsyncDisposable {
     const log = (level: string, text: string): void => void this.log.push(`${level}: ${text}`);
     const fileHandles = { nextDirtyRegions: () => Promise.reject(), deallocate: () => Promise.reject() };
     const all = { ...section, "dir-device-view": "fuse", ...scfg };
-    const context = { storeid: "bk", scfg: all, nodename: "node1", apiver: 15, log, fileHandles };
+    const context = { storeid: "bk", scfg: all, nodename: "node1", log, fileHandles };
     const timeouts = { connectTimeoutMs: 5_000, replyTimeoutMs: 5_000 };
     return new DirectoryProvider(context, { root: this.root, timeouts, lockTiming: this.timing });
   }
@@ -201,7 +201,7 @@ export class ShareSite implements AsyncDisposable {
     this.host.look();
     await using provider = this.provider();
     for (const vmid of [VM, CT]) {
-      const listed = await provider.listVolumes(vmid, NEVER).catch((error: unknown) => {
+      const listed = await provider.storage.listVolumes(vmid, NEVER).catch((error: unknown) => {
         sentenceOf(error);
         return [];
       });
@@ -226,31 +226,31 @@ export class ShareSite implements AsyncDisposable {
   async #expectVm(provider: DirectoryProvider, volname: string): Promise<void> {
     const oracle = this.oracles.get(volname);
     if (oracle === undefined) throw new Error(`${volname} is listed, and nobody made it`);
-    const devices = await provider.restoreVmInit(volname, NEVER);
+    const devices = await provider.restore.restoreVmInit(volname, NEVER);
     try {
-      expect((await provider.archiveGetGuestConfig(volname, NEVER)).toString()).toBe(
+      expect((await provider.restore.archiveGetGuestConfig(volname, NEVER)).toString()).toBe(
         guestConfig(this.epochOf(volname)),
       );
-      const { qemuImgPath } = await provider.restoreVmVolumeInit(volname, DISK, NEVER);
+      const { qemuImgPath } = await provider.restore.restoreVmVolumeInit(volname, DISK, NEVER);
       const raw = readFileSync(qemuImgPath);
       expect(raw.equals(readFileSync(oracle)), `disk of ${volname}`).toBe(true);
       expect([...devices]).toEqual([[DISK, { size: DISK_BYTES }]]);
     } finally {
-      await provider.restoreVmCleanup(volname);
+      await provider.restore.restoreVmCleanup(volname);
     }
   }
 
   async #expectContainer(provider: DirectoryProvider, volname: string): Promise<void> {
     const oracle = this.oracles.get(volname);
     if (oracle === undefined) throw new Error(`${volname} is listed, and nobody made it`);
-    const offer = await provider.restoreContainerInit(volname, NEVER);
+    const offer = await provider.restore.restoreContainerInit(volname, NEVER);
     try {
-      expect(await provider.archiveGetGuestConfig(volname, NEVER)).toEqual(CT_CONFIG);
+      expect(await provider.restore.archiveGetGuestConfig(volname, NEVER)).toEqual(CT_CONFIG);
       const { tarPath } = offer as { tarPath?: string };
       if (tarPath === undefined) throw new Error("no tar archive is on offer");
       expect(readFileSync(tarPath).equals(readFileSync(oracle)), `archive of ${volname}`).toBe(true);
     } finally {
-      await provider.restoreContainerCleanup(volname);
+      await provider.restore.restoreContainerCleanup(volname);
     }
   }
 

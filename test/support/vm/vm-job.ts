@@ -97,7 +97,7 @@ export class TestNode implements AsyncDisposable {
           ...scfg,
         },
         nodename: "node1",
-        apiver: 15,
+
         log,
         fileHandles: {
           nextDirtyRegions: async (device, max, timeoutMs) => await perlSide().nextDirtyRegions(device, max, timeoutMs),
@@ -135,10 +135,10 @@ export async function backUp(node: TestNode, guest: LabGuest, options: JobOption
     if (options.failAt === at) throw new InjectedFailure(`injected at ${at}`);
   };
   try {
-    await provider.jobInit();
-    const { archiveName } = await provider.backupInit(vmid, "qemu", options.epoch, never);
+    await provider.backup.jobInit();
+    const { archiveName } = await provider.backup.backupInit(vmid, "qemu", options.epoch, never);
     mayFail("backup_init");
-    modes = await provider.backupVmQueryIncremental(vmid, guest.devices, never);
+    modes = await provider.backup.backupVmQueryIncremental(vmid, guest.devices, never);
     await options.afterQuery?.();
     mayFail("query");
     access = await guest.openBackup({
@@ -151,7 +151,7 @@ export async function backUp(node: TestNode, guest: LabGuest, options: JobOption
     const signal = AbortSignal.any([cancel.signal, options.signal ?? never]);
     node.handedOver = await options.handOver?.(access);
     const volumes = node.handedOver?.volumes ?? access.vmVolumes();
-    const backup = provider.backupVm(vmid, Buffer.from(guest.guestConfig), volumes, info, signal);
+    const backup = provider.backup.backupVm(vmid, Buffer.from(guest.guestConfig), volumes, info, signal);
     if (options.failAt === "backup_vm") setTimeout(() => cancel.abort(new InjectedFailure("cancelled")), 15).unref();
     const [copied, meanwhile] = await Promise.allSettled([backup, options.during?.()]);
     if (copied.status === "rejected") throw copied.reason;
@@ -159,18 +159,18 @@ export async function backUp(node: TestNode, guest: LabGuest, options: JobOption
     await node.handedOver?.[Symbol.asyncDispose]();
     await access.finish(true); // PVE tells QEMU "success" as soon as backup_vm has returned
     mayFail("after_backup_vm");
-    await provider.backupCleanup(vmid, "qemu", true, undefined, never);
+    await provider.backup.backupCleanup(vmid, "qemu", true, undefined, never);
     volname = `backup/${archiveName}`;
   } catch (error) {
     failure = error;
     await node.handedOver?.[Symbol.asyncDispose]();
     await access?.finish(false);
-    await provider.backupCleanup(vmid, "qemu", false, String(error), never);
+    await provider.backup.backupCleanup(vmid, "qemu", false, String(error), never);
   }
   const taskLog = path.join(node.dir, "task.log");
   await writeFile(taskLog, "INFO: task log\n");
-  await provider.backupHandleLogFile(vmid, taskLog);
-  await provider.jobCleanup(never);
+  await provider.backup.backupHandleLogFile(vmid, taskLog);
+  await provider.backup.jobCleanup(never);
   return { volname, error: failure, modes, oracles: access?.oracles ?? new Map(), log: node.log.slice(logStart) };
 }
 
@@ -181,27 +181,27 @@ export async function restore(
   take: (device: string, rawPath: string, sizeBytes: number) => Promise<void>,
 ): Promise<{ guestConfig: Buffer; firewallConfig: Buffer | undefined; devices: string[] }> {
   await using provider = node.provider();
-  await provider.restoreGetMechanism(volname, never);
+  await provider.restore.restoreGetMechanism(volname, never);
   try {
-    const devices = await provider.restoreVmInit(volname, never);
-    const guestConfig = await provider.archiveGetGuestConfig(volname, never);
-    const firewallConfig = await provider.archiveGetFirewallConfig(volname, never);
+    const devices = await provider.restore.restoreVmInit(volname, never);
+    const guestConfig = await provider.restore.archiveGetGuestConfig(volname, never);
+    const firewallConfig = await provider.restore.archiveGetFirewallConfig(volname, never);
     for (const [device, { size }] of devices) {
-      const { qemuImgPath } = await provider.restoreVmVolumeInit(volname, device, never);
+      const { qemuImgPath } = await provider.restore.restoreVmVolumeInit(volname, device, never);
       try {
         await take(device, qemuImgPath, size);
       } finally {
-        await provider.restoreVmVolumeCleanup(volname, device);
+        await provider.restore.restoreVmVolumeCleanup(volname, device);
       }
     }
     return { guestConfig, firewallConfig, devices: [...devices.keys()] };
   } finally {
-    await provider.restoreVmCleanup(volname);
+    await provider.restore.restoreVmCleanup(volname);
   }
 }
 
 /** Volume names of everything that is listed. */
 export async function list(node: TestNode, vmid: number): Promise<string[]> {
   await using provider = node.provider();
-  return (await provider.listVolumes(vmid, never)).map((entry) => entry.volname);
+  return (await provider.storage.listVolumes(vmid, never)).map((entry) => entry.volname);
 }

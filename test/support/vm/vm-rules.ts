@@ -83,9 +83,9 @@ export async function openJob(
   options: { readonly epoch: number } & Pick<BackupOptions, "oracleDir" | "fleecingBytes" | "storeid">,
 ): Promise<{ archiveName: string; access: LabBackup }> {
   const { epoch, ...access } = options;
-  await provider.jobInit();
-  const { archiveName } = await provider.backupInit(guest.vmid, "qemu", epoch, never);
-  const modes = await provider.backupVmQueryIncremental(guest.vmid, guest.devices, never);
+  await provider.backup.jobInit();
+  const { archiveName } = await provider.backup.backupInit(guest.vmid, "qemu", epoch, never);
+  const modes = await provider.backup.backupVmQueryIncremental(guest.vmid, guest.devices, never);
   return { archiveName, access: await guest.openBackup({ modes, ...access }) };
 }
 
@@ -98,7 +98,7 @@ export async function copyDisks(
   signal: AbortSignal = never,
 ): Promise<void> {
   const info = { bandwidthLimit, firewallConfig: undefined };
-  await provider.backupVm(guest.vmid, Buffer.from(guest.guestConfig), access.vmVolumes(), info, signal);
+  await provider.backup.backupVm(guest.vmid, Buffer.from(guest.guestConfig), access.vmVolumes(), info, signal);
 }
 
 /** What `promise` was rejected with, as an error of ours; fails if it was not. */

@@ -1,24 +1,29 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { describe, expect, it, vi } from "vitest";
-import { Dispatcher, PROTOCOL_VERSION, type ProviderFactory } from "../../../bridge/dispatcher.ts";
+import { Dispatcher, PROTOCOL_VERSION } from "../../../bridge/dispatcher.ts";
 import { PROVIDER_METHODS } from "../../../bridge/methods.ts";
 import { CancelledError } from "../../../src/core/index.ts";
-import type { BackupProvider } from "../../../src/provider/backup-provider.ts";
+import type { BackupHooks, ProviderFactory } from "../../../src/provider/index.ts";
 import { createFakeProvider } from "../../support/bridge/fake-provider.ts";
 
-const hello = { "protocol-version": PROTOCOL_VERSION, storeid: "bk", scfg: {}, apiver: 15, nodename: "pve" };
+const TYPE = "some-type";
+const hello = { "protocol-version": PROTOCOL_VERSION, storeid: "bk", type: TYPE, scfg: {}, nodename: "pve" };
 const never = new AbortController().signal;
 
 function start(createProvider: ProviderFactory = createFakeProvider) {
   const lines: string[] = [];
   const fileHandles = { nextDirtyRegions: vi.fn(), deallocate: vi.fn() };
   const log = (level: string, message: string) => void lines.push(`${level}: ${message}`);
-  return { dispatcher: new Dispatcher({ createProvider, log, fileHandles }), lines };
+  return { dispatcher: new Dispatcher({ providers: { [TYPE]: createProvider }, log, fileHandles }), lines };
 }
 
 /** A provider that is the test double, but for these members. */
-function withMembers(members: Partial<BackupProvider>): ProviderFactory {
-  return async (context) => Object.assign(await createFakeProvider(context), members);
+function withMembers(backup: Partial<BackupHooks>, dispose?: () => Promise<void>): ProviderFactory {
+  return async (context) => {
+    const provider = await createFakeProvider(context);
+    const ending = dispose === undefined ? {} : { [Symbol.asyncDispose]: dispose };
+    return { ...provider, backup: { ...provider.backup, ...backup }, ...ending };
+  };
 }
 
 describe("Dispatcher.dispatch()", () => {
@@ -32,7 +37,7 @@ describe("Dispatcher.dispatch()", () => {
   it("refuses a second initialize", async () => {
     const { dispatcher } = start();
     await dispatcher.dispatch("initialize", hello, never);
-    await expect(dispatcher.dispatch("initialize", hello, never)).rejects.toThrow("initialized already");
+    await expect(dispatcher.dispatch("initialize", hello, never)).rejects.toThrow("already initialized");
   });
 
   it("names both versions and the remedy for another protocol, whatever else is in the params", async () => {
@@ -41,7 +46,7 @@ describe("Dispatcher.dispatch()", () => {
       dispatcher.dispatch("initialize", { "protocol-version": 7, nonsense: 1 }, never),
     ).rejects.toMatchObject({
       code: "PROTOCOL_VERSION",
-      message: "Cannot initialize the backup bridge: it speaks protocol version 2, the Perl side 7",
+      message: "Cannot initialize the backup bridge: it speaks protocol version 3, the Perl side 7",
       hint: expect.stringContaining("restart"),
     });
   });
@@ -74,6 +79,11 @@ describe("Dispatcher.dispatch()", () => {
     ["backup_init", { vmid: 100, vmtype: "qemu" }, /must have required property 'start-time'/],
     ["job_init", { "start-time": 1, x: 1 }, /unknown parameter "x"/],
     ["restore_vm_init", { volname: "backup/100/qemu-1/../../x" }, /volname is "backup/],
+    ["restore_vm_init", { volname: "backup/a/./b" }, /volname is "backup/],
+    ["restore_vm_init", { volname: "backup//etc" }, /volname is "backup/],
+    ["restore_vm_init", { volname: "100/qemu-1" }, /volname is "100/],
+    ["prune_backups", { keep: { "keep-sometimes": 1 }, dryrun: true }, /unknown parameter "keep-sometimes"/],
+    ["prune_backups", { keep: { "keep-last": -1 }, dryrun: true }, /keep-last is -1/],
     ["restore_vm_volume_init", { volname: "backup/100/qemu-1", "device-name": "../x" }, /device-name is "..\/x"/],
     ["backup_vm", { vmid: 100, "guest-config": "ä", volumes: {}, info: {} }, /guest-config is "ä"/],
     ["backup_vm_query_incremental", { vmid: 100, volumes: { "a\0b": { size: 1 } } }, /name "a\\u0000b"/],
@@ -112,19 +122,42 @@ describe("Dispatcher.dispatch()", () => {
   });
 });
 
+describe("the provider table", () => {
+  it.each(["unknown-type", "toString", "constructor"])("has one clear error for the storage type %j", async (type) => {
+    const { dispatcher } = start();
+    await expect(
+      dispatcher.dispatch("initialize", { ...hello, type: type.toLowerCase() }, never),
+    ).rejects.toMatchObject({
+      code: "INVALID_PARAMS",
+      message: `Cannot serve storage "bk": there is no provider for the storage type "${type.toLowerCase()}"`,
+    });
+  });
+
+  it("chooses by the storage type", async () => {
+    const [one, two] = [vi.fn(createFakeProvider), vi.fn(createFakeProvider)];
+    const fileHandles = { nextDirtyRegions: vi.fn(), deallocate: vi.fn() };
+    const dispatcher = new Dispatcher({ providers: { one, two }, log: () => undefined, fileHandles });
+    await dispatcher.dispatch("initialize", { ...hello, type: "two" }, never);
+    await dispatcher.dispatch("job_cleanup", {}, never);
+    expect([one.mock.calls.length, two.mock.calls.length]).toEqual([0, 1]);
+  });
+});
+
 describe("Dispatcher.end()", () => {
   it("aborts what runs, waits for it, and only then disposes the provider", async () => {
     const events: string[] = [];
     const { dispatcher } = start(
-      withMembers({
-        jobCleanup: async (signal) => {
-          await new Promise((resolve) => signal.addEventListener("abort", resolve));
-          await new Promise((resolve) => setTimeout(resolve, 20));
-          events.push(`cleaned up after: ${(signal.reason as Error).message}`);
-          signal.throwIfAborted();
+      withMembers(
+        {
+          jobCleanup: async (signal) => {
+            await new Promise((resolve) => signal.addEventListener("abort", resolve));
+            await new Promise((resolve) => setTimeout(resolve, 20));
+            events.push(`cleaned up after: ${(signal.reason as Error).message}`);
+            signal.throwIfAborted();
+          },
         },
-        [Symbol.asyncDispose]: async () => void events.push("disposed"),
-      }),
+        async () => void events.push("disposed"),
+      ),
     );
     await dispatcher.dispatch("initialize", hello, never);
     const running = dispatcher.dispatch("job_cleanup", {}, never).catch((error: unknown) => error);
@@ -137,7 +170,7 @@ describe("Dispatcher.end()", () => {
 
   it("is what shutdown does", async () => {
     const dispose = vi.fn(async () => {});
-    const { dispatcher } = start(withMembers({ [Symbol.asyncDispose]: dispose }));
+    const { dispatcher } = start(withMembers({}, dispose));
     await dispatcher.dispatch("initialize", hello, never);
     await dispatcher.dispatch("job_cleanup", {}, never);
     expect(await dispatcher.dispatch("shutdown", {}, never)).toBeNull();

@@ -43,8 +43,8 @@ describe("parseConfig()", () => {
     ["dir-compression", "gzip"],
     ["dir-compression", ["zstd"]],
     ["dir-device-view", "nbdfuse"],
-  ])("refuses %s = %j and names what is wanted", (option, value) => {
-    const text = `Cannot use "${option}" of the storage: its value is ${JSON.stringify(value)}, wanted one of `;
+  ])("refuses %s = %j and names what is expected", (option, value) => {
+    const text = `Cannot use "${option}" of the storage: its value is ${JSON.stringify(value)}, expected one of `;
     expect(() => parseConfig({ path, [option]: value })).toThrow(text);
   });
 
@@ -57,25 +57,25 @@ describe("parseConfig()", () => {
   });
 
   it.each([4, 3601, 5.5, -300, "", "5s", "1e3", "0x10", true, [300]])("refuses dir-nbd-timeout %j", (value) => {
-    const text = `Cannot use "dir-nbd-timeout" of the storage: its value is ${JSON.stringify(value)}, wanted a number of seconds from 5 to 3600`;
+    const text = `Cannot use "dir-nbd-timeout" of the storage: its value is ${JSON.stringify(value)}, expected a number of seconds from 5 to 3600`;
     expect(() => parseConfig({ path, "dir-nbd-timeout": value })).toThrow(text);
   });
 
   it("refuses an option it does not know: a typing error must not pass for a default", () => {
     expect(() => parseConfig({ path, "vm-backup-mod": "incremental" })).toThrow(
-      /^Cannot use option "vm-backup-mod" of the storage: it is unknown, wanted one of .*vm-backup-mode/,
+      /^Cannot use option "vm-backup-mod" of the storage: it is unknown, expected one of .*vm-backup-mode/,
     );
     expect(() => parseConfig({ path, constructor: "x" })).toThrow(/unknown/);
   });
 
   it.each([undefined, "", "backup", "./x", 5, "/a\0b"])("refuses the path %j", (odd) => {
-    expect(() => parseConfig({ path: odd })).toThrow(/Cannot use the storage path .*: wanted an absolute path$/);
+    expect(() => parseConfig({ path: odd })).toThrow(/Cannot use the storage path .*: expected an absolute path$/);
   });
 });
 
 describe("new DirectoryProvider()", () => {
   it("refuses a bad section before anything is done", () => {
-    const context = { storeid: "bk", nodename: "n", apiver: 15, log: () => undefined };
+    const context = { storeid: "bk", nodename: "n", log: () => undefined };
     expect(() => new DirectoryProvider({ ...context, scfg: { path, "vm-backup-mode": "often" } })).toThrow(/often/);
   });
 });

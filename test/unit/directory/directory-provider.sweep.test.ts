@@ -31,7 +31,7 @@ beforeEach(async () => {
   }
   warnings = [];
   const context = {
-    ...{ storeid: "bk", nodename: "node1", apiver: 15 },
+    ...{ storeid: "bk", nodename: "node1" },
     scfg: { path: path.join(dir, "store"), "dir-compression": "none" },
     log: (level: string, message: string): void => void (level === "warn" && warnings.push(message)),
   };
@@ -47,20 +47,20 @@ afterEach(async () => {
 
 describe("a folder that cannot be swept", () => {
   it("is warned of by the restore of a VM", async () => {
-    await expect(provider.restoreVmInit("backup/100/qemu-1700000000", never)).rejects.toThrow(
+    await expect(provider.restore.restoreVmInit("backup/100/qemu-1700000000", never)).rejects.toThrow(
       /: there is no such backup$/,
     );
   });
 
   it("is warned of by the restore of a container", async () => {
     const volname = "backup/101/lxc-1700000000";
-    await expect(provider.restoreContainerInit(volname, never)).rejects.toThrow(/: there is no such backup$/);
+    await expect(provider.restore.restoreContainerInit(volname, never)).rejects.toThrow(/: there is no such backup$/);
   });
 
   it("is warned of by the backup of a container, which goes on", async () => {
-    await provider.backupInit(101, "lxc", 1_700_000_000, never);
+    await provider.backup.backupInit(101, "lxc", 1_700_000_000, never);
     const info = { directory: dir, sources: ["./"], backupUserId: 0, bandwidthLimit: 0, firewallConfig: undefined };
-    const { socketPath } = await provider.backupContainerPrepare(101, info, never);
-    expect(socketPath).toMatch(/\/handoff-\d+-0\/sock$/);
+    const [, socket] = await provider.backup.backupContainerPrepare(101, info, never);
+    expect(socket?.path).toMatch(/\/handoff-\d+-0\/sock$/);
   });
 });

@@ -27,7 +27,7 @@ describe("aborting", () => {
     finish();
     expect((await failureOf(reading)).error).toBe(reason);
     expect(await failureOf(other)).toMatchObject({
-      code: "NBD_CONNECTION",
+      name: "NbdConnectionError",
       message: expect.stringMatching(/was cancelled/),
     });
     await new Promise((resolve) => setTimeout(resolve, 50));

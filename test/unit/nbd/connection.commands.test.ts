@@ -119,7 +119,7 @@ describe("NbdConnection.write()", () => {
       peer.send(simpleReply(request.cookie, 28));
     });
     const failure = await failureOf(talk.connection.write(0, Buffer.alloc(512), patience()));
-    expect(failure).toMatchObject({ code: "NBD_SERVER", error: { errno: "ENOSPC" } });
+    expect(failure).toMatchObject({ name: "NbdServerError", error: { errno: "ENOSPC" } });
   });
 });
 

@@ -142,7 +142,7 @@ describe("NbdConnection[Symbol.asyncDispose]()", () => {
     const reading = talk.connection.read(0, Buffer.alloc(512), patience());
     const outcome = failureOf(reading);
     await talk.connection[Symbol.asyncDispose]();
-    expect(await outcome).toMatchObject({ code: "NBD_CONNECTION", message: expect.stringMatching(/closed here/) });
+    expect(await outcome).toMatchObject({ name: "NbdConnectionError", message: expect.stringMatching(/closed here/) });
   });
 });
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { describe, expect, it } from "vitest";
 import type { Extent } from "../../../src/block/index.ts";
-import type { FileHandleCalls } from "../../../src/provider/backup-provider.ts";
+import type { FileHandleCalls } from "../../../src/provider/index.ts";
 import { mustBeWhole, mustMatchBitmap, REGIONS_PER_BATCH, reportedRegions } from "../../../src/source/dirty-regions.ts";
 
 const DISK = "drive-scsi0";

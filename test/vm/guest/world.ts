@@ -47,26 +47,26 @@ export class Restore implements AsyncDisposable {
     this.#volname = volname;
     const scfg = { path: GUEST_STORE, "dir-device-view": view };
     const log = (level: string, message: string): void => void this.log.push(`${level}: ${message}`);
-    this.#provider = new DirectoryProvider({ storeid: STOREID, scfg, nodename: "node1", apiver: 15, log });
+    this.#provider = new DirectoryProvider({ storeid: STOREID, scfg, nodename: "node1", log });
   }
 
   static async begin(point: ExpectedPoint, view: DeviceView): Promise<Restore> {
     const restore = new Restore(point.volname, view);
-    await restore.#provider.restoreGetMechanism(point.volname, never);
-    await restore.#provider.restoreVmInit(point.volname, never);
+    await restore.#provider.restore.restoreGetMechanism(point.volname, never);
+    await restore.#provider.restore.restoreVmInit(point.volname, never);
     return restore;
   }
 
   async offer(device: string): Promise<string> {
-    return (await this.#provider.restoreVmVolumeInit(this.#volname, device, never)).qemuImgPath;
+    return (await this.#provider.restore.restoreVmVolumeInit(this.#volname, device, never)).qemuImgPath;
   }
 
   async withdraw(device: string): Promise<void> {
-    await this.#provider.restoreVmVolumeCleanup(this.#volname, device);
+    await this.#provider.restore.restoreVmVolumeCleanup(this.#volname, device);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#provider.restoreVmCleanup(this.#volname);
+    await this.#provider.restore.restoreVmCleanup(this.#volname);
     await this.#provider[Symbol.asyncDispose]();
   }
 }

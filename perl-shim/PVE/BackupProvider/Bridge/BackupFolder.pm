@@ -32,7 +32,7 @@ sub activate {
     die "$failed: \"$state->{'mount-point'}\" must be a mount point, but nothing is mounted there\n"
         if !$state->{'is-mounted'};
     return if $state->{'is-folder'};
-    die "$failed: \"$path\" is no folder\n" if $state->{exists};
+    die "$failed: \"$path\" is not a directory\n" if $state->{exists};
     die "$failed: \"$path\" does not exist, and create-base-path is off\n"
         if !($scfg->{'create-base-path'} // 1);
 
@@ -102,7 +102,7 @@ sub create {
     my ($path) = @_;
 
     my @names = grep { $_ ne '' && $_ ne '.' } split(m!/!, $path);
-    my $name = pop(@names) // return 'it is the root folder';
+    my $name = pop(@names) // return 'it is the root directory';
     my $above = '';
     my $handle = open_folder('/') or return "$!";
     for my $part (@names) {
@@ -111,8 +111,8 @@ sub create {
         $above .= "/$part";
         if (!$next) {
             my $error = $!;
-            return "\"$above\" is a symbolic link: create the folder yourself" if -l $part;
-            return 'the folder above it does not exist, and only the last part of the path is ever created'
+            return "\"$above\" is a symbolic link: create the directory yourself" if -l $part;
+            return 'the directory above it does not exist, and only the last part of the path is ever created'
                 if $error == ENOENT;
             return "\"$above\": $error";
         }
@@ -122,12 +122,12 @@ sub create {
     if (!mkdir($name, FOLDER_MODE)) {
         return 'the file system is read-only' if $! == EROFS;
         return "$!" if $! != EEXIST;
-        return "\"$path\" is a symbolic link: create the folder yourself" if -l $name;
-        return 'it is no folder' if !-d _;
+        return "\"$path\" is a symbolic link: create the directory yourself" if -l $name;
+        return 'it already exists and is not a directory' if !-d _;
     }
     # Else a power cut could take the new folder away, with all that was stored in it. Some file systems cannot
     # sync a folder, and say so.
-    return "the folder above it cannot be synced: $!" if !$handle->sync() && $! != EINVAL && $! != EBADF;
+    return "the directory above it cannot be synced: $!" if !$handle->sync() && $! != EINVAL && $! != EBADF;
     return 'ok';
 }
 

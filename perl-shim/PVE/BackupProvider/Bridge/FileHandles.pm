@@ -63,7 +63,7 @@ sub next_dirty_regions {
     return { regions => \@regions, done => JSON::false };
 }
 
-# Not being able to give ranges up is no reason to lose the backup: (undef, why). A signal that comes
+# A failure to deallocate does not end the backup: (undef, why). A signal that comes
 # meanwhile must not look like that; its handler runs afterwards, and may die.
 sub deallocate {
     my ($handle, $ranges) = @_;

@@ -35,7 +35,7 @@ sub feed {
     return;
 }
 
-# The next complete message, or undef as long as bytes are missing; dies if they are no message.
+# The next complete message, or undef as long as bytes are missing; dies if they are not a message.
 sub next_message {
     my ($self) = @_;
 
@@ -52,8 +52,8 @@ sub next_message {
 
     my $body = substr($self->{buffer}, 0, delete($self->{body_length}), '');
     my $message = eval { $json->decode($body) };
-    die "a message is no JSON\n" if $@;
-    die "a message is no object\n" if ref($message) ne 'HASH';
+    die "a message is not valid JSON\n" if $@;
+    die "a message is not an object\n" if ref($message) ne 'HASH';
     return $message;
 }
 

@@ -13,9 +13,9 @@ use constant OLDEST_NODE => '20.19';
 sub find {
     my $node = _program('PVE_BACKUP_HOST_NODE', DEFAULT_NODE);
     my $bridge = _program('PVE_BACKUP_HOST_BRIDGE', DEFAULT_BRIDGE);
-    die "Cannot start Node.js: no $node; install the package nodejs (@{[OLDEST_NODE]} or newer)\n"
+    die "Cannot start Node.js: \"$node\" does not exist; install the package nodejs (@{[OLDEST_NODE]} or newer)\n"
         if !-x $node;
-    die "Cannot start the backup bridge: no $bridge; install the package pve-backup-host again\n"
+    die "Cannot start the backup bridge: \"$bridge\" does not exist; install the package pve-backup-host again\n"
         if !-e $bridge;
     return ($node, $bridge);
 }
@@ -25,7 +25,7 @@ sub _program {
 
     my $path = $ENV{$variable} // $default;
     my ($untainted) = $path =~ m!\A(/[A-Za-z0-9_./+\@:-]+)\z!;
-    die "Cannot start Node.js: $variable is \"$path\", a plain absolute path is wanted\n"
+    die "Cannot start Node.js: $variable is \"$path\", expected a plain absolute path\n"
         if !defined($untainted);
     return $untainted;
 }
@@ -42,7 +42,7 @@ sub age_problem {
     my ($version, $major, $minor) = ($1, $2, $3);
     my ($oldest_major, $oldest_minor) = split(/\./, OLDEST_NODE);
     return undef if $major > $oldest_major || ($major == $oldest_major && $minor >= $oldest_minor);
-    return "Cannot start the backup bridge: Node.js is $version, @{[OLDEST_NODE]} or newer is needed\n";
+    return "Cannot start the backup bridge: Node.js is $version, expected @{[OLDEST_NODE]} or newer\n";
 }
 
 1;

@@ -16,10 +16,10 @@ our @EXPORT_OK = qw(
     untaint untainted_size object_in list_in
 );
 
-# <vmid>/<type>-<epoch>, as the Node side names backups: no second spelling of a number.
-use constant ARCHIVE_NAME => qr!([1-9][0-9]{2,8})/(qemu|lxc)-(0|[1-9][0-9]{0,11})!;
+# PVE's own rule, without parts that are empty, "." or "..". Each storage plugin has a stricter one.
+use constant ARCHIVE_NAME => qr{(?!(?:.*/)?\.{0,2}(?:/|\z))[A-Za-z0-9.+=_/:-]{1,248}};
 
-# Of somebody else's words, so much goes into the task log.
+# So much of another program's words goes into the task log.
 use constant MAX_SHOWN_CHARS => 200;
 use constant MAX_SENTENCE_CHARS => 4000;
 
@@ -34,8 +34,10 @@ use constant PATTERNS => {
     'bitmap name' => qr!\A([A-Za-z0-9._:-]{1,1023})\z!,
     'handle path' => qr!\A(/proc/[1-9][0-9]{0,9}/fd/[0-9]{1,9})\z!,
     path => qr!\A(/[^\x00-\x1f\x7f]{0,4095})\z!,
-    format => qr!\A(directory)\z!,
-    token => qr!\A([0-9a-f]{64})\z!,
+    format => qr!\A([a-z][a-z0-9._-]{0,19})\z!,
+    mark => qr!\A(keep|remove|protected)\z!,
+    'kind of handle' => qr!\A(file|socket)\z!,
+    'first line' => qr!\A([ -~]{0,4096})\z!,
     number => qr!\A([0-9]{1,16})\z!,
     base64 => qr!\A([A-Za-z0-9+/]*={0,2})\z!,
     text => qr!\A(.*)\z!s,
@@ -61,7 +63,7 @@ sub number {
 
     die "Cannot use $what: it is missing\n" if !defined($value);
     my ($digits) = $value =~ m/\A([0-9]{1,16})\z/; # the capture has no taint
-    die "Cannot use $what: \"" . one_line($value) . "\" is no number\n" if !defined($digits);
+    die "Cannot use $what: \"" . one_line($value) . "\" is not a number\n" if !defined($digits);
     return int($digits);
 }
 
@@ -80,7 +82,7 @@ sub numbers_in {
     return $copy;
 }
 
-# PVE reads its configuration as bytes, and JSON is made from characters: $value as such. What is no UTF-8 stays, and is
+# PVE reads its configuration as bytes, and JSON is made from characters: $value as such. What is not UTF-8 stays, and is
 # Latin-1; a number stays a number.
 sub text_for_json {
     my ($value) = @_;
@@ -109,7 +111,7 @@ sub plain_data {
 }
 
 # Text for the task log: one line, no control characters, UTF-8 bytes. The same ones as oneLine() of the TypeScript
-# side: those from U+0080 on, and U+2028 and U+2029, too. Of bytes that are no UTF-8 nobody knows what they mean.
+# side: those from U+0080 on, and U+2028 and U+2029, too. Bytes that are not UTF-8 have no known meaning.
 sub one_line {
     my ($text) = @_;
 
@@ -128,11 +130,11 @@ sub line_for_json {
     my ($text) = @_;
 
     my $line = one_line($text);
-    utf8::decode($line); # what is no UTF-8 stays, and is Latin-1
+    utf8::decode($line); # what is not UTF-8 stays, and is Latin-1
     return $line;
 }
 
-# As much of a line as is shown of a wrong value; empty for what is no text.
+# As much of a line as is shown of a wrong value; empty for what is not text.
 sub shown {
     my ($value) = @_;
 
@@ -174,19 +176,19 @@ sub unusable {
     return "Cannot use the answer of the backup bridge: $why\n";
 }
 
-# $value, if it is an object; the keys of an answer that is none would be Perl's error, not ours.
+# $value, if it is an object; else Perl would report an error of its own.
 sub object_in {
     my ($value, $what) = @_;
 
     return $value if ref($value) eq 'HASH';
-    die unusable("$what is no object");
+    die unusable("$what is not an object");
 }
 
 sub list_in {
     my ($value, $what) = @_;
 
     return $value if ref($value) eq 'ARRAY';
-    die unusable("$what is no list");
+    die unusable("$what is not a list");
 }
 
 # $value without taint; dies if it is not of the kind named.
@@ -195,7 +197,7 @@ sub untaint {
 
     my $pattern = PATTERNS->{$kind} or die "there is no pattern for $kind\n";
     my ($clean) = defined($value) && !ref($value) ? $value =~ $pattern : ();
-    die unusable('"' . shown($value) . "\" is no $kind") if !defined($clean);
+    die unusable('"' . shown($value) . "\" is not a valid $kind") if !defined($clean);
     return $clean;
 }
 

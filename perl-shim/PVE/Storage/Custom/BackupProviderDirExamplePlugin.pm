@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Storage type "backup-provider-dir-example": a folder of backups. Options, the path and its checks
-# live here; everything that looks into the store is forwarded to a short-lived Node.
+# Storage type "backup-provider-dir-example": a directory of backups. Options, the path and its checks
+# live here; the rest is what every storage plugin of the bridge does.
 package PVE::Storage::Custom::BackupProviderDirExamplePlugin;
 
 use strict;
@@ -9,37 +9,15 @@ use warnings;
 use File::Spec;
 
 use PVE::BackupProvider::Bridge::BackupFolder;
-use PVE::BackupProvider::Bridge::Retention;
-use PVE::BackupProvider::Bridge::Values qw(list_in object_in shown untaint untainted_size);
 use PVE::BackupProvider::Plugin::DirectoryExample;
 use PVE::Tools;
 
-# The first one declares what this storage type refuses.
-use base qw(PVE::BackupProvider::Bridge::Refusals PVE::Storage::Plugin);
-
-# A listing of a large store on a slow share takes its time; a share that hangs takes for ever.
-our $STORE_SECONDS = 120;
-
-# The newest version of the storage API that this plugin was tested with.
-use constant TESTED_APIVER => 15;
+use base qw(PVE::BackupProvider::Bridge::StoragePlugin);
 
 # Configuration
 
-sub api {
-    my $host = PVE::Storage::APIVER();
-    return $host < TESTED_APIVER ? $host : TESTED_APIVER;
-}
-
 sub type {
     return 'backup-provider-dir-example';
-}
-
-sub plugindata {
-    return {
-        content => [{ backup => 1 }, { backup => 1 }],
-        features => { 'backup-provider' => 1 },
-        'sensitive-properties' => {},
-    };
 }
 
 sub properties {
@@ -124,14 +102,13 @@ sub check_config {
 
 # Names
 
-sub parse_volname {
-    my ($class, $volname) = @_;
+sub provider_class { return 'PVE::BackupProvider::Plugin::DirectoryExample' }
 
-    if ($volname =~ m!\Abackup/@{[PVE::BackupProvider::Bridge::Values::ARCHIVE_NAME]}\z!) {
-        my ($vmid, $type, $epoch) = ($1, $2, $3);
-        return ('backup', "$vmid/$type-$epoch", $vmid, undef, undef, undef, 'directory');
-    }
-    die 'Cannot use the volume name "' . shown($volname) . "\": backup/<vmid>/<qemu or lxc>-<time> is wanted\n";
+sub archive_format { return 'directory' }
+
+# <vmid>/<type>-<time>; every number has one spelling.
+sub archive_name_rule {
+    return (qr!([1-9][0-9]{2,8})/(?:qemu|lxc)-(?:0|[1-9][0-9]{0,11})!, '<vmid>/<qemu or lxc>-<time>');
 }
 
 sub filesystem_path {
@@ -173,105 +150,6 @@ sub activate_volume {
     );
     die "Cannot find the volume \"$storeid:$volname\": it does not exist or is unreachable\n" if !$exists;
     return;
-}
-
-sub deactivate_volume {
-    my ($class, $storeid, $scfg, $volname, $snapname, $cache) = @_;
-
-    $class->refuse_snapname($volname, $snapname);
-    return;
-}
-
-# What looks into the store
-
-# One call to a Node of its own, bounded in time; it has ended when this returns.
-sub call_node {
-    my ($class, $scfg, $storeid, $method, $params) = @_;
-
-    my $log = sub { warn "$_[1]\n" if $_[0] ne 'info' };
-    my $provider = $class->new_backup_provider($scfg, $storeid, $log);
-    my $result = $provider->{bridge}->call($method, $params, undef, $STORE_SECONDS);
-    $provider->{bridge}->close();
-    return $result;
-}
-
-sub list_volumes {
-    my ($class, $storeid, $scfg, $vmid, $content_types) = @_;
-
-    return [] if !grep { $_ eq 'backup' } @$content_types;
-    my $params = defined($vmid) ? { vmid => int($vmid) } : {};
-    my $result = $class->call_node($scfg, $storeid, 'list_volumes', $params);
-    my $volumes = list_in($result->{volumes}, '"volumes"');
-    return [map { list_entry($storeid, object_in($_, 'a volume')) } @$volumes];
-}
-
-sub list_entry {
-    my ($storeid, $volume) = @_;
-
-    my $entry = {
-        volid => "$storeid:" . untaint($volume->{volname}, 'volume name'),
-        content => 'backup',
-        vmid => untainted_size($volume->{vmid}),
-        subtype => untaint($volume->{subtype}, 'guest type'),
-        ctime => untainted_size($volume->{ctime}),
-        size => untainted_size($volume->{size}),
-        format => untaint($volume->{format}, 'format'),
-    };
-    $entry->{protected} = 1 if $volume->{protected};
-    $entry->{notes} = untaint($volume->{notes}, 'text') if defined($volume->{notes});
-    $entry->{parent} = "$storeid:" . untaint($volume->{parent}, 'volume name') if defined($volume->{parent});
-    return $entry;
-}
-
-sub volume_size_info {
-    my ($class, $scfg, $storeid, $volname, $timeout) = @_;
-
-    $class->parse_volname($volname);
-    my $info = $class->call_node($scfg, $storeid, 'volume_size_info', { volname => "$volname" });
-    my $size = untainted_size($info->{size});
-    return $size if !wantarray;
-    my $parent = defined($info->{parent}) ? untaint($info->{parent}, 'volume name') : undef;
-    return ($size, untaint($info->{format}, 'format'), untainted_size($info->{used}), $parent);
-}
-
-sub get_volume_attribute {
-    my ($class, $scfg, $storeid, $volname, $attribute) = @_;
-
-    $class->parse_volname($volname);
-    my $params = { volname => "$volname", attribute => "$attribute" };
-    my $value = $class->call_node($scfg, $storeid, 'get_volume_attribute', $params)->{value};
-    return defined($value) ? untaint($value, 'text') : undef;
-}
-
-sub update_volume_attribute {
-    my ($class, $scfg, $storeid, $volname, $attribute, $value) = @_;
-
-    $class->parse_volname($volname);
-    my $params = { volname => "$volname", attribute => "$attribute", value => defined($value) ? "$value" : undef };
-    $params->{value} = $value ? 1 : 0 if $attribute eq 'protected';
-    $class->call_node($scfg, $storeid, 'update_volume_attribute', $params);
-    return;
-}
-
-sub free_image {
-    my ($class, $storeid, $scfg, $volname, $is_base, $format) = @_;
-
-    $class->parse_volname($volname);
-    $class->call_node($scfg, $storeid, 'free_volume', { volname => "$volname" });
-    return undef;
-}
-
-sub prune_backups {
-    my ($class, $scfg, $storeid, $keep, $vmid, $type, $dryrun, $logfunc) = @_;
-
-    my $backups = $class->list_volumes($storeid, $scfg, $vmid, ['backup']);
-    return PVE::BackupProvider::Bridge::Retention::prune($backups, $keep, $type, $dryrun);
-}
-
-sub new_backup_provider {
-    my ($class, $scfg, $storeid, $log_function) = @_;
-
-    return PVE::BackupProvider::Plugin::DirectoryExample->new($class, $scfg, $storeid, $log_function);
 }
 
 1;

@@ -25,7 +25,8 @@ import {
   takeHandoff,
 } from "../../../../src/directory/container/container-handoff.ts";
 import { DirectoryProvider } from "../../../../src/directory/directory-provider.ts";
-import type { ContainerOffer } from "../../../../src/provider/backup-provider.ts";
+import type { ContainerOffer } from "../../../../src/provider/index.ts";
+import { handoffOf } from "../../../support/container/archiver.ts";
 import { requireTool } from "../../../support/programs/tools.ts";
 
 const run = promisify(execFile);
@@ -43,7 +44,7 @@ function makeProvider(scfg: Record<string, unknown> = {}): DirectoryProvider {
     storeid: "bk",
     scfg: { path: path.join(dir, "store"), "dir-compression": "none", ...scfg },
     nodename: "node1",
-    apiver: 15,
+
     log: (level: string, message: string): void => void log.push(`${level}: ${message}`),
   };
   return new DirectoryProvider(context, { root: path.join(dir, "root") });
@@ -78,8 +79,8 @@ interface Archiver {
 
 /** Begins a backup and takes the archive over, as the Perl side does. */
 async function begin(info: { firewallConfig?: Buffer; backupUserId?: number } = {}): Promise<Archiver> {
-  const { archiveName } = await provider.backupInit(101, "lxc", ++epoch, never);
-  const { archivePath, socketPath, token } = await provider.backupContainerPrepare(
+  const { archiveName } = await provider.backup.backupInit(101, "lxc", ++epoch, never);
+  const handles = await provider.backup.backupContainerPrepare(
     101,
     {
       directory: path.join(dir, "tree"),
@@ -90,6 +91,7 @@ async function begin(info: { firewallConfig?: Buffer; backupUserId?: number } = 
     },
     never,
   );
+  const { archivePath, socketPath, token } = handoffOf(handles);
   const channel = await takeHandoff(socketPath, token);
   const answer = async (): Promise<HandoffMessage | undefined> => {
     for (;;) {
@@ -105,8 +107,10 @@ async function fill(archive: string): Promise<void> {
   await run("sh", ["-c", 'exec tar cf - -C "$1" . > "$2"', "-", path.join(dir, "tree"), archive]);
 }
 
-const cleanup = (success: boolean) => provider.backupCleanup(101, "lxc", success, success ? undefined : "x", never);
-const points = async (): Promise<string[]> => (await provider.listVolumes(101, never)).map((entry) => entry.volname);
+const cleanup = (success: boolean) =>
+  provider.backup.backupCleanup(101, "lxc", success, success ? undefined : "x", never);
+const points = async (): Promise<string[]> =>
+  (await provider.storage.listVolumes(101, never)).map((entry) => entry.volname);
 
 function errorOf(message: HandoffMessage | undefined): string {
   return String((message?.error as { message?: unknown } | undefined)?.message ?? JSON.stringify(message));
@@ -208,7 +212,7 @@ describe("a container's backup", () => {
     channel.send(GOOD_COMMIT);
     expect(await answer()).toEqual({ ok: true });
     for (const success of [true, false, true, false]) expect((await cleanup(success)).archiveSize).toBeGreaterThan(0);
-    await provider.jobCleanup(never);
+    await provider.backup.jobCleanup(never);
     expect(await points()).toEqual([`backup/${archiveName}`]);
   });
 });
@@ -217,7 +221,7 @@ describe("a container's backup without a commit", () => {
   it("is none, whatever PVE believes", async () => {
     const { channel } = await begin();
     channel.end();
-    await expect(cleanup(true)).rejects.toThrow("Cannot finish the backup of guest 101: it was not committed");
+    await expect(cleanup(true)).rejects.toThrow("Cannot finish the backup of guest 101: nothing was committed");
     expect((await cleanup(false)).archiveSize).toBe(0);
     expect(await points()).toEqual([]);
     await expectNoLeftovers();
@@ -226,7 +230,7 @@ describe("a container's backup without a commit", () => {
   it("ends the archiver when the job ends", async () => {
     const { answer, channel } = await begin();
     await expect.poll(async () => await readdir(path.join(dir, "root/run/pve-backup-host"))).toEqual([]);
-    await provider.jobCleanup(never);
+    await provider.backup.jobCleanup(never);
     expect(errorOf(await answer())).toBe("Cancelled: the backup of container 101 has ended");
     expect(await answer()).toBeUndefined();
     channel.send(GOOD_COMMIT); // too late
@@ -234,21 +238,21 @@ describe("a container's backup without a commit", () => {
   });
 
   it("leaves nothing where nobody took the archive over", async () => {
-    await provider.backupInit(101, "lxc", ++epoch, never);
+    await provider.backup.backupInit(101, "lxc", ++epoch, never);
     const info = { directory: dir, sources: ["./"], backupUserId: 1, bandwidthLimit: 0, firewallConfig: undefined };
-    await provider.backupContainerPrepare(101, info, never);
-    await expect(provider.backupContainerPrepare(101, info, never)).rejects.toThrow("it is already prepared");
+    await provider.backup.backupContainerPrepare(101, info, never);
+    await expect(provider.backup.backupContainerPrepare(101, info, never)).rejects.toThrow("it is already prepared");
     await cleanup(false);
     await expectNoLeftovers();
   });
 
   it("is refused without backup_init, and for the wrong type", async () => {
     const info = { directory: dir, sources: ["./"], backupUserId: 1, bandwidthLimit: 0, firewallConfig: undefined };
-    await expect(provider.backupContainerPrepare(101, info, never)).rejects.toThrow(
+    await expect(provider.backup.backupContainerPrepare(101, info, never)).rejects.toThrow(
       "backup_init was not called for it",
     );
     await begin();
-    await expect(provider.backupVmQueryIncremental(101, new Map(), never)).rejects.toThrow(
+    await expect(provider.backup.backupVmQueryIncremental(101, new Map(), never)).rejects.toThrow(
       "backup_init was not called",
     );
   });
@@ -342,13 +346,16 @@ describe("restoreGetMechanism()", () => {
     const volname = "backup/102/lxc-1700000000";
     for (const mode of ["tar", "squashfs"]) {
       await using other = makeProvider({ "lxc-backup-mode": mode });
-      expect(await other.restoreGetMechanism(volname, never)).toEqual({ mechanism: "tar", vmtype: "lxc" });
-      const tarPath = tarPathOf(await other.restoreContainerInit(volname, never));
+      expect(await other.restore.restoreGetMechanism(volname, never)).toEqual({ mechanism: "tar", vmtype: "lxc" });
+      const tarPath = tarPathOf(await other.restore.restoreContainerInit(volname, never));
       expect(path.basename(tarPath)).toBe("archive.tar");
       expect(await readFile(tarPath)).toEqual(await readFile(path.join(folder, "archive.tar")));
     }
     await rm(path.join(folder, "archive.tar"));
-    expect(await provider.restoreGetMechanism(volname, never)).toEqual({ mechanism: "directory", vmtype: "lxc" });
+    expect(await provider.restore.restoreGetMechanism(volname, never)).toEqual({
+      mechanism: "directory",
+      vmtype: "lxc",
+    });
   });
 
   it("refuses an archive without a record that is cut off where a member ends, which tar would not notice", async () => {
@@ -358,14 +365,14 @@ describe("restoreGetMechanism()", () => {
     await writeFile(path.join(folder, "guest.conf"), CONFIG);
     await run("tar", ["-C", path.join(dir, "tree"), "-cf", archive, "."]);
     const volname = "backup/102/lxc-1700000000";
-    const tarPath = tarPathOf(await provider.restoreContainerInit(volname, never));
+    const tarPath = tarPathOf(await provider.restore.restoreContainerInit(volname, never));
     expect(await readFile(tarPath)).toEqual(await readFile(archive));
-    await provider.restoreContainerCleanup(volname);
+    await provider.restore.restoreContainerCleanup(volname);
     const { stdout } = await run("tar", ["--list", "--block-number", "--file", archive]);
     const last = /block (\d+): \S+\nblock \d+: \*\* Block of NULs/.exec(stdout)?.[1];
     await run("truncate", ["-s", `${Number(last) * 512}`, archive]);
     await run("tar", ["--list", "--file", archive]);
-    await expect(provider.restoreContainerInit(volname, never)).rejects.toThrow(
+    await expect(provider.restore.restoreContainerInit(volname, never)).rejects.toThrow(
       /archive\.tar(?: is cut off|".*: it is cut off, its end mark is missing)$/,
     );
   });
@@ -375,9 +382,11 @@ describe("restoreGetMechanism()", () => {
     await fill(archive);
     channel.send(GOOD_COMMIT);
     expect(await answer()).toEqual({ ok: true });
-    await expect(provider.restoreVmInit(`backup/${archiveName}`, never)).rejects.toThrow(
+    await expect(provider.restore.restoreVmInit(`backup/${archiveName}`, never)).rejects.toThrow(
       "it is the backup of a container",
     );
-    await expect(provider.restoreGetMechanism("backup/101/openvz-1700000000", never)).rejects.toThrow(/<qemu\|lxc>/);
+    await expect(provider.restore.restoreGetMechanism("backup/101/openvz-1700000000", never)).rejects.toThrow(
+      /<qemu\|lxc>/,
+    );
   });
 });
