@@ -3,16 +3,17 @@
 // the time of the backup holds. Proxmox VE's pvesm and qm are played; everything else is the system's own.
 import { chmod, copyFile, mkdir, readFile, rename, rm, stat, truncate, writeFile } from "node:fs/promises";
 import path from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, type TestContext } from "vitest";
 import { compareRaw, runTool, seededBytes } from "../../fixtures/lab/index.ts";
 import { backUpContainer, type ContainerFormat, CT_VMID } from "../support/container/container-point.ts";
 import { PageCommands, runShell } from "../support/docs/page-commands.ts";
-import { requireTool } from "../support/programs/tools.ts";
+import { hasTool, requireTool } from "../support/programs/tools.ts";
 import { TestNode } from "../support/vm/vm-job.ts";
 import { DISK, DISK_BYTES, MIB, mustBackUp, type SafeBackup, startGuest } from "../support/vm/vm-rules.ts";
 
 const PAGE = "docs/recovery.md";
 const TOOLS = ["jq", "lxc-usernsexec", "mkfs.ext4", "losetup", "qemu-img", "unshare", "xxhsum", "zstd"];
+const IS_ROOT = process.getuid?.() === 0;
 const EFI = "drive-efidisk0";
 const TPM = "drive-tpmstate0-backup";
 const VM = "A virtual machine on Proxmox VE";
@@ -47,6 +48,12 @@ const used = new Set<string>();
 
 const etc = (): string => path.join(node.dir, "pve");
 const volumes = (): string => path.join(node.dir, "volumes");
+
+/** Mounts and user namespaces are root's. */
+function requireNode(context: TestContext): void {
+  requireTool(context, ...TOOLS);
+  if (!IS_ROOT) context.skip("needs root");
+}
 
 /** The page's variables with the values of this test, as an administrator sets them. */
 function variables(vmid: number, point: string): string {
@@ -84,6 +91,7 @@ async function makeLiveFileSystem(image: string): Promise<void> {
 
 beforeAll(async () => {
   node = await TestNode.create();
+  if (!IS_ROOT || !TOOLS.every(hasTool)) return; // every test says so
   await mkdir(path.join(node.dir, "bin"));
   await mkdir(volumes());
   for (const folder of ["qemu-server", "lxc", "firewall"]) await mkdir(path.join(etc(), folder), { recursive: true });
@@ -123,7 +131,7 @@ const identical = expect.objectContaining({ identical: true });
 
 describe("docs/recovery.md", () => {
   it("lists the backups, shows the chain, and finds every file whole", async (context) => {
-    requireTool(context, ...TOOLS);
+    requireNode(context);
     const checked = await follow(["Check a backup"], variables(100, vmPoint));
     expect(checked.match(/^ok {7}/gm)).toHaveLength(6); // three disks in two backups
     expect(checked).not.toContain("DAMAGED");
@@ -136,7 +144,7 @@ describe("docs/recovery.md", () => {
   });
 
   it("names a truncated image, which qemu-img converts without a word", async (context) => {
-    requireTool(context, ...TOOLS);
+    requireNode(context);
     const image = path.join(node.storePath, "100/qemu-1000", `${DISK}.qcow2`);
     await copyFile(image, `${node.dir}/whole`);
     try {
@@ -153,7 +161,7 @@ describe("docs/recovery.md", () => {
   });
 
   it("brings a virtual machine back with all its disks, its configuration and its firewall", async (context) => {
-    requireTool(context, ...TOOLS);
+    requireNode(context);
     await follow([VM], variables(100, vmPoint));
     for (const [index, device] of [DISK, EFI, TPM].entries()) {
       expect(await compareRaw(path.join(volumes(), `vm-100-disk-${index}`), oracle(device)), device).toEqual(identical);
@@ -167,7 +175,7 @@ describe("docs/recovery.md", () => {
   });
 
   it("converts a disk, and mounts what a running VM left on it", async (context) => {
-    requireTool(context, ...TOOLS);
+    requireNode(context);
     const convert = commands.blocks("A disk anywhere else");
     const look = commands.blocks("Files from a disk").join("\n");
     const withoutNoload = look.replace(/^(mount -o ro),noload(.*)$/m, '$1$2 || { losetup -d "$loop"; exit 3; }');
@@ -184,12 +192,12 @@ describe("docs/recovery.md", () => {
   });
 
   it.for(["tar", "tar.zst", "sqfs"] as const)("brings a container back from %s", async (format, context) => {
-    requireTool(context, ...TOOLS);
+    requireNode(context);
     await expectContainer(format);
   });
 
   it("takes a backup elsewhere, and reads a chain by hand", async (context) => {
-    requireTool(context, ...TOOLS);
+    requireNode(context);
     const keep = `mv "$COPY" '${node.dir}/copy'`;
     await follow(["A moved or partly copied store"], variables(100, vmPoint), `cd /; ${keep}`);
     const copy = path.join(node.dir, "copy");
@@ -202,7 +210,7 @@ describe("docs/recovery.md", () => {
   });
 
   it("saves what changed since a base that is gone", async (context) => {
-    requireTool(context, ...TOOLS);
+    requireNode(context);
     const base = path.join(node.storePath, "100/qemu-1000");
     await rename(base, `${node.dir}/away`);
     try {
@@ -217,7 +225,8 @@ describe("docs/recovery.md", () => {
     expect(left.subarray(0, 4 * MIB).every((byte) => byte === 0)).toBe(true);
   });
 
-  it("has no section with commands that no test here runs", () => {
+  it("has no section with commands that no test here runs", (context) => {
+    requireNode(context);
     expect(commands.sections.filter((section) => !used.has(section))).toEqual([]);
   });
 });
