@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 needs=(
   qemu-img:qemu-utils qemu-nbd:qemu-utils qemu-storage-daemon:qemu-system-common
   nbdkit:nbdkit nbdcopy:libnbd-bin nbdfuse:libnbd-bin fusermount3:fuse3 mke2fs:e2fsprogs debugfs:e2fsprogs setpriv:util-linux
-  xxhsum:xxhash zstd:zstd perl:perl
+  xxhsum:xxhash zstd:zstd perl:perl jq:jq lxc-usernsexec:lxc mkfs.ext4:e2fsprogs losetup:mount
   mksquashfs:squashfs-tools squashfuse_ll:squashfuse newuidmap:uidmap pigz:pigz strace:strace setfattr:attr setfacl:acl setcap:libcap2-bin
 )
 [ "${1:-}" != vm ] || needs+=(qemu-system-x86_64:qemu-system-x86 busybox:busybox-static)

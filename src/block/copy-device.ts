@@ -52,6 +52,8 @@ export interface CopyOptions {
   readonly pool: AlignedPool;
   readonly throttle: Throttle;
   readonly log: LogFunction;
+  /** Called once, with the bytes that the copy will go through: all of the disk, or what changed. */
+  readonly onStart?: (totalBytes: number) => void;
   readonly signal: AbortSignal;
 }
 
@@ -111,6 +113,7 @@ class DeviceCopy {
     const { source, target, device, log } = this.#options;
     const reporter = new ProgressReporter(device, source.sizeBytes, performance.now());
     this.#counters.totalBytes = await source.dirtyBytes(this.#signal);
+    this.#options.onStart?.(this.#counters.totalBytes);
     for await (const read of orderedMap(this.#plan(), READS_IN_FLIGHT, (step) => this.#read(step))) {
       this.#write(read);
       this.#signal.throwIfAborted(); // a write may have failed

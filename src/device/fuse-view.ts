@@ -47,6 +47,6 @@ async function waitForFile(file: string, servers: readonly ChildProcess[], optio
     return status?.size;
   });
   if (sizeBytes !== options.sizeBytes) {
-    throw new ChildProcessError(`${act}: the image holds ${sizeBytes} bytes, ${options.sizeBytes} are recorded`);
+    throw new ChildProcessError(`${act}: the image holds ${sizeBytes} bytes, expected ${options.sizeBytes}`);
   }
 }

@@ -90,7 +90,7 @@ async function waitForNode(node: NbdReservation, server: ChildProcess, options: 
     const bytes = await connectedBytes(options.host, node.index, server);
     if (bytes === 0) return undefined;
     if (bytes !== options.sizeBytes) {
-      throw new ChildProcessError(`${act}: the image holds ${bytes} bytes, ${options.sizeBytes} are recorded`);
+      throw new ChildProcessError(`${act}: the image holds ${bytes} bytes, expected ${options.sizeBytes}`);
     }
     await readFirstSector(node.path).catch((cause: unknown) => {
       throw new ChildProcessError(`${act}: it cannot be read`, { cause });

@@ -38,12 +38,12 @@ export async function openRawView(options: RawViewOptions): Promise<RawView> {
 
 function checkOptions({ chain, name, sizeBytes }: RawViewOptions): void {
   const act = `Cannot offer ${JSON.stringify(name)} as a raw file`;
-  if (!DEVICE_NAME.test(name)) throw new RequestError(`${act}: this is no device name`);
+  if (!DEVICE_NAME.test(name)) throw new RequestError(`${act}: this is not a device name`);
   if (chain.length === 0) throw new RequestError(`${act}: no image is given`);
   if (chain.length > MAX_OPEN_IMAGES) {
     throw new RequestError(`${act}: its chain has ${chain.length} images, at most ${MAX_OPEN_IMAGES} can be opened`);
   }
   if (!Number.isSafeInteger(sizeBytes) || sizeBytes <= 0 || sizeBytes % SECTOR_BYTES !== 0) {
-    throw new RequestError(`${act}: its size is ${sizeBytes} bytes, a multiple of ${SECTOR_BYTES} is needed`);
+    throw new RequestError(`${act}: its size is ${sizeBytes} bytes, expected a multiple of ${SECTOR_BYTES}`);
   }
 }

@@ -10,5 +10,5 @@ export function describeTellingKeys(volname: string, type: GuestType, config: Bu
   const keys = findTellingKeys(type, config);
   if (keys.length === 0) return undefined;
   const what = `The config of "${volname}" reaches the host when the guest starts: ${keys.join(", ")}`;
-  return `${what}; whoever can write to the storage can have put that there, so look at it before you start the guest`;
+  return `${what}; anyone who can write to the storage could have added that, so review it before you start the guest`;
 }

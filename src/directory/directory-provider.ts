@@ -6,8 +6,6 @@ import { DirectoryRestoreHooks } from "./restore-hooks.ts";
 import { type DirectoryProviderOptions, StorageAccess } from "./storage-access.ts";
 import { DirectoryStorageHooks } from "./storage-hooks.ts";
 
-export type { DirectoryProviderOptions } from "./storage-access.ts";
-
 export class DirectoryProvider implements Provider {
   readonly backup: DirectoryBackupHooks;
   readonly restore: DirectoryRestoreHooks;

@@ -5,7 +5,7 @@ import { type NbdHost, openRawView, type RawView, type RawViewMechanism, sweepRa
 import { parseArchiveName } from "../pve/index.ts";
 import { assertSound, type GuestPoints, type HeldChains, type Store } from "../store/index.ts";
 import { describeTellingKeys } from "./config-warnings.ts";
-import { mustVouch } from "./vouch.ts";
+import { assertStillServed } from "./still-served.ts";
 
 interface RestoreEnvironment {
   readonly store: Store;
@@ -92,7 +92,7 @@ export class RestoreSession implements AsyncDisposable {
     if (view === undefined) return;
     this.#views.delete(device);
     await using _view = view;
-    await mustVouch(device, view);
+    await assertStillServed(device, view);
     await this.#held.assertHeld();
     await this.#held.chains.get(device)?.assertUnchanged("content");
   }

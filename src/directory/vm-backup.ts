@@ -152,12 +152,12 @@ export class VmBackup implements AsyncDisposable {
       await this.#base?.recheck(guest, signal);
     await this.#staged.writeFile(GUEST_CONFIG_FILE, guestConfig);
     if (info.firewallConfig !== undefined) await this.#staged.writeFile(FIREWALL_CONFIG_FILE, info.firewallConfig);
+    if (this.#environment.mode === "full") log("info", FULL_MODE_HINT);
     using pool = new AlignedPool(READ_BYTES, POOL_SLOTS);
     const throttle = new Throttle(info.bandwidthLimit);
     const devices: StagedDevice[] = [];
     for (const [device, volume] of [...volumes].sort(([a], [b]) => (a < b ? -1 : 1))) {
       const decision = this.#decide(device, volume);
-      log("info", describe(device, volume, decision));
       const job = { device, volume, decision, pool, throttle, signal };
       devices.push(
         await this.#backUpDevice(job).catch((error: unknown) => {
@@ -220,6 +220,7 @@ export class VmBackup implements AsyncDisposable {
       pool: job.pool,
       throttle: job.throttle,
       log,
+      onStart: (totalBytes) => log("info", describe(device, volume, decision, totalBytes)),
       signal,
     });
     const image = await target.finish();
@@ -244,10 +245,14 @@ export class VmBackup implements AsyncDisposable {
     const { fileHandles: calls, log, storeid, timeouts } = this.#environment;
     const { fileHandle: handle } = volume;
     if (handle === undefined) return await NbdSource.open(device, volume, timeouts, signal);
-    if (calls === undefined) throw new RequestError(`Cannot back up "${device}": nobody tells its dirty regions`);
+    if (calls === undefined) throw new RequestError(`Cannot back up "${device}": its dirty regions cannot be queried`);
     return await FileHandleSource.open({ device, volume, handle, storeid, calls, timeouts, log }, signal);
   }
 }
+
+/** The default is that of the upstream example: an administrator who expects increments must be told. */
+const FULL_MODE_HINT =
+  "everything is backed up in full: with vm-backup-mode incremental in the storage's section of storage.cfg, only changes are";
 
 interface DeviceJob {
   readonly device: string;
@@ -258,9 +263,9 @@ interface DeviceJob {
   readonly signal: AbortSignal;
 }
 
-function describe(device: string, volume: VmVolume, decision: Decision): string {
+function describe(device: string, volume: VmVolume, decision: Decision, totalBytes: number): string {
   const size = formatBytes(volume.size);
   return decision.mode === "incremental"
-    ? `${device}: incremental backup of ${size} since "${decision.base.volname}"`
+    ? `${device}: incremental backup (${formatBytes(totalBytes)} of ${size} changed since "${decision.base.volname}")`
     : `${device}: full backup of ${size} (${decision.reason})`;
 }

@@ -22,7 +22,7 @@ export interface PruneCandidate {
   readonly protected: boolean;
 }
 
-export type PruneMark = "keep" | "remove" | "protected";
+type PruneMark = "keep" | "remove" | "protected";
 
 const DAY_MS = 86_400_000;
 

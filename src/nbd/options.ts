@@ -71,7 +71,7 @@ function* runOption(
     }
     if (header.dataBytes > MAX_OPTION_REPLY_BYTES) {
       throw new NbdProtocolError(
-        `Cannot read NBD option reply: it has ${header.dataBytes} bytes, at most ${MAX_OPTION_REPLY_BYTES} are believed`,
+        `Cannot read NBD option reply: it has ${header.dataBytes} bytes, at most ${MAX_OPTION_REPLY_BYTES} are allowed`,
       );
     }
     const reply = yield* receiveBytes(header.dataBytes);
@@ -106,7 +106,7 @@ export function* setMetaContexts(
     const { id, name } = decodeMetaContext(reply.data);
     if (!missing.delete(name) || contexts.has(id)) {
       throw new NbdProtocolError(
-        `Cannot negotiate NBD metadata contexts: the server selects ${JSON.stringify(name)} (id ${id}), which nobody asked for or which it names twice`,
+        `Cannot negotiate NBD metadata contexts: the server selects ${JSON.stringify(name)} (id ${id}), which was not requested or is listed twice`,
       );
     }
     contexts.set(id, name);

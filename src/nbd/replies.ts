@@ -80,7 +80,7 @@ function* receiveSimpleReply(session: ReplySession, bytes: Buffer): Receiver<voi
 function* receiveChunk(session: ReplySession, header: ChunkHeader): Receiver<void> {
   if (header.payloadBytes > MAX_CHUNK_BYTES) {
     throw new NbdProtocolError(
-      `Cannot read NBD reply: chunk has ${header.payloadBytes} bytes, at most ${MAX_CHUNK_BYTES} are believed`,
+      `Cannot read NBD reply: chunk has ${header.payloadBytes} bytes, at most ${MAX_CHUNK_BYTES} are allowed`,
     );
   }
   const command = session.commands.get(header.cookie);
@@ -152,7 +152,7 @@ function* receiveError(command: PendingCommand, header: ChunkHeader): Receiver<v
   if (header.payloadBytes > MAX_ERROR_CHUNK_BYTES) {
     throw unexpectedChunk(
       command,
-      `an error chunk has ${header.payloadBytes} bytes, at most ${MAX_ERROR_CHUNK_BYTES} are believed`,
+      `an error chunk has ${header.payloadBytes} bytes, at most ${MAX_ERROR_CHUNK_BYTES} are allowed`,
     );
   }
   const payload = yield* receiveBytes(header.payloadBytes);

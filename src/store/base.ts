@@ -26,6 +26,8 @@ export interface BaseQuestion {
 export type ChainCheck = (base: Point, device: string, chain: OpenChain) => Promise<void>;
 
 class NotUsable extends Error {}
+/** The base was usable at the question. */
+class Changed extends Error {}
 
 const NOTHING_LOST = { hint: "nothing is lost: the next backup is a full one" };
 
@@ -58,15 +60,15 @@ export class Base implements AsyncDisposable {
   async recheck(guest: GuestIdentity, signal: AbortSignal): Promise<void> {
     try {
       const { newest } = await this.#judgeAgain(guest, signal);
-      if (newest.manifest.uuid !== this.point.uuid) throw new NotUsable("a newer backup took its place");
+      if (newest.manifest.uuid !== this.point.uuid) throw new Changed("a newer backup took its place");
       await this.#held.assertHeld();
       await this.#held.assertInPlace();
       for (const chain of this.chains.values()) await chain.assertUnchanged("everything");
     } catch (error) {
       signal.throwIfAborted();
-      if (!(error instanceof NotUsable || error instanceof HostError)) throw error;
+      if (!(error instanceof NotUsable || error instanceof Changed || error instanceof HostError)) throw error;
       const { volname } = this.point;
-      throw new BaseUnusableError(`Cannot build on "${volname}": it is no longer usable as base: ${error.message}`, {
+      throw new BaseUnusableError(`Cannot build on "${volname}": it is no longer usable as a base: ${error.message}`, {
         cause: error,
         ...NOTHING_LOST,
       });
@@ -94,19 +96,21 @@ export class Base implements AsyncDisposable {
       for (const { folderName } of this.#held.names) {
         const before = uuidOf(await this.#snapshot.points.entryOf(folderName));
         const entry = await now.points.entryOf(folderName);
-        if (entry?.kind === "damaged") throw new NotUsable(`${folderName} is damaged: ${entry.reason}`);
-        if (before === undefined || uuidOf(entry) !== before)
-          throw new NotUsable(`${folderName} is another backup now`);
+        if (entry?.kind === "damaged") throw new Changed(`${folderName} is damaged: ${entry.reason}`);
+        if (before === undefined || uuidOf(entry) !== before) throw new Changed(`${folderName} is another backup now`);
       }
       await this.#held.assertInPlace();
       for (const chain of this.chains.values()) await chain.assertUnchanged("content");
     } catch (error) {
-      if (!(error instanceof NotUsable || error instanceof HostError)) throw error;
+      if (!(error instanceof Changed || error instanceof HostError)) throw error;
       const { volname } = this.point;
-      throw new BaseUnusableError(`Cannot commit: the base "${volname}" is no longer usable: ${error.message}`, {
-        cause: error,
-        ...NOTHING_LOST,
-      });
+      throw new BaseUnusableError(
+        `Cannot commit the backup: its base "${volname}" is no longer usable: ${error.message}`,
+        {
+          cause: error,
+          ...NOTHING_LOST,
+        },
+      );
     }
   }
 
@@ -227,7 +231,8 @@ function checkNewest(entries: readonly CatalogEntry[], record: WitnessRecord, st
   }
   // Equal sequences come from two writers that did not see each other: neither is the newest for sure.
   const rival = own.find((entry) => entry !== settled && entry.manifest.sequence >= settled.manifest.sequence);
-  if (rival !== undefined) throw new NotUsable(`${rival.name.folderName} was made by somebody else since`);
+  if (rival !== undefined)
+    throw new NotUsable(`${rival.name.folderName} was made through this storage since, and is not recorded here`);
   return settled;
 }
 
@@ -285,7 +290,7 @@ async function openBaseChain(
   });
   if (chain.images.length < MAX_CHAIN_LENGTH) return chain;
   await chain[Symbol.asyncDispose]();
-  throw new NotUsable(`its chain has ${chain.images.length} images already`);
+  throw new NotUsable(`its chain already has ${chain.images.length} images`);
 }
 
 /** Exact where rounding would hide a difference. */

@@ -110,7 +110,8 @@ async function classifyFiles(name: ArchiveName, folder: Folder, files: FileTable
   const hasAttributes = files.has(ATTRIBUTES_FILE);
   const manifestFile = files.get(MANIFEST_FILE);
   if (manifestFile !== undefined) {
-    const manifest = parseManifest(await folder.readFile(MANIFEST_FILE, MAX_JSON_BYTES));
+    const bytes = await folder.readFile(MANIFEST_FILE, MAX_JSON_BYTES);
+    const manifest = naming(MANIFEST_FILE, () => parseManifest(bytes));
     checkManifestAgainst(name, manifest, files);
     return { kind: "complete", name, manifest, manifestFile, occupiedBytes, hasAttributes };
   }
@@ -126,6 +127,17 @@ async function classifyFiles(name: ArchiveName, folder: Folder, files: FileTable
   for (const device of verdict.devices) await refuseOwnImage(folder, device);
   if (verdict.containerArchive !== undefined) await refuseCutArchive(folder, verdict.containerArchive);
   return { kind: "legacy", name, ...verdict, occupiedBytes, hasAttributes };
+}
+
+/** Says of which file a problem is: "it is not valid JSON" becomes "manifest.json is not valid JSON". */
+function naming<T>(file: string, parse: () => T): T {
+  try {
+    return parse();
+  } catch (error) {
+    if (!(error instanceof FileProblem)) throw error;
+    const text = error.message.startsWith("it ") ? `${file} ${error.message.slice(3)}` : `${file}: ${error.message}`;
+    throw error instanceof NewerFormatProblem ? new NewerFormatProblem(text) : new FileProblem(text);
+  }
 }
 
 /** A point of ours that lost its manifest, in a copy cut short perhaps: nobody knows what else is missing. */
@@ -151,7 +163,7 @@ function checkManifestAgainst(name: ArchiveName, manifest: Manifest, files: File
     if (found === undefined) throw new FileProblem(`its file ${file.name} is missing`);
     if (found.kind !== "file") throw new FileProblem(`its file ${file.name} is not a regular file`);
     if (found.sizeBytes !== file.sizeBytes) {
-      throw new FileProblem(`its file ${file.name} has ${found.sizeBytes} bytes, ${file.sizeBytes} are recorded`);
+      throw new FileProblem(`its file ${file.name} has ${found.sizeBytes} bytes, expected ${file.sizeBytes}`);
     }
   }
 }

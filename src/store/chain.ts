@@ -149,9 +149,9 @@ function recordedStep(points: GuestPoints, point: Point, device: string): Step {
 function checkRecorded(image: ImageFile, record: ManifestDevice, point: Point): void {
   const { fileBytes, path } = image.file;
   const sizeBytes = point.manifest?.files.find((file) => file.name === record.file)?.sizeBytes;
-  if (fileBytes !== sizeBytes) throw damagedFile(path, `it has ${fileBytes} bytes, ${sizeBytes} are recorded`);
+  if (fileBytes !== sizeBytes) throw damagedFile(path, `it has ${fileBytes} bytes, expected ${sizeBytes}`);
   checkImage(image, record, record.base?.folder);
-  if (image.headerSha256 !== record.headerSha256) throw damagedFile(path, "its header is not the recorded one");
+  if (image.headerSha256 !== record.headerSha256) throw damagedFile(path, "header checksum mismatch (sha256)");
 }
 
 /** Virtual size and backing of an image against what they must be. */
@@ -161,12 +161,12 @@ export function checkImage(
   baseFolder: string | undefined,
 ): void {
   if (header.virtualBytes !== device.virtualBytes) {
-    throw damagedFile(path, `its virtual size is ${header.virtualBytes}, ${device.virtualBytes} is recorded`);
+    throw damagedFile(path, `its virtual size is ${header.virtualBytes}, expected ${device.virtualBytes}`);
   }
   const backing = baseFolder === undefined ? undefined : backingFileName(baseFolder, device.name);
   if (header.backing?.file !== backing) {
     const found = header.backing === undefined ? "no backing file" : `backing file ${quote(header.backing.file)}`;
-    throw damagedFile(path, `it names ${found}, ${backing === undefined ? "none" : `"${backing}"`} is recorded`);
+    throw damagedFile(path, `it names ${found}, expected ${backing === undefined ? "none" : `"${backing}"`}`);
   }
   if (backing !== undefined && header.backing?.format !== "qcow2") {
     throw damagedFile(path, "its backing format is not qcow2");
@@ -184,7 +184,7 @@ async function baseOf(points: GuestPoints, child: Point, recorded: ManifestBase)
   if (base.uuid !== recorded.uuid) {
     throw new PointDamagedError(
       `Cannot use "${child.volname}": its base ${recorded.folder} is another backup (${base.uuid ?? "without UUID"}), ` +
-        `${recorded.uuid} is recorded`,
+        `expected ${recorded.uuid}`,
     );
   }
   // Strictly falling, so no cycle can pass.

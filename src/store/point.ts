@@ -173,14 +173,14 @@ async function readRecorded(
   const path = `${pointFolder(context, name.vmid, name.folderName)}/${file}`;
   const recorded = manifest.files.find((one) => one.name === file);
   const bytes = await readConfig(context, name, file, recorded?.digest !== undefined);
-  if (recorded === undefined) throw damagedFile(path, "the manifest does not know it");
+  if (recorded === undefined) throw damagedFile(path, "the manifest does not list it");
   if (bytes.length !== recorded.sizeBytes) {
-    throw damagedFile(path, `it has ${bytes.length} bytes, ${recorded.sizeBytes} are recorded`);
+    throw damagedFile(path, `it has ${bytes.length} bytes, expected ${recorded.sizeBytes}`);
   }
   const digester = recorded.digest === undefined ? undefined : tryCreateDigester(recorded.digest.algorithm);
   digester?.update(bytes);
   if (digester !== undefined && digester.finish().value !== recorded.digest?.value) {
-    throw damagedFile(path, "its digest is not the recorded one");
+    throw damagedFile(path, `checksum mismatch (${recorded.digest?.algorithm})`);
   }
   return bytes;
 }

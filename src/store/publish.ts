@@ -73,7 +73,7 @@ export async function assertFree(guest: Folder, name: ArchiveName): Promise<void
   const path = guest.pathOf(name.folderName);
   const found = await explain("look at", path, () => guest.look(name.folderName));
   if (found !== undefined) {
-    throw new PointExistsError(`Cannot create "backup/${name.archive}": a backup of this second exists already`);
+    throw new PointExistsError(`Cannot create "backup/${name.archive}": a backup with this timestamp already exists`);
   }
 }
 
@@ -97,12 +97,12 @@ async function assertPublished(context: StoreContext, staged: Staged): Promise<v
   const { folder, name, uuid } = staged;
   const act = `Cannot commit "backup/${name.archive}"`;
   const changed = (what: string): PointDamagedError =>
-    new PointDamagedError(`${act}: ${what}, somebody else changes the storage`, {
+    new PointDamagedError(`${act}: ${what}, another client is changing the storage`, {
       hint: "nothing is lost: the next backup is a full one",
     });
   await using guest = await openGuest(context, name.vmid);
   const isThere = guest !== undefined && (await guest.isNamed(name.folderName, folder.identity));
-  if (guest === undefined || !isThere) throw changed("what has its name is not the folder that was written");
+  if (guest === undefined || !isThere) throw changed("the directory of that name is not the one that was written");
   try {
     assertOnlyOurs(staged, await lookAtFiles(folder, "must stay"));
   } catch (error) {
@@ -112,7 +112,7 @@ async function assertPublished(context: StoreContext, staged: Staged): Promise<v
   }
   const entry = await classifyFolder(guest, name);
   if (entry?.kind === "damaged") throw changed(`it is damaged, ${entry.reason}`);
-  if (entry?.kind !== "complete" || entry.manifest.uuid !== uuid) throw changed("its manifest is another one");
+  if (entry?.kind !== "complete" || entry.manifest.uuid !== uuid) throw changed("its manifest was replaced");
 }
 
 /**

@@ -22,7 +22,8 @@ export function nextSequence(context: StoreContext, entries: readonly CatalogEnt
     }
     highest = manifest.sequence;
   }
-  if (found.kind === "damaged") context.warn(`Cannot use state.json: ${found.reason}; the backups count`);
+  if (found.kind === "damaged")
+    context.warn(`Cannot use state.json: ${found.reason}; using the commit numbers of the backups`);
   if (found.kind !== "state") return highest + 1;
   const { sequence } = found.state;
   if (sequence - highest <= MAX_SEQUENCE_STEP) return Math.max(sequence, highest) + 1;

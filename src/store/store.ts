@@ -75,7 +75,7 @@ export class Store implements AsyncDisposable {
   /** @throws StoreUnavailableError if the path is missing, no folder, or does not answer in time; RequestError */
   static async open(options: StoreOptions): Promise<Store> {
     const { path, storeid, root, nodename, warn = () => undefined, timing = LOCK_TIMING, io = durableIo } = options;
-    if (!isAbsolute(path)) throw new RequestError(`Cannot use storage path ${quote(path)}: an absolute path is wanted`);
+    if (!isAbsolute(path)) throw new RequestError(`Cannot use storage path ${quote(path)}: expected an absolute path`);
     if (!STOREID_PATTERN.test(storeid)) throw new RequestError(`Cannot use storage id ${quote(storeid)}`);
     const folder = await withDeadline(path, openStoreFolder(normalize(path)));
     return new Store({ path: normalize(path), folder, storeid, root, nodename, io, timing, warn });
@@ -228,7 +228,9 @@ export class Store implements AsyncDisposable {
   async #row(entry: CatalogEntry, all: readonly CatalogEntry[]): Promise<PointEntry | undefined> {
     const { archive, vmid, type, epoch } = entry.name;
     if (entry.kind === "damaged") {
-      this.#context.warn(`Cannot list "${volnameOf(archive)}": ${entry.reason}`);
+      this.#context.warn(
+        `Skipping ${entry.unreadable === undefined ? "damaged" : "unreadable"} backup "${volnameOf(archive)}": ${entry.reason}`,
+      );
       return undefined;
     }
     const attributes = await this.#attributesOf(entry);

@@ -84,7 +84,7 @@ describe("an NBD socket that is not beside the file", () => {
     return handed;
   };
 
-  it("ends an incremental backup: nobody vouches for the dirty regions", async () => {
+  it("ends an incremental backup: the dirty regions cannot be verified", async () => {
     await using node = await TestNode.create();
     await using guest = await startGuest(node);
     const first = await mustBackUp(node, guest, { epoch: 1000, handOver: handing() });

@@ -56,7 +56,7 @@ describe("a second backup in the same second", () => {
     const again = await backUp(node, guest, { epoch: 1000 });
     expect(again.error).toMatchObject({
       code: "EXISTS",
-      message: 'Cannot create "backup/100/qemu-1000": a backup of this second exists already',
+      message: 'Cannot create "backup/100/qemu-1000": a backup with this timestamp already exists',
     });
     expect(await list(node, VMID)).toEqual([first.volname]);
     await expectRestores(node, first);

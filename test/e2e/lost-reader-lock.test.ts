@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // A restore whose lock somebody took away: the backup may have been removed or changed under it, so what was read is
-// vouched for no longer.
+// no longer verified.
 import { readdir, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";

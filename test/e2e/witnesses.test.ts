@@ -124,7 +124,7 @@ describe("another cluster on the same share", () => {
     const foreign = await mustBackUp(there, namesake, { epoch: 2000 });
     expect(modeOf(foreign.job)).toBe("full: there is no record here of a last backup through this storage");
     const { job, ...third } = await mustBackUp(here, guest, { epoch: 3000 });
-    expect(modeOf(job)).toBe("full: qemu-2000 was made by somebody else since");
+    expect(modeOf(job)).toBe("full: qemu-2000 was made through this storage since, and is not recorded here");
     await expectRestores(here, foreign, third);
   });
 });
@@ -175,7 +175,7 @@ describe("the witness outside the store", () => {
     await mustBackUp(node, guest, { epoch: 2000 });
     await writeFile(witness, old);
     const third = await mustBackUp(node, guest, { epoch: 3000 });
-    expect(modeOf(third.job)).toBe("full: qemu-2000 was made by somebody else since");
+    expect(modeOf(third.job)).toBe("full: qemu-2000 was made through this storage since, and is not recorded here");
     await rm(witness);
     const fourth = await mustBackUp(node, guest, { epoch: 4000 });
     expect(modeOf(fourth.job)).toBe("full: there is no record here of a last backup through this storage");

@@ -160,9 +160,9 @@ describe("the restore of a VM", () => {
         await endBefore(reader, (await stage.findNamed(program, name)).pid, signal, halted);
         const walked = await walking;
         await stage.expectNoSurvivors();
-        expectFailure(walked, /has 0 bytes|failed|no file or block device|^Cannot (?:vouch|verify)/); // if the reader is content
+        expectFailure(walked, /has 0 bytes|failed|no file or block device|^Cannot verify/); // if the reader is content
         const reason = new RegExp(
-          `Cannot vouch for the restored "drive-scsi0": it was not on offer to the end, (?:${name} .*|its file was unmounted); restore again`,
+          `Cannot verify the restored "drive-scsi0": it was not served to the end, (?:${name} .*|its file was unmounted); restore again`,
         );
         expect(walked.output, cell).toMatch(reason);
         expect(await stage.leftovers(), cell).toEqual([]);
@@ -213,10 +213,10 @@ describe("the restore of a container", () => {
       mount: `[ "$2" = squashfs ] || exec /usr/bin/mount "$@"; echo "mount: unknown filesystem type 'squashfs'" >&2; exit 32`,
     };
     const NOT_TO_THE_END =
-      /Cannot vouch for the restored "backup\/101\/lxc-\d+": it was not on offer to the end, (?:squashfuse_ll .*|it was unmounted); restore again/;
+      /Cannot verify the restored "backup\/101\/lxc-\d+": it was not served to the end, (?:squashfuse_ll .*|it was unmounted); restore again/;
     const TAR = /^command 'tar cpf -' failed$/;
     /** Who may go on for a moment may even come to the end. */
-    const TAR_OR_US = /^command 'tar cpf -' failed$|^Cannot (?:vouch|finish)/;
+    const TAR_OR_US = /^command 'tar cpf -' failed$|^Cannot (?:verify|finish)/;
     /** Of a mount without a server, what the kernel remembers may still say that it is a folder. */
     const BEFORE = [
       ["SIGKILL", /^not a directory|^command 'tar xpf - .*' failed$/],

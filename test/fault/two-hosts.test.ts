@@ -159,8 +159,8 @@ describe.concurrent("a host that stood still until its lock was broken", () => {
     const { message } = refused ?? (await copied);
     expect(message).toMatch(
       isDone
-        ? /^Cannot go on with guest 100: its lock file is gone$/
-        : new RegExp(`^Cannot go on with guest 100: its lock was taken over by process ${process.pid} on `),
+        ? /^Cannot continue with guest 100: its lock file is gone$/
+        : new RegExp(`^Cannot continue with guest 100: its lock was taken over by process ${process.pid} on `),
     );
     await bridge.call("backup_cleanup", { vmid: VMID, vmtype: "qemu", success: false, error: message });
     await ledger.expectSettled();

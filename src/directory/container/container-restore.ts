@@ -10,7 +10,7 @@ import type { ContainerOffer } from "../../provider/index.ts";
 import { parseArchiveName } from "../../pve/index.ts";
 import type { GuestPoints, HeldChains, Point, Store } from "../../store/index.ts";
 import { describeTellingKeys } from "../config-warnings.ts";
-import { mustVouch } from "../vouch.ts";
+import { assertStillServed } from "../still-served.ts";
 
 interface ContainerRestoreEnvironment {
   readonly store: Store;
@@ -79,7 +79,7 @@ export class ContainerRestore implements AsyncDisposable {
   async withdraw(): Promise<void> {
     await using stack = new CleanupStack();
     stack.use(this);
-    await mustVouch(this.#volname, this.#view);
+    await assertStillServed(this.#volname, this.#view);
     await this.#held.assertHeld();
   }
 

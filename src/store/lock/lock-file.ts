@@ -92,12 +92,12 @@ export class LockFile implements AsyncDisposable {
       const holder = await inspectLock(folder, name, timing, signal);
       if (holder?.problem !== undefined) {
         throw new LockedError(`Cannot lock ${what}: "${folder.pathOf(name)}" is not a lock: ${holder.problem}`, {
-          hint: "none of our programs made it: remove it",
+          hint: "this software did not create it: remove it",
         });
       }
       if (holder !== undefined) {
         throw new LockedError(`Cannot lock ${what}: it is in use by ${describeHolder(holder)}`, {
-          hint: "wait until that one ends",
+          hint: "wait until it ends",
         });
       }
     }
@@ -116,11 +116,11 @@ export class LockFile implements AsyncDisposable {
    */
   async assertHeld(): Promise<void> {
     this.#lost.signal.throwIfAborted();
-    if (this.#isReleased) throw new LockedError(`Cannot go on with ${this.what}: its lock was released`);
+    if (this.#isReleased) throw new LockedError(`Cannot continue with ${this.what}: its lock was released`);
     const seen = await readLock(this.#folder, this.name);
     if (seen?.record?.uuid !== this.#record.uuid) {
       const state = seen === undefined ? "its lock file is gone" : `its lock was taken over by ${describeHolder(seen)}`;
-      this.#lost.abort(new LockedError(`Cannot go on with ${this.what}: ${state}`));
+      this.#lost.abort(new LockedError(`Cannot continue with ${this.what}: ${state}`));
       this.#lost.signal.throwIfAborted();
     }
   }

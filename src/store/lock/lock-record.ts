@@ -208,6 +208,6 @@ async function readServerNowMs(folder: Folder): Promise<number> {
 /** "process 4711 on pve1 since 2025-01-01T00:00:00.000Z". */
 export function describeHolder({ record }: SeenLock): string {
   return record === undefined
-    ? "somebody unknown (its lock file is not readable)"
+    ? "an unknown process (its lock file is not readable)"
     : `process ${record.process.pid} on ${record.hostname} since ${record.since}`;
 }

@@ -106,7 +106,7 @@ describe("a store", () => {
 
   it("does not take another sound image of the same size for the committed one", async () => {
     await writeFile(image, new Handmade({ compressionType: 1 }).bytes);
-    expect(await restoreRefusal(VOLNAME)).toBe(`Cannot use "${image}": its header is not the recorded one`);
+    expect(await restoreRefusal(VOLNAME)).toBe(`Cannot use "${image}": header checksum mismatch (sha256)`);
     expect(await asked.nextMode(MIB)).toBe("new");
     await writeFile(image, new Handmade().bytes);
   });

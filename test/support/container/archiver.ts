@@ -7,7 +7,7 @@ import type { HandleToOpen } from "../../../src/provider/index.ts";
 const GUEST_CONFIG = "hostname: ct\n";
 
 /** What the Perl side opens of what `backupContainerPrepare` asked for. */
-export interface Handoff {
+interface Handoff {
   readonly archivePath: string;
   readonly socketPath: string;
   readonly token: string;

@@ -10,7 +10,7 @@ import { TestNode } from "../vm/vm-job.ts";
 import { DISK, MIB, startGuest, VMID } from "../vm/vm-rules.ts";
 import { PerlCalls } from "./perl-calls.ts";
 
-export interface ProviderSubject {
+interface ProviderSubject {
   readonly name: string;
   /** Composition root, below the project's root. */
   readonly entryPoint: string;

@@ -7,7 +7,7 @@ import path from "node:path";
 import { createInterface } from "node:readline";
 import { startScript } from "../programs/scripted-pve.ts";
 
-export interface PerlCallsOptions {
+interface PerlCallsOptions {
   /** Folder for the job file. */
   readonly dir: string;
   readonly root: string;

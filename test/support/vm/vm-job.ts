@@ -7,7 +7,8 @@ import path from "node:path";
 import { promisify } from "node:util";
 import type { LabBackup, LabGuest } from "../../../fixtures/lab/index.ts";
 import type { LogLevel } from "../../../src/core/index.ts";
-import { DirectoryProvider, type DirectoryProviderOptions } from "../../../src/directory/directory-provider.ts";
+import { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
+import type { DirectoryProviderOptions } from "../../../src/directory/storage-access.ts";
 import type { HandedOver } from "./file-handles.ts";
 
 const run = promisify(execFile);

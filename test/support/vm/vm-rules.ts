@@ -70,7 +70,7 @@ export function modeOf(job: Pick<JobResult, "log">, device = DISK): string {
   for (const line of job.log) {
     const full = line.match(new RegExp(`^info: ${device}: full backup of [^(]* \\((.*)\\)$`));
     if (full !== null) return `full: ${full[1]}`;
-    const base = line.match(new RegExp(`^info: ${device}: incremental backup of .* since "(.*)"$`));
+    const base = line.match(new RegExp(`^info: ${device}: incremental backup \\(.* changed since "(.*)"\\)$`));
     if (base !== null) return `incremental since ${base[1]}`;
   }
   return `nothing said of ${device}`;

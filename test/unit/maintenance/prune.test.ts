@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Expectations made by hand from PVE's documentation of "Backup Retention".
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { type Keep, markBackups, type PruneCandidate } from "../../../src/maintenance/index.ts";
+import { markBackups } from "../../../src/maintenance/index.ts";
+import type { Keep, PruneCandidate } from "../../../src/maintenance/prune.ts";
 
 let zone: string | undefined;
 beforeEach(() => {

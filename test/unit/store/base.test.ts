@@ -106,7 +106,7 @@ describe("findBase()", () => {
       const mine = await backup(store, { epoch: 1000 });
       await backup(await foreign.open({ path: lab.path }), { epoch: 2000 });
       expect(mine.sequence).toBe(1);
-      expect(await decide(store)).toBe("qemu-2000 was made by somebody else since");
+      expect(await decide(store)).toBe("qemu-2000 was made through this storage since, and is not recorded here");
     });
 
     it("does not trust one of two points with the same sequence", async () => {
@@ -116,7 +116,7 @@ describe("findBase()", () => {
         manifest.uuid = "77777777-2222-3333-4444-555555555555";
         manifest.epoch = 1500;
       });
-      expect(await decide(store)).toBe("qemu-1500 was made by somebody else since");
+      expect(await decide(store)).toBe("qemu-1500 was made through this storage since, and is not recorded here");
     });
 
     it("is not disturbed by backups through another storage id on the same path", async () => {
@@ -244,7 +244,7 @@ describe("findBase()", () => {
 
     it("must have files of the recorded size", async () => {
       await truncate(disk(), 65536);
-      expect(await decide(store)).toMatch(/^base damaged: .*65536 bytes, 262144 are recorded/);
+      expect(await decide(store)).toMatch(/^base damaged: .*65536 bytes, expected 262144/);
     });
 
     it("must have the recorded headers", async () => {
@@ -256,7 +256,7 @@ describe("findBase()", () => {
     it("must have the recorded headers, to the last byte", async () => {
       await using handle = await open(disk(), "r+");
       await handle.write(Buffer.from([1]), 0, 1, 60_000); // a byte no field lives in
-      expect(await decide(store)).toMatch(/^base damaged: .*its header is not the recorded one/);
+      expect(await decide(store)).toMatch(/^base damaged: .*header checksum mismatch \(sha256\)/);
     });
 
     it("must not have been replaced by another backup of the same name", async () => {

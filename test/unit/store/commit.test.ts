@@ -307,7 +307,7 @@ describe("Store.beginPoint()", () => {
     await backup(store, { epoch: 1000 });
     await expect(backup(store, { epoch: 1000 })).rejects.toThrow(PointExistsError);
     await mkdir(join(lab.path, "100/qemu-2000"));
-    await expect(backup(store, { epoch: 2000 })).rejects.toThrow(/a backup of this second exists already/);
+    await expect(backup(store, { epoch: 2000 })).rejects.toThrow(/a backup with this timestamp already exists/);
   });
 
   it("refuses a taken name before anything is written", async () => {

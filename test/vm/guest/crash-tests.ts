@@ -96,7 +96,7 @@ export const crashes: VmTest[] = [
 /** The whole sentence: not a word of what qemu-nbd said when it connected the node. */
 function killed(device: string): { message: string } {
   const trouble = "it was not on offer to the end, qemu-nbd was ended by SIGKILL";
-  return { message: `Cannot vouch for the restored "${device}": ${trouble}` };
+  return { message: `Cannot verify the restored "${device}": ${trouble}` };
 }
 
 /**

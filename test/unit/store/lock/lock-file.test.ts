@@ -204,7 +204,9 @@ describe("Store.lockGuest()", () => {
     await rm(lockPath(lab));
     await using _thief = await store.lockGuest(100, NEVER);
     await expect.poll(() => lock.lost.aborted, { timeout: 30_000 }).toBe(true);
-    await expect(lock.assertHeld()).rejects.toThrow(/Cannot go on with guest 100: its lock was taken over by process/);
+    await expect(lock.assertHeld()).rejects.toThrow(
+      /Cannot continue with guest 100: its lock was taken over by process/,
+    );
   });
 
   it("does not remove a lock that is not its own any more", async () => {
