@@ -196,7 +196,8 @@ export class VmBackup implements AsyncDisposable {
     }
     if (this.#environment.mode === "full") return { mode: "full", reason: "vm-backup-mode is full" };
     if (chain !== undefined) return { mode: "full", reason: "QEMU has no bitmap of it, or started a new one" };
-    const reason = this.#reasons.get(device) ?? "PVE did not ask for an incremental backup of it";
+    const reason = this.#reasons.get(device);
+    if (reason === undefined) return { mode: "full", reason: "PVE did not ask for an incremental backup of it" };
     return { mode: "full", reason };
   }
 

@@ -154,20 +154,27 @@ export async function findBase(context: StoreContext, question: BaseQuestion, ch
     checkForeign(snapshot.entries, record);
     const held = owned.use(await HeldChains.hold(context, snapshot.points, point, chains, "required", signal));
     for (const [device, chain] of chains) {
-      const problem = await check(point, device, chain).then(() => undefined, toReason);
-      if (problem === undefined) continue;
+      const reason = await check(point, device, chain).then(
+        () => undefined,
+        (error) => toReason(unusable(error)),
+      );
+      if (reason === undefined) continue;
       signal.throwIfAborted();
-      reasons.set(device, `its base cannot be used: ${problem}`);
+      reasons.set(device, reason);
       chains.delete(device);
     }
     return { base: chains.size === 0 ? undefined : new Base(context, snapshot, held, owned.move()), reasons };
   } catch (error) {
     signal.throwIfAborted();
-    if (!(error instanceof NotUsable || error instanceof HostError)) throw error;
-    const reason = error instanceof NotUsable ? error.message : `its base cannot be used: ${error.message}`;
+    const reason = toReason(unusable(error));
     for (const device of devices.keys()) reasons.set(device, reasons.get(device) ?? reason);
     return { base: undefined, reasons };
   }
+}
+
+/** What is wrong with the base is a reason for a full backup, never for none. */
+function unusable(error: unknown): unknown {
+  return error instanceof HostError ? new NotUsable(`its base cannot be used: ${error.message}`) : error;
 }
 
 /** What keeps one device from being built on its base; everything else is thrown on. */

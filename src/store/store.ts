@@ -228,9 +228,8 @@ export class Store implements AsyncDisposable {
   async #row(entry: CatalogEntry, all: readonly CatalogEntry[]): Promise<PointEntry | undefined> {
     const { archive, vmid, type, epoch } = entry.name;
     if (entry.kind === "damaged") {
-      this.#context.warn(
-        `Skipping ${entry.unreadable === undefined ? "damaged" : "unreadable"} backup "${volnameOf(archive)}": ${entry.reason}`,
-      );
+      const what = `backup "${volnameOf(archive)}": ${entry.reason}`;
+      this.#context.warn(entry.unreadable === undefined ? `Skipping damaged ${what}` : `Skipping unreadable ${what}`);
       return undefined;
     }
     const attributes = await this.#attributesOf(entry);
