@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The folder that a storage's path leads to. The path is the administrator's, and links in it are followed, as long
-// as they are the administrator's too: one that lies on a network share may be anybody's.
+// as they are the administrator's too: one that lies on a network share, or in somebody else's folder, may be anybody's.
 import { constants } from "node:fs";
 import { type FileHandle, open, readlink, statfs } from "node:fs/promises";
 import { errnoOf } from "../core/index.ts";
 import { FileProblem } from "./regular-file.ts";
 
 const FOLDER_FLAGS = constants.O_RDONLY | constants.O_DIRECTORY;
+/** Enough to go on from it: on the way, a folder need not be readable. Source: Linux, include/uapi/asm-generic/fcntl.h. */
+const O_PATH = 0o10_000_000;
+const WAY_FLAGS = O_PATH | constants.O_DIRECTORY;
 /** As many as the kernel follows. Source: path_resolution(7). */
 const MAX_LINKS = 40;
 
@@ -28,12 +31,12 @@ const NETWORK_TYPES: ReadonlySet<number> = new Set([
 /**
  * Opens a folder by its absolute path, one component after the other, each through the descriptor of the one before.
  *
- * @throws FileProblem if it is not a directory, or a link on the way lies on a share; the system's error
+ * @throws FileProblem if it is not a directory, or others can change a link on the way; the system's error
  */
 export async function openRoot(path: string): Promise<FileHandle> {
   let rest = partsOf(path);
   let links = 0;
-  let at = await open("/", FOLDER_FLAGS);
+  let at = await open("/", WAY_FLAGS);
   try {
     for (let name = rest.shift(); name !== undefined; name = rest.shift()) {
       const place = `/proc/self/fd/${at.fd}/${name}`;
@@ -44,19 +47,28 @@ export async function openRoot(path: string): Promise<FileHandle> {
         continue;
       }
       if (++links > MAX_LINKS) throw new FileProblem("it leads through too many links");
-      if (NETWORK_TYPES.has((await statfs(`/proc/self/fd/${at.fd}`)).type)) {
-        throw new FileProblem(`"${name}" in it is a symbolic link on a network share, which others can change`);
-      }
+      await assertTrusted(at, name);
       rest = [...partsOf(next), ...rest];
       if (!next.startsWith("/")) continue;
       await at.close();
-      at = await open("/", FOLDER_FLAGS);
+      at = await open("/", WAY_FLAGS);
     }
-    return at;
-  } catch (error) {
+    return await open(`/proc/self/fd/${at.fd}`, FOLDER_FLAGS);
+  } finally {
     await at.close();
-    throw error;
   }
+}
+
+/** That only root, or we, can have put the link there. @throws FileProblem */
+async function assertTrusted(folder: FileHandle, name: string): Promise<void> {
+  const link = `"${name}" in it is a symbolic link`;
+  if (NETWORK_TYPES.has((await statfs(`/proc/self/fd/${folder.fd}`)).type)) {
+    throw new FileProblem(`${link} on a network share, which others can change`);
+  }
+  const { uid, gid, mode } = await folder.stat();
+  const isOurs = uid === 0 || uid === process.geteuid?.();
+  const mayOthersWrite = (mode & constants.S_IWOTH) !== 0 || ((mode & constants.S_IWGRP) !== 0 && gid !== 0);
+  if (!isOurs || mayOthersWrite) throw new FileProblem(`${link} in a folder that others can change`);
 }
 
 const partsOf = (path: string): string[] => path.split("/").filter((part) => part !== "" && part !== ".");
@@ -64,7 +76,7 @@ const partsOf = (path: string): string[] => path.split("/").filter((part) => par
 /** A folder, or where the link leads that has its name. */
 async function openFolder(place: string): Promise<FileHandle | string> {
   try {
-    return await open(place, FOLDER_FLAGS | constants.O_NOFOLLOW);
+    return await open(place, WAY_FLAGS | constants.O_NOFOLLOW);
   } catch (error) {
     const errno = errnoOf(error);
     if (errno !== "ENOTDIR" && errno !== "ELOOP") throw error;

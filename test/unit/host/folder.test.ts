@@ -1,7 +1,20 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Folders of a place that somebody else changes while they are in use.
 import { execFileSync } from "node:child_process";
-import { mkdir, mkdtemp, readdir, readFile, readlink, rename, rm, stat, symlink, writeFile } from "node:fs/promises";
+import {
+  chmod,
+  chown,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  readlink,
+  rename,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -53,6 +66,41 @@ describe("Folder.open()", () => {
       }
     } finally {
       execFileSync("fusermount3", ["-u", "-z", join(dir, "mount")]);
+    }
+  });
+
+  it("refuses a link in a local folder that others can change, and folders below it it takes", async () => {
+    const theirs = join(dir, "theirs");
+    await mkdir(join(theirs, "backups"), { recursive: true });
+    await symlink(host, join(theirs, "link"));
+    for (const [uid, gid, mode] of [
+      [65_534, 0, 0o755],
+      [0, 0, 0o1777],
+      [0, 65_534, 0o775],
+    ] as const) {
+      await chown(theirs, uid, gid);
+      await chmod(theirs, mode);
+      await using _backups = await Folder.open(join(theirs, "backups"));
+      await expect(Folder.open(join(theirs, "link"))).rejects.toThrow(
+        /^"link" in it is a symbolic link in a folder that others can change$/,
+      );
+    }
+    await chown(theirs, 0, 0);
+    await using _link = await Folder.open(join(theirs, "link")); // of root's own group it may be
+  });
+
+  it("goes through folders that may be entered and not read", async () => {
+    await chmod(dir, 0o711);
+    await mkdir(join(share, "backups"));
+    await chmod(share, 0o711);
+    await chmod(join(share, "backups"), 0o755);
+    process.seteuid?.(65_534);
+    try {
+      await using found = await Folder.open(join(share, "backups"));
+      expect(await found.list()).toEqual([]);
+      await expect(Folder.open(share)).rejects.toMatchObject({ code: "EACCES" }); // itself is to be read
+    } finally {
+      process.seteuid?.(0);
     }
   });
 
