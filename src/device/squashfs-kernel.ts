@@ -53,14 +53,14 @@ async function assertIsMounted(image: RegularFile, target: string, signal: Abort
   const device = (await listMounts()).filter(({ point }) => point === target).at(-1)?.source ?? "";
   let found: string;
   try {
-    const columns = ["--json", "--output", "BACK-INO,BACK-MAJ:MIN"];
+    // No JSON: there an inode is a number, of which the 64 bits of some shares do not fit JavaScript's.
+    const columns = ["--noheadings", "--output", "BACK-INO,BACK-MAJ:MIN"];
     const { stdout } = await run("losetup", ["--list", ...columns, device], {
       timeout: ASK_TIMEOUT_MS,
       signal,
       env: env(),
     });
-    const [loop] = (JSON.parse(stdout) as { loopdevices: Record<string, unknown>[] }).loopdevices;
-    found = `${loop?.["back-ino"]} on ${String(loop?.["back-maj:min"]).trim()}`;
+    found = stdout.trim().split(/\s+/).join(" on ");
   } catch (cause) {
     signal.throwIfAborted();
     throw new ChildProcessError(`${act}: the file behind ${JSON.stringify(device)} is unknown`, { cause });

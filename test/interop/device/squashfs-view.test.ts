@@ -21,6 +21,7 @@ import { promisify } from "node:util";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { mountSquashfs, sweepRawViews } from "../../../src/device/index.ts";
 import { listMounts, mountsBelow } from "../../../src/device/mounts.ts";
+import { formatDevice } from "../../../src/device/squashfs-kernel.ts";
 import { openRegularFile, type RegularFile, readProcess } from "../../../src/host/index.ts";
 import { killForCertain, processesNaming } from "../../support/programs/processes.ts";
 import { requireTool } from "../../support/programs/tools.ts";
@@ -131,12 +132,33 @@ describe("mountSquashfs() of a file whose name leads elsewhere by now", () => {
     expect(await readdir(runDir)).toEqual([]);
   });
 
+  it("tells two files apart by all 64 bits of their inodes", async () => {
+    const { dev } = await stat(imagePath, { bigint: true });
+    const ino = 2n ** 63n + 1n;
+    const handle = { stat: () => Promise.resolve({ dev, ino }) } as unknown as RegularFile["handle"];
+    const open = { image: { ...image, handle }, runDir, mechanism: "kernel", signal: never } as const;
+    const columns = `${ino}     ${formatDevice(dev)}  `;
+    await pretendLosetup(columns, `{"loopdevices": [{"back-ino": ${ino}, "back-maj:min": "${formatDevice(dev)}"}]}`);
+    const view = await mountSquashfs(open);
+    await view[Symbol.asyncDispose]();
+    await pretendLosetup(columns.replace(`${ino}`, `${ino - 1n}`), "");
+    await expect(mountSquashfs(open)).rejects.toThrow(/: it is not the file that was checked$/);
+  });
+
   it("shows the open file by squashfuse", async () => {
     await swapImage();
     await using view = await mountSquashfs({ image, runDir, mechanism: "squashfuse", signal: never });
     expect(await readFile(path.join(view.path, "file"), "utf8")).toBe("content");
   });
 });
+
+/** A losetup that knows one device. */
+async function pretendLosetup(columns: string, json: string): Promise<void> {
+  const script = `#!/bin/sh\ncase "$*" in *--json*) echo '${json}' ;; *) echo '${columns}' ;; esac\n`;
+  await mkdir(path.join(dir, "bin"), { recursive: true });
+  await writeFile(path.join(dir, "bin/losetup"), script, { mode: 0o755 });
+  process.env.PATH = `${dir}/bin:${PATH}`;
+}
 
 /** A squashfuse_ll that says it is another version. */
 async function pretendVersion(version: string): Promise<void> {
