@@ -63,10 +63,10 @@ export class ChainLock implements AsyncDisposable {
       for (const folder of folders) {
         const name = `${folder}${EXCLUSIVE_SUFFIX}`;
         if (!names.includes(name)) continue;
-        const remover = await inspectLock(directory, name, context.timing, signal).catch(cannotLock);
+        const lock = { folder: directory, name, what: `"${volnameOf(`${vmid}/${folder}`)}"` };
+        const remover = await inspectLock(lock, context.timing, signal).catch(cannotLock);
         if (remover === undefined) continue;
-        const point = volnameOf(`${vmid}/${folder}`);
-        throw new LockedError(`Cannot read "${point}": it is being removed by ${describeHolder(remover)}`);
+        throw new LockedError(`Cannot read ${lock.what}: it is being removed by ${describeHolder(remover)}`);
       }
     }
     if (problem !== undefined) context.warn(`Reading ${what} without a lock: ${problem}`);

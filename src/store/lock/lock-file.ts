@@ -89,12 +89,7 @@ export class LockFile implements AsyncDisposable {
     for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
       signal.throwIfAborted();
       if (await tryCreate(folder, name, record)) return new LockFile(place, record, timing);
-      const holder = await inspectLock(folder, name, timing, signal);
-      if (holder?.problem !== undefined) {
-        throw new LockedError(`Cannot lock ${what}: "${folder.pathOf(name)}" is not a lock: ${holder.problem}`, {
-          hint: "this software did not create it: remove it",
-        });
-      }
+      const holder = await inspectLock(place, timing, signal);
       if (holder !== undefined) {
         throw new LockedError(`Cannot lock ${what}: it is in use by ${describeHolder(holder)}`, {
           hint: "wait until it ends",
@@ -168,15 +163,20 @@ export class LockFile implements AsyncDisposable {
  * The holder of a lock as long as it lives; a stale lock is broken on the way.
  *
  * @returns undefined if the lock is free now
+ * @throws LockedError if what has its name is not a file; EnvironmentError; the abort reason of `signal`
  */
 export async function inspectLock(
-  folder: Folder,
-  name: string,
+  { folder, name, what }: LockPlace,
   timing: LockTiming,
   signal: AbortSignal,
 ): Promise<SeenLock | undefined> {
   const seen = await readLock(folder, name);
   if (seen === undefined) return undefined;
+  if (seen.problem !== undefined) {
+    throw new LockedError(`Cannot lock ${what}: "${folder.pathOf(name)}" is not a lock: ${seen.problem}`, {
+      hint: "this software did not create it: remove it",
+    });
+  }
   if (!(await isStale(folder, name, seen, timing, signal))) {
     return (await readLock(folder, name)) === undefined ? undefined : seen;
   }

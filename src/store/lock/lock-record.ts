@@ -162,7 +162,6 @@ export async function isStale(
   timing: LockTiming,
   signal: AbortSignal,
 ): Promise<boolean> {
-  if (seen.problem !== undefined) return false; // none of us made it
   if (await isOfThisHost(seen)) return await isHolderDead(seen);
   const ageMs = (await readServerNowMs(folder)) - seen.mtimeMs;
   if (Math.abs(ageMs) <= timing.staleMs) return false;

@@ -42,7 +42,7 @@ export async function lockPointExclusive(
   held.use(await LockFile.acquire(place, context.timing, signal));
   const names = await explain("list", folder.path, () => folder.list());
   for (const name of names.filter((one) => one.includes(SHARED_INFIX))) {
-    const holder = await inspectLock(folder, name, context.timing, signal);
+    const holder = await inspectLock({ folder, name, what }, context.timing, signal);
     if (holder !== undefined && covers(name, holder, folderName)) {
       throw new LockedError(`Cannot lock ${what}: it is being read by ${describeHolder(holder)}`);
     }

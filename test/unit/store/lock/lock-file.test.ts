@@ -2,7 +2,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, readdirSync, rmSync } from "node:fs";
-import { mkdir, readdir, readFile, rename, rm, utimes, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rename, rm, rmdir, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -263,6 +263,25 @@ describe("locks on points", () => {
     await using _remover = await store.lockPointExclusive(full, NEVER);
     await expect(holdChains(store, top, NEVER)).rejects.toThrow(/qemu-1000": it is being removed by process/);
     await expect(store.lockPointExclusive(full, NEVER)).rejects.toThrow(LockedError);
+  });
+
+  it("are refused by name where what stands in their place is none", async () => {
+    await using lab = await createLab();
+    const store = await lab.open();
+    const { full, top } = await makeChain(store);
+    const locks = join(lab.path, "100/.locks");
+    for (const [name, lock] of [
+      ["qemu-1000.exclusive", () => holdChains(store, top)],
+      ["qemu-1000.shared-x", () => store.lockPointExclusive(full, NEVER)],
+    ] as const) {
+      await mkdir(join(locks, name), { recursive: true });
+      await expect(lock()).rejects.toMatchObject({
+        message: `Cannot lock "backup/100/qemu-1000": "${join(locks, name)}" is not a lock: it is a directory, not a file`,
+        hint: "this software did not create it: remove it",
+      });
+      await rmdir(join(locks, name));
+      await using _lock = await lock();
+    }
   });
 
   it("leave no file behind, also when they fail", async () => {
