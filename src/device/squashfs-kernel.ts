@@ -69,7 +69,7 @@ async function assertIsMounted(image: RegularFile, target: string, signal: Abort
 }
 
 /** "major:minor". Source: glibc, sysdeps/unix/sysv/linux/bits/sysmacros.h, gnu_dev_major() and gnu_dev_minor(). */
-function formatDevice(dev: bigint): string {
+export function formatDevice(dev: bigint): string {
   const major = ((dev >> 8n) & 0xfffn) | ((dev >> 32n) & 0xfffff000n);
   const minor = (dev & 0xffn) | ((dev >> 12n) & 0xffffff00n);
   return `${major}:${minor}`;

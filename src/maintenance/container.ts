@@ -48,6 +48,10 @@ export async function assertContainerRestorable(point: Point, file: PointFile, s
   const name = containerArchiveOf(point);
   const contents = point.manifest === undefined ? await listArchive(file, signal) : point.manifest.container;
   if (contents !== undefined) refuseUnrestorable(point, name, contents);
+  const expectedBytes = point.manifest?.files.find((one) => one.name === name)?.sizeBytes ?? file.fileBytes;
+  if (file.fileBytes !== expectedBytes) {
+    throw new PointDamagedError(`Cannot use "${file.path}": it has ${file.fileBytes} bytes, expected ${expectedBytes}`);
+  }
   if (file.links === 1) return;
   const recorded = recordedDigest(point, name);
   if (recorded !== undefined && (await verifyArchive(file, recorded, signal))) return;

@@ -61,7 +61,10 @@ export async function openImageFile(folder: Folder, name: string): Promise<Image
 export type Unchanged = "everything" | "content";
 
 /** @throws PointDamagedError if the file is no longer what was opened and checked; EnvironmentError */
-export async function assertUnchanged({ file, stamp }: ImageFile, what: Unchanged): Promise<void> {
+export async function assertUnchanged(
+  { file, stamp }: Pick<ImageFile, "file" | "stamp">,
+  what: Unchanged,
+): Promise<void> {
   const now = await readStampAgain(file.handle).catch((error: unknown) => {
     throw environmentError("look at", file.path, error);
   });

@@ -10,6 +10,7 @@ export { backingFileName, deviceFileName, FIREWALL_CONFIG_FILE, GUEST_CONFIG_FIL
 export type { ManifestContainer, ManifestFile } from "./format/manifest.ts";
 export type { GuestPoints } from "./guest-points.ts";
 export type { HeldChains } from "./held-chains.ts";
+export { assertUnchanged } from "./image-file.ts";
 export type { GuestLock } from "./lock/guest-lock.ts";
 export type { LockTiming } from "./lock/lock-record.ts";
 export type { Point } from "./point.ts";

@@ -4,11 +4,11 @@ import { symlink } from "node:fs/promises";
 import path from "node:path";
 import { CleanupStack, environmentError } from "../../core/index.ts";
 import { type DirectoryView, mountSquashfs, sweepRawViews, ViewFolder } from "../../device/index.ts";
-import type { RegularFile } from "../../host/index.ts";
+import { type FileStamp, type RegularFile, readStamp } from "../../host/index.ts";
 import { assertContainerRestorable, containerArchiveOf } from "../../maintenance/index.ts";
 import type { ContainerOffer } from "../../provider/index.ts";
 import { parseArchiveName } from "../../pve/index.ts";
-import type { GuestPoints, HeldChains, Point, Store } from "../../store/index.ts";
+import { assertUnchanged, type GuestPoints, type HeldChains, type Point, type Store } from "../../store/index.ts";
 import { describeTellingKeys } from "../config-warnings.ts";
 import { assertStillServed } from "../still-served.ts";
 
@@ -17,6 +17,13 @@ interface ContainerRestoreEnvironment {
   /** Folder for mounts; what killed processes left in it is swept first. */
   readonly runDir: string;
   readonly warn: (message: string) => void;
+}
+
+/** Open from the check to the end: what was checked is what is read. */
+interface Archive {
+  readonly file: RegularFile;
+  /** As it was before the check. */
+  readonly stamp: FileStamp;
 }
 
 /** Decides from the store alone: every process gives the same answer. @throws RequestError if there is no archive */
@@ -28,6 +35,7 @@ export function containerMechanism(point: Point): "tar" | "directory" {
 export class ContainerRestore implements AsyncDisposable {
   readonly offer: ContainerOffer;
   readonly #volname: string;
+  readonly #archive: Archive;
   readonly #held: HeldChains;
   readonly #owned: CleanupStack;
   /** Undefined for an archive that PVE reads itself. */
@@ -36,12 +44,14 @@ export class ContainerRestore implements AsyncDisposable {
   private constructor(
     volname: string,
     offer: ContainerOffer,
+    archive: Archive,
     held: HeldChains,
     owned: CleanupStack,
     view: DirectoryView | undefined,
   ) {
     this.offer = offer;
     this.#volname = volname;
+    this.#archive = archive;
     this.#held = held;
     this.#owned = owned;
     this.#view = view;
@@ -59,28 +69,32 @@ export class ContainerRestore implements AsyncDisposable {
     await using stack = new CleanupStack();
     const held = stack.use(await store.holdChains(points, volname, signal));
     const file = stack.use(await point.openFile(containerArchiveOf(point)));
+    const archive = { file, stamp: await readStamp(file.handle) };
     await assertContainerRestorable(point, file, signal);
     const warning = describeTellingKeys(point.volname, "lxc", await point.guestConfig());
     if (warning !== undefined) warn(warning);
     if (mechanism === "tar") {
       const folder = stack.use(await ViewFolder.create(runDir));
-      return new ContainerRestore(volname, { tarPath: await linkTo(file, folder) }, held, stack.move(), undefined);
+      const tarPath = await linkTo(file, folder);
+      return new ContainerRestore(volname, { tarPath }, archive, held, stack.move(), undefined);
     }
     const view = stack.use(await mountSquashfs({ image: file, runDir, signal }));
     if (view.fallbackReason !== undefined) warn(describeFallback(volname, view.fallbackReason));
-    return new ContainerRestore(volname, { archiveDirectory: view.path }, held, stack.move(), view);
+    return new ContainerRestore(volname, { archiveDirectory: view.path }, archive, held, stack.move(), view);
   }
 
   /**
    * Takes back what was on offer.
    *
-   * @throws ChildProcessError if the directory was no longer served; LockedError if another process may have removed the backup meanwhile
+   * @throws ChildProcessError if the directory was no longer served; LockedError, PointDamagedError if what was read may
+   *   have been changed or removed meanwhile
    */
   async withdraw(): Promise<void> {
     await using stack = new CleanupStack();
     stack.use(this);
     await assertStillServed(this.#volname, this.#view);
     await this.#held.assertHeld();
+    await assertUnchanged(this.#archive, "content");
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

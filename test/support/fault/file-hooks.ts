@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Lets a test act in the moment before the product renames or links a file, as somebody else on the share would, and
+// Lets a test act in the moment before the product renames, links or opens a file, as somebody else on the share would, and
 // take hard links away, as CIFS does. One for the process.
 import fs from "node:fs";
 import { syncBuiltinESMExports } from "node:module";
 
 type TwoPaths = (from: string, to: string) => void;
 
-const real = { rename: fs.promises.rename, link: fs.promises.link };
-const hooks: { beforeRename: TwoPaths | undefined; hasLinks: boolean } = { beforeRename: undefined, hasLinks: true };
+const real = { rename: fs.promises.rename, link: fs.promises.link, open: fs.promises.open };
+const hooks: {
+  beforeRename: TwoPaths | undefined;
+  beforeOpen: ((path: string) => void) | undefined;
+  hasLinks: boolean;
+} = { beforeRename: undefined, beforeOpen: undefined, hasLinks: true };
 
 Object.assign(fs.promises, {
   rename: async (from: string, to: string): Promise<void> => {
@@ -18,6 +22,10 @@ Object.assign(fs.promises, {
     if (!hooks.hasLinks)
       throw Object.assign(new Error(`EPERM: injected, link '${to}'`), { code: "EPERM", syscall: "link" });
     await real.link(from, to);
+  },
+  open: async (...args: Parameters<typeof real.open>): ReturnType<typeof real.open> => {
+    hooks.beforeOpen?.(String(args[0]));
+    return await real.open(...args);
   },
 });
 syncBuiltinESMExports();
@@ -33,11 +41,23 @@ export function onRename(isIt: (from: string, to: string) => boolean, act: () =>
   return () => hasCome;
 }
 
+/** Calls `act` once, right before the first opening of a path that `isIt` knows. @returns whether it has come */
+export function onOpen(isIt: (path: string) => boolean, act: () => void): () => boolean {
+  let hasCome = false;
+  hooks.beforeOpen = (path) => {
+    if (hasCome || !isIt(path)) return;
+    hasCome = true;
+    act();
+  };
+  return () => hasCome;
+}
+
 export function takeLinksAway(): void {
   hooks.hasLinks = false;
 }
 
 export function resetFileHooks(): void {
   hooks.beforeRename = undefined;
+  hooks.beforeOpen = undefined;
   hooks.hasLinks = true;
 }
