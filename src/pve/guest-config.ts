@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What we read in a guest's config: its vmgenid, its disks, and the lines that reach the host when the guest starts.
-// Only the part above the first "[section]" counts: below it are snapshots and pending changes.
+// For the first two only the part above the first "[section]" counts: below it are snapshots and pending changes.
 import { isUuid } from "../core/index.ts";
 import type { PointType } from "./archive-name.ts";
 import { isDeviceName } from "./device.ts";
@@ -10,19 +10,30 @@ export const MAX_GUEST_CONFIG_BYTES = 4 * 1024 * 1024;
 
 const ZERO_UUID = "00000000-0000-0000-0000-000000000000";
 const MAX_DEVICES = 500;
-const DISK_KEY = "(?:ide|sata|scsi|virtio|efidisk|tpmstate|unused)\\d+";
+const DISK_KEY = "(?:(?:ide|sata|scsi|virtio|efidisk|tpmstate|unused)\\d+|cdrom)";
+/** A volume that is a path, anywhere in a property string: the order is free, and so is the key of the first part. */
+const IS_PATH = "\\s*(?:.*,\\s*)?(?:(?:file|volume)=)?/";
 
-/** What makes a line worth a look: its key, and for some its value. */
+/**
+ * What makes a line worth a look: its key, and for some its value. Any number of blanks may follow the colon, also none.
+ * Source: parse_vm_config() of PVE::QemuServer, parse_pct_config() of PVE::LXC::Config.
+ */
 const TELLING: Readonly<Record<PointType, readonly RegExp[]>> = {
   qemu: [
-    /^(args|hookscript|ivshmem): /,
-    /^(hostpci\d+|parallel\d+): /,
-    /^(usb\d+): (?!spice)/,
-    /^(serial\d+): \/dev\//,
-    /^(rng\d+): /,
-    new RegExp(`^(${DISK_KEY}|virtiofs\\d+): (?:file=)?/`),
+    /^(args|hookscript|ivshmem):/,
+    /^(hostpci\d+|parallel\d+|virtiofs\d+):/,
+    /^(rng\d+):(?!\s*source=\/dev\/u?random\b)/,
+    /^(usb\d+):(?!\s*(?:host=)?spice\s*(?:,|$))/,
+    /^(serial\d+):\s*\/dev\//,
+    new RegExp(`^(${DISK_KEY}):${IS_PATH}`),
   ],
-  lxc: [/^(lxc\.[\w.-]+)\s*[:=]/, /^(hookscript): /, /^(dev\d+): /, /^(mp\d+|rootfs): (?:volume=)?\//],
+  lxc: [
+    /^(lxc\.[\w.-]+)\s*[:=]/,
+    /^(hookscript):/,
+    /^(dev\d+):/,
+    /^(features):(?!\s*(?:(?:nesting|keyctl)=[01],?)*\s*$)/,
+    new RegExp(`^(mp\\d+|rootfs):${IS_PATH}`),
+  ],
 };
 
 const allLines = (config: Buffer): string[] => config.toString("latin1").split("\n");
@@ -74,10 +85,13 @@ export function findBackedUpDrives(config: Buffer): string[] {
   return drives;
 }
 
-/** Keys of the lines that run programs or reach the host when the guest starts. In order, each once. */
+/**
+ * Keys of the lines that run programs or reach the host when the guest starts, in order, each once. Also below a
+ * `[section]`: vzdump puts none into a backup, and pending changes that were added take effect at the next start.
+ */
 export function findTellingKeys(type: PointType, config: Buffer): string[] {
   const keys = new Set<string>();
-  for (const line of mainLines(config)) {
+  for (const line of allLines(config)) {
     for (const pattern of TELLING[type]) {
       const key = pattern.exec(line)?.[1];
       if (key !== undefined) keys.add(key);

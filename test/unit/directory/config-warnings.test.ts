@@ -16,7 +16,18 @@ describe("findTellingKeys()", () => {
     "serial0: /dev/ttyS0",
     "parallel0: /dev/parport0",
     "rng0: source=/dev/hwrng",
-    "virtiofs0: /srv",
+    "virtiofs0: mapping-of-a-folder,cache=auto",
+    "args:-device x",
+    "args:\t-device x",
+    "hookscript:local:snippets/x.sh",
+    "hostpci0:mapping=x",
+    "usb1:host=1-2",
+    "usb1: spiceful",
+    "serial0:/dev/ttyS0",
+    "cdrom: /dev/sda",
+    "scsi1: size=1G,file=/dev/sda",
+    "scsi1: size=1G,/dev/sda",
+    "scsi1: iothread=1, volume=/dev/sda",
     "scsi1: /dev/disk/by-id/x,size=1G",
     "virtio0: file=/dev/sda",
     "unused3: /dev/sdb",
@@ -31,6 +42,10 @@ describe("findTellingKeys()", () => {
     "dev0: /dev/kvm",
     "mp0: /srv,mp=/srv",
     "rootfs: /srv/ct",
+    "hookscript:x",
+    "dev0:/dev/kvm",
+    "mp0:/srv,mp=/srv",
+    "mp0: mp=/srv,volume=/srv",
   ])("names the key of %j in a container's config", (line) => {
     expect(keysOf("lxc", "hostname: ct", line)).toEqual([line.split(/\s*[:=]/)[0]]);
   });
@@ -39,8 +54,19 @@ describe("findTellingKeys()", () => {
     expect(
       keysOf(
         "qemu",
-        ...["# args: in a comment", "scsi0: local-lvm:vm-100-disk-0,size=32G", "ide2: none,media=cdrom", "usb0: spice"],
-        ...["serial0: socket", "net0: virtio=AA:BB:CC:DD:EE:FF,bridge=vmbr0", "description: args"],
+        ...[
+          "# args: in a comment",
+          "scsi0: local-lvm:vm-100-disk-0,size=32G",
+          "ide2: none,media=cdrom",
+          "usb0: spice",
+          "usb1:host=spice,usb3=1",
+        ],
+        ...[
+          "scsi1: local:100/x.raw,serial=a/b",
+          "serial0: socket",
+          "net0: virtio=AA:BB:CC:DD:EE:FF,bridge=vmbr0",
+          "description: args",
+        ],
       ),
     ).toEqual([]);
     expect(
@@ -48,8 +74,9 @@ describe("findTellingKeys()", () => {
     ).toEqual([]);
   });
 
-  it("leaves out what stands below a section: snapshots and pending changes", () => {
-    expect(keysOf("qemu", "args: a", "[before]", "hookscript: x", "hostpci0: y")).toEqual(["args"]);
+  it("reads on below a section, and below what only looks like one", () => {
+    expect(keysOf("qemu", "name: vm", "[PENDING]", "args: x")).toEqual(["args"]);
+    expect(keysOf("qemu", "[", "hookscript: x")).toEqual(["hookscript"]);
   });
 
   it("names each key once, and survives bytes that are no text", () => {
