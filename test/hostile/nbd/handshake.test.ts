@@ -107,14 +107,14 @@ describe("an option reply that is wrong", () => {
     [
       "a context nobody asked for",
       { [OPT_SET_META_CONTEXT]: contextReply(OPT_SET_META_CONTEXT, 1, "other:thing") },
-      /"other:thing" \(id 1\), which nobody asked for/,
+      /"other:thing" \(id 1\), which was not requested or is listed twice/,
     ],
     [
       "a context twice",
       {
         [OPT_SET_META_CONTEXT]: Buffer.concat([1, 2].map((id) => contextReply(OPT_SET_META_CONTEXT, id, CONTEXT))),
       },
-      /or which it names twice/,
+      /was not requested or is listed twice/,
     ],
     [
       "a context without a name",

@@ -255,9 +255,9 @@ describe("openRawView()", () => {
   it.each([
     ["a size that is no multiple of 512", { sizeBytes: SIZE - 100 }, /expected a multiple of 512/],
     ["a size of nothing", { sizeBytes: 0 }, /expected a multiple of 512/],
-    ["a name with a slash", { name: "../drive" }, /no device name/],
-    ["a name of dots", { name: ".." }, /no device name/],
-    ["a name of 300 characters", { name: "a".repeat(300) }, /no device name/],
+    ["a name with a slash", { name: "../drive" }, /not a device name/],
+    ["a name of dots", { name: ".." }, /not a device name/],
+    ["a name of 300 characters", { name: "a".repeat(300) }, /not a device name/],
     ["an empty chain", { chain: [] }, /no image is given/],
     ["a chain beyond the limit", { chain: Array(2001).fill("a.qcow2") }, /at most 2000/],
   ])("refuses %s", async (_, options, message) => {

@@ -88,7 +88,7 @@ describe("describeTellingKeys()", () => {
   it("makes one line for the log of a restore, or none", () => {
     expect(describeTellingKeys("backup/100/qemu-1", "qemu", Buffer.from("name: vm\n"))).toBeUndefined();
     expect(describeTellingKeys("backup/100/qemu-1", "qemu", Buffer.from("args: x\nhookscript: y\n"))).toMatch(
-      /^The config of "backup\/100\/qemu-1" reaches the host when the guest starts: args, hookscript; whoever can write/,
+      /^The config of "backup\/100\/qemu-1" reaches the host when the guest starts: args, hookscript; anyone who can write/,
     );
   });
 });

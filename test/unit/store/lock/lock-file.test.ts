@@ -171,7 +171,7 @@ describe("Store.lockGuest()", () => {
     const store = await lab.open();
     await mkdir(join(lab.path, "100"));
     await writeFile(lockPath(lab), "");
-    await expect(store.lockGuest(100, NEVER)).rejects.toThrow(/somebody unknown/);
+    await expect(store.lockGuest(100, NEVER)).rejects.toThrow(/an unknown process/);
     await utimes(lockPath(lab), 1, 1);
     await using _lock = await store.lockGuest(100, NEVER);
   });
