@@ -87,7 +87,9 @@ describe("Store.listPoints()", () => {
     expect(text).toMatch(/100\/qemu-1000": it has no manifest/);
     expect(text).toMatch(/100\/qemu-2000": its file drive-scsi0.qcow2 is missing/);
     expect(text).toMatch(/100\/qemu-3000": its file guest.conf has \d+ bytes, expected \d+/);
-    expect(text).toMatch(/100\/qemu-4000": manifest.json was written by a newer version \(format 2, this version reads up to 1\)/);
+    expect(text).toMatch(
+      /100\/qemu-4000": manifest.json was written by a newer version \(format 2, this version reads up to 1\)/,
+    );
     for (const name of ["qemu-6000", "qemu-7000", "qemu-8000"]) expect(text).toContain(name);
   });
 
