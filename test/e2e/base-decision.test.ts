@@ -157,7 +157,7 @@ describe("a base that goes between the question and the copy", () => {
     });
     expect(failed.modes).toEqual(new Map([[DISK, "use"]]));
     expect(failed.error).toMatchObject({ code: "BASE_UNUSABLE" });
-    expect(String(failed.error)).toContain(`Cannot back up ${DISK} incrementally: its base is no longer usable`);
+    expect(String(failed.error)).toMatch(/Cannot build on "backup\/100\/qemu-\d+": it is no longer usable as a base: /);
     expect(before).toContain(FIRST);
     expect(await list(node, VMID)).not.toContain("backup/100/qemu-2000");
     expect(await mergedBack(guest)).toBeGreaterThan(dirty);

@@ -63,7 +63,7 @@ class Installation {
   /** The same bundle, but for the number of its protocol. */
   async replaceProtocol(): Promise<void> {
     const text = await readFile(this.bridge, "utf8");
-    const changed = text.replace(/\bPROTOCOL_VERSION = 2\b/, "PROTOCOL_VERSION = 3");
+    const changed = text.replace(/\bPROTOCOL_VERSION = 3\b/, "PROTOCOL_VERSION = 4");
     expect(changed).not.toBe(text);
     await rm(this.bridge);
     await writeFile(this.bridge, changed);
@@ -153,11 +153,11 @@ describe("a container's backup during which the installed files", () => {
     [
       "are removed",
       "remove",
-      /^Cannot start the backup bridge: no \/.*\/bridge\.mjs; install the package pve-backup-host again$/,
+      /^Cannot start the backup bridge: "\/.*\/bridge\.mjs" does not exist; install the package pve-backup-host again$/,
     ],
     [
       ...(["speak another protocol afterwards", "replaceProtocol"] as const),
-      /^Cannot initialize the backup bridge: it speaks protocol version 3, the Perl side 2; the package was upgraded meanwhile: start the job again, and restart a daemon that says this$/,
+      /^Cannot initialize the backup bridge: it speaks protocol version 4, the Perl side 3; the package was upgraded meanwhile: start the job again, and restart a daemon that says this$/,
     ],
     [
       "are replaced by something else",
