@@ -95,7 +95,7 @@ describe.each(["tar", "sqfs"] as const)("verifyPoint() of a container's archive.
     const at = (await readFile(archive)).indexOf("precious 7");
     await file.write("P", at);
     await expect(verify()).rejects.toMatchObject({
-      code: "POINT_DAMAGED",
+      code: "DAMAGED",
       message: `Cannot use "${archive}": checksum mismatch (sha256)`,
     });
   });
@@ -109,13 +109,13 @@ describe.each(["tar", "sqfs"] as const)("verifyPoint() of a container's archive.
     // The header of the second member; the table of inodes.
     await file.write(Buffer.alloc(16, 0xff), 0, 16, kind === "tar" ? 512 + 148 : Number(whole.readBigUInt64LE(64)));
     await expect(verify()).rejects.toMatchObject({
-      code: "POINT_DAMAGED",
+      code: "DAMAGED",
       message: expect.stringMatching(/^Cannot list /),
     });
     for (const bytes of [20_480, 10]) {
       await writeFile(archive, whole.subarray(0, bytes));
       await expect(verify()).rejects.toMatchObject({
-        code: "POINT_DAMAGED",
+        code: "DAMAGED",
         message: expect.stringMatching(
           /it has no manifest, and its archive\.\w+ (?:is cut off|is not a squashfs image)$/,
         ),
@@ -170,6 +170,6 @@ describe("verifyPoint()", () => {
     await writeFile(archive, (await readFile(archive)).fill(0xff, 512, 1024)); // no header any more
     const failing = { ...file, handle: failingAfter(file.handle) };
     await expect(listArchive(failing, never)).rejects.toMatchObject({ code: "ENVIRONMENT", errno: "EIO" });
-    await expect(listArchive(file, never)).rejects.toMatchObject({ code: "POINT_DAMAGED" });
+    await expect(listArchive(file, never)).rejects.toMatchObject({ code: "DAMAGED" });
   });
 });
