@@ -38,6 +38,9 @@ export interface FolderEntry extends FileIdentity {
   readonly links: number;
 }
 
+/** One name in a folder. As bytes where it need not be UTF-8: what others put there must be removable, too. */
+type Name = string | Buffer;
+
 export class Folder implements AsyncDisposable {
   /** For messages: where it was when it was opened. */
   readonly path: string;
@@ -70,12 +73,12 @@ export class Folder implements AsyncDisposable {
   }
 
   /** For messages. */
-  pathOf(name: string): string {
-    return join(this.path, name);
+  pathOf(name: Name): string {
+    return join(this.path, String(name));
   }
 
   /** @throws FileProblem if it is a link or not a directory; the system's error */
-  async openFolder(name: string): Promise<Folder> {
+  async openFolder(name: Name): Promise<Folder> {
     const handle = await open(this.#at(name), FOLDER_FLAGS).catch(async (error: unknown) => {
       const errno = errnoOf(error);
       if (errno !== "ENOTDIR" && errno !== "ELOOP") throw error;
@@ -104,7 +107,7 @@ export class Folder implements AsyncDisposable {
   }
 
   /** What has the name; undefined if nothing has. */
-  async look(name: string): Promise<FolderEntry | undefined> {
+  async look(name: Name): Promise<FolderEntry | undefined> {
     const found = await lstat(this.#at(name), { bigint: true }).catch((error: unknown) => {
       if (errnoOf(error) === "ENOENT") return undefined;
       throw error;
@@ -155,7 +158,7 @@ export class Folder implements AsyncDisposable {
   }
 
   /** Removes a name that is not a folder's; what it leads to stays. False if it was not there. */
-  async removeFile(name: string): Promise<boolean> {
+  async removeFile(name: Name): Promise<boolean> {
     return await isDone(unlink(this.#at(name)));
   }
 
@@ -169,7 +172,7 @@ export class Folder implements AsyncDisposable {
     await this.#remove(name, 0);
   }
 
-  async #remove(name: string, depth: number): Promise<void> {
+  async #remove(name: Name, depth: number): Promise<void> {
     const found = await this.look(name);
     if (found === undefined) return;
     if (found.kind !== "folder") return void (await this.removeFile(name));
@@ -178,13 +181,13 @@ export class Folder implements AsyncDisposable {
     await isDone(rmdir(this.#at(name)));
   }
 
-  async #empty(name: string, depth: number): Promise<void> {
+  async #empty(name: Name, depth: number): Promise<void> {
     await using folder = await this.openFolder(name);
     if (folder.identity.dev !== this.identity.dev) {
       throw new FileProblem(`"${folder.path}" is on another file system, remove it by hand`);
     }
     let first: { readonly error: unknown } | undefined;
-    for (const entry of await folder.list()) {
+    for (const entry of await readdir(folder.#self, { encoding: "buffer" })) {
       await folder.#remove(entry, depth + 1).catch((error: unknown) => {
         first ??= { error };
       });
@@ -212,11 +215,12 @@ export class Folder implements AsyncDisposable {
     return `/proc/self/fd/${this.#handle.fd}`;
   }
 
-  #at(name: string): string {
-    if (name === "" || name === "." || name === ".." || name.includes("/") || name.includes("\0")) {
-      throw new TypeError(`${JSON.stringify(name)} is not a name in a folder`);
+  #at(name: Name): string | Buffer {
+    const text = typeof name === "string" ? name : name.toString("latin1");
+    if (text === "" || text === "." || text === ".." || text.includes("/") || text.includes("\0")) {
+      throw new TypeError(`${JSON.stringify(text)} is not a name in a folder`);
     }
-    return `${this.#self}/${name}`;
+    return typeof name === "string" ? `${this.#self}/${name}` : Buffer.concat([Buffer.from(`${this.#self}/`), name]);
   }
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The commit of a point: files synced, manifest last, witness in flight, rename, then the rest.
 
-import { environmentError, errnoOf, messageOf, RequestError } from "../core/index.ts";
+import { RequestError } from "../core/index.ts";
 import { type Digest, tryCreateDigester } from "../digest/index.ts";
-import { FileProblem, type ProcessIdentity, type RegularFile, readWhole } from "../host/index.ts";
+import { type ProcessIdentity, type RegularFile, readWhole } from "../host/index.ts";
 import { type GuestIdentity, MAX_GUEST_CONFIG_BYTES, parseVmgenid } from "../pve/index.ts";
 import type { Base } from "./base.ts";
 import { type FileTable, lookAtFiles, occupiedBytesOf } from "./catalog.ts";
@@ -71,7 +71,7 @@ export async function commitPoint(
   for (const name of [...staged.files.keys()].sort()) files.push(await syncFile(context, staged, name, parts));
   const devices: ManifestDevice[] = [];
   for (const device of parts.devices) devices.push(await checkDevice(staged, device, parts.base));
-  const guest = await readGuest(staged, parts);
+  const guest = guestOf(staged, parts);
   await using now = await takeSnapshot(context, staged.name.vmid, signal);
   await parts.base?.assertCommittable(now);
   const sequence = nextSequence(context, now.entries, now.state);
@@ -156,12 +156,11 @@ async function checkDevice(staged: Staged, device: StagedDevice, base: Base | un
   };
 }
 
-async function readGuest(staged: Staged, parts: CommitParts): Promise<GuestIdentity> {
-  const path = staged.folder.pathOf(GUEST_CONFIG_FILE);
-  const config = await staged.folder.readFile(GUEST_CONFIG_FILE, MAX_GUEST_CONFIG_BYTES).catch((error: unknown) => {
-    if (!(error instanceof FileProblem) && errnoOf(error) !== "ENOENT") throw environmentError("read", path, error);
-    throw new RequestError(`Cannot commit "backup/${staged.name.archive}": ${GUEST_CONFIG_FILE}: ${messageOf(error)}`);
-  });
+function guestOf(staged: Staged, parts: CommitParts): GuestIdentity {
+  const config = staged.written.get(GUEST_CONFIG_FILE);
+  if (config === undefined) {
+    throw new RequestError(`Cannot commit "backup/${staged.name.archive}": the job did not write ${GUEST_CONFIG_FILE}`);
+  }
   const vmgenid = parseVmgenid(config);
   return {
     ...(vmgenid === undefined ? {} : { vmgenid }),

@@ -6,7 +6,7 @@ import { type Folder, isSameFile } from "../host/index.ts";
 import type { ArchiveName, GuestIdentity } from "../pve/index.ts";
 import { foreignFolders } from "./base.ts";
 import { classifyFolder, type FileTable, lookAtFiles, openGuest } from "./catalog.ts";
-import type { StoreContext } from "./context.ts";
+import { pointFolder, type StoreContext } from "./context.ts";
 import { explain } from "./durable.ts";
 import { PointDamagedError, PointExistsError } from "./errors.ts";
 import { unreadableFile } from "./image-file.ts";
@@ -101,7 +101,9 @@ async function assertPublished(context: StoreContext, staged: Staged): Promise<v
       hint: "nothing is lost: the next backup is a full one",
     });
   await using guest = await openGuest(context, name.vmid);
-  const isThere = guest !== undefined && (await guest.isNamed(name.folderName, folder.identity));
+  const path = pointFolder(context, name.vmid, name.folderName);
+  const isThere =
+    guest !== undefined && (await explain("look at", path, () => guest.isNamed(name.folderName, folder.identity)));
   if (guest === undefined || !isThere) throw changed("the directory of that name is not the one that was written");
   try {
     assertOnlyOurs(staged, await lookAtFiles(folder, "must stay"));

@@ -261,14 +261,17 @@ function isPoint(entry: CatalogEntry, { folder, uuid }: ManifestBase): boolean {
 }
 
 /** A hung network share blocks a thread for ever; the caller hears of it after a while. */
-async function withDeadline<T>(path: string, work: Promise<T>): Promise<T> {
+async function withDeadline<T extends AsyncDisposable>(path: string, work: Promise<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
+  let isLate = false;
   const deadline = new Promise<never>((_resolve, reject) => {
     timer = setTimeout(() => {
+      isLate = true;
       const seconds = OPEN_DEADLINE_MS / 1000;
       reject(new StoreUnavailableError(`Cannot use storage path "${path}": it did not answer within ${seconds} s`));
     }, OPEN_DEADLINE_MS);
   });
+  work.then((late) => (isLate ? late[Symbol.asyncDispose]() : undefined)).catch(() => undefined); // told by the race
   try {
     return await Promise.race([work, deadline]);
   } finally {

@@ -169,6 +169,17 @@ describe("Folder.remove()", () => {
     expect(await readdir(host)).toEqual(["secret"]);
   });
 
+  it("removes names that are not UTF-8, of files and of directories", async () => {
+    const raw = (...parts: Array<string | number[]>): Buffer =>
+      Buffer.concat([Buffer.from(`${share}/tree/`), ...parts.map((part) => Buffer.from(part as string))]);
+    await mkdir(join(share, "tree"));
+    await mkdir(raw([0xff, 0xfe]));
+    await writeFile(raw([0xff, 0xfe], "/", [0x80]), "x");
+    await writeFile(raw([0xc3]), "x");
+    await folder.remove("tree");
+    expect(await readdir(share)).toEqual([]);
+  });
+
   it("does not go into another file system", async (context) => {
     requireTool(context, "mount", "umount");
     requireRoot(context);
