@@ -11,6 +11,7 @@ import { ContainerStage } from "../support/kill/kill-container-stage.ts";
 import {
   endProcess,
   expectFailure,
+  resume,
   type SeenProcess,
   type Walk,
   walk,
@@ -44,7 +45,7 @@ const ON_OFFER = /\/run\/pve-backup-host\/restore-/;
 async function endBefore(reader: SeenProcess, server: number, signal: NodeJS.Signals, halted: number): Promise<void> {
   process.kill(reader.pid, "SIGSTOP");
   await endProcess(server, signal, halted);
-  process.kill(reader.pid, "SIGCONT");
+  resume(reader.pid);
 }
 
 describe("the restore of a VM", () => {

@@ -98,11 +98,20 @@ export async function survivorsOf(processes: readonly SeenProcess[]): Promise<st
  */
 export async function endProcess(pid: number, signal: NodeJS.Signals, halted?: number): Promise<void> {
   process.kill(pid, signal);
-  if (halted !== undefined && (halted !== pid || signal !== "SIGKILL")) process.kill(halted, "SIGCONT");
+  if (halted !== undefined && (halted !== pid || signal !== "SIGKILL")) resume(halted);
   await eventually(`the end of ${pid} by ${signal}`, async () => {
     const seen = await seeProcess(pid);
     return seen === undefined || seen.state === "Z" ? true : undefined;
   });
+}
+
+/** Lets a stopped process go on. With the one that was ended, its children may have ended already. */
+export function resume(pid: number): void {
+  try {
+    process.kill(pid, "SIGCONT");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+  }
 }
 
 /** A bundle that first loads kill-hold.mjs. */
