@@ -4,7 +4,7 @@ import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 
-const root = new URL("../../", import.meta.url);
+const root = new URL("../../../", import.meta.url);
 const page = readFileSync(new URL("docs/storage-cfg.md", root), "utf8");
 const program = `
   use PVE::Storage; use JSON;
