@@ -37,7 +37,7 @@ export class DirectoryRestoreHooks implements RestoreHooks, AsyncDisposable {
   }
 
   async restoreVmInit(volname: string, signal: AbortSignal): Promise<DeviceSizes> {
-    await this.#endRestore(volname); // a second init of the same backup starts afresh
+    if (this.#restores.has(volname)) await this.restoreVmCleanup(volname); // a second init starts afresh
     const environment = {
       store: await this.#access.openStore(),
       runDir: this.#access.runDir,

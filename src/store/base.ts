@@ -96,7 +96,8 @@ export class Base implements AsyncDisposable {
       for (const { folderName } of this.#held.names) {
         const before = uuidOf(await this.#snapshot.points.entryOf(folderName));
         const entry = await now.points.entryOf(folderName);
-        if (entry?.kind === "damaged") throw new Changed(`${folderName} is damaged: ${entry.reason}`);
+        if (entry === undefined) throw new Changed(`${folderName} is missing`);
+        if (entry.kind === "damaged") throw new Changed(`${folderName} is damaged: ${entry.reason}`);
         if (before === undefined || uuidOf(entry) !== before) throw new Changed(`${folderName} is another backup now`);
       }
       await this.#held.assertInPlace();

@@ -100,7 +100,7 @@ describe.each(KINDS)("an archive by %s", (kind) => {
       writeFileSync(join(directory, "mnt/a\\101/precious"), "data");
       const archive = `${directory}.archive`;
       await writeArchive(kind, archive, { directory, sources: ["./", "./mnt/a\\101"] });
-        unpack(kind, archive, `${directory}-copy`);
+      unpack(kind, archive, `${directory}-copy`);
       expect(namesIn(`${directory}-copy`)).toEqual(["", "mnt", "mnt/aA", "mnt/a\\101", "mnt/a\\101/precious"]);
     } finally {
       await run("umount", [join(directory, "mnt/a\\101")]);

@@ -44,7 +44,7 @@ describe("Base.assertCommittable()", () => {
   });
 
   it.each<[string, (lab: Lab) => Promise<unknown>, RegExp]>([
-    ["was removed", (lab) => rm(join(lab.path, FULL), { recursive: true }), /qemu-1000 is another backup now/],
+    ["was removed", (lab) => rm(join(lab.path, FULL), { recursive: true }), /qemu-1000 is missing/],
     [
       "is another backup of the same name",
       (lab) =>

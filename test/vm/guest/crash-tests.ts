@@ -95,7 +95,7 @@ export const crashes: VmTest[] = [
 
 /** The whole sentence: not a word of what qemu-nbd said when it connected the node. */
 function killed(device: string): { message: string } {
-  const trouble = "it was not on offer to the end, qemu-nbd was ended by SIGKILL";
+  const trouble = "it was not served to the end, qemu-nbd was ended by SIGKILL";
   return { message: `Cannot verify the restored "${device}": ${trouble}` };
 }
 
