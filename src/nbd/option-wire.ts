@@ -125,7 +125,7 @@ export function encodeMetaContextData(exportName: string, queries: readonly stri
 export function decodeMetaContext(data: Buffer): { id: number; name: string } {
   if (data.length < 5) {
     throw new NbdProtocolError(
-      `Cannot read NBD metadata context: it has ${data.length} bytes, an id and a name were expected`,
+      `Cannot read NBD metadata context: it has ${data.length} bytes, expected an id and a name`,
     );
   }
   return { id: data.readUInt32BE(0), name: data.toString("utf8", 4) };
@@ -136,7 +136,7 @@ export function decodeServerEntry(data: Buffer): { name: string; description: st
   const nameBytes = data.length >= 4 ? data.readUInt32BE(0) : 0;
   if (data.length < 4 + nameBytes) {
     throw new NbdProtocolError(
-      `Cannot read NBD export list: entry has ${data.length} bytes, at least ${4 + nameBytes} were expected`,
+      `Cannot read NBD export list: entry has ${data.length} bytes, expected at least ${4 + nameBytes}`,
     );
   }
   return { name: data.toString("utf8", 4, 4 + nameBytes), description: data.toString("utf8", 4 + nameBytes) };
@@ -192,8 +192,6 @@ export function decodeBlockSize(bytes: Buffer): BlockSize {
 
 function checkInfoBytes(what: string, bytes: Buffer, wanted: number): void {
   if (bytes.length !== wanted) {
-    throw new NbdProtocolError(
-      `Cannot read NBD ${what} information: it has ${bytes.length} bytes, ${wanted} were expected`,
-    );
+    throw new NbdProtocolError(`Cannot read NBD ${what} information: it has ${bytes.length} bytes, expected ${wanted}`);
   }
 }

@@ -179,7 +179,7 @@ function* goByExportName(send: Send, exportName: string, hasNoZeroes: boolean): 
 export const encodeAbort = (): Buffer => encodeOption(OptionType.Abort, NO_DATA);
 
 function rejectReply(reply: OptionReply): never {
-  throw new NbdProtocolError(`Cannot read NBD option reply: type ${reply.type} is no answer to this option`);
+  throw new NbdProtocolError(`Cannot read NBD option reply: type ${reply.type} does not answer this option`);
 }
 
 function refused(act: string, refusal: Refusal): NbdServerError {

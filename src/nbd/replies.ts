@@ -98,7 +98,7 @@ function* receiveChunk(session: ReplySession, header: ChunkHeader): Receiver<voi
   } else if (header.type === ChunkType.BlockStatus && command.request.type === CommandType.BlockStatus) {
     yield* receiveStatus(session, command, header.payloadBytes);
   } else {
-    throw unexpectedChunk(command, `a chunk of type ${header.type} is no answer to it`);
+    throw unexpectedChunk(command, `a chunk of type ${header.type} does not answer it`);
   }
   if (isDone) {
     checkComplete(session, command);
@@ -107,15 +107,14 @@ function* receiveChunk(session: ReplySession, header: ChunkHeader): Receiver<voi
 }
 
 function* receiveData(command: PendingCommand, target: Buffer, payloadBytes: number): Receiver<void> {
-  if (payloadBytes < 9)
-    throw unexpectedChunk(command, `a data chunk has ${payloadBytes} bytes, at least 9 were expected`);
+  if (payloadBytes < 9) throw unexpectedChunk(command, `a data chunk has ${payloadBytes} bytes, expected at least 9`);
   const offset = decodeOffset(yield* receiveBytes(8), 0);
   yield claim(command, target, offset, payloadBytes - 8);
 }
 
 function* receiveHole(command: PendingCommand, target: Buffer, payloadBytes: number): Receiver<void> {
   if (payloadBytes !== HOLE_CHUNK_BYTES) {
-    throw unexpectedChunk(command, `a hole chunk has ${payloadBytes} bytes, ${HOLE_CHUNK_BYTES} were expected`);
+    throw unexpectedChunk(command, `a hole chunk has ${payloadBytes} bytes, expected ${HOLE_CHUNK_BYTES}`);
   }
   const payload = yield* receiveBytes(HOLE_CHUNK_BYTES);
   const length = payload.readUInt32BE(8);

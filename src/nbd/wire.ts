@@ -199,7 +199,7 @@ export function decodeErrorPayload(bytes: Buffer, hasOffset: boolean): ErrorChun
   const textBytes = bytes.length >= fixedBytes ? bytes.readUInt16BE(4) : 0;
   if (bytes.length < fixedBytes + textBytes) {
     throw new NbdProtocolError(
-      `Cannot read NBD error: payload has ${bytes.length} bytes, at least ${fixedBytes + textBytes} were expected`,
+      `Cannot read NBD error: payload has ${bytes.length} bytes, expected at least ${fixedBytes + textBytes}`,
     );
   }
   return {

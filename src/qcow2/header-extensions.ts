@@ -79,6 +79,6 @@ function decodeName(bytes: Buffer, what: string, fail: Fail): string {
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch {
-    throw fail(`its ${what} is no UTF-8 text`);
+    throw fail(`its ${what} is not UTF-8`);
   }
 }

@@ -105,7 +105,7 @@ export function decodeClusterBits(bytes: Buffer, path: string): number {
   const fail = failure(path);
   if (bytes.length < HEADER_BYTES_V2) throw fail(`it has only ${bytes.length} bytes, no qcow2 header fits`);
   const magic = bytes.readUInt32BE(HeaderField.magic);
-  if (magic !== QCOW2_MAGIC) throw fail(`it is no qcow2 image (magic 0x${magic.toString(16).padStart(8, "0")})`);
+  if (magic !== QCOW2_MAGIC) throw fail(`it is not a qcow2 image (magic 0x${magic.toString(16).padStart(8, "0")})`);
   const version = bytes.readUInt32BE(HeaderField.version);
   if (version !== 2 && version !== 3) throw fail(`its qcow2 version is ${version}, expected 2 or 3`);
   const clusterBits = bytes.readUInt32BE(HeaderField.clusterBits);

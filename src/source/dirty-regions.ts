@@ -101,5 +101,5 @@ function describe(range: Extent | undefined): string {
 }
 
 function refused(device: string, state: string): RequestError {
-  return new RequestError(`Cannot believe the dirty regions of "${device}": ${state}`, { hint: HINT });
+  return new RequestError(`Cannot verify the dirty regions of "${device}": ${state}`, { hint: HINT });
 }

@@ -44,7 +44,7 @@ describe("a closure that lies", () => {
       [1001, [{ offset: 0, length: 4 * MIB }], 4 * MIB],
     ] as const) {
       expect(await failingJob(node, guest, { epoch, handOver: handing({ regions }) })).toBe(
-        `Cannot believe the dirty regions of "${DISK}": PVE reports them without gap to byte ${end} only, ` +
+        `Cannot verify the dirty regions of "${DISK}": PVE reports them without gap to byte ${end} only, ` +
           `a full backup needs all ${DISK_BYTES}`,
       );
     }
@@ -66,7 +66,7 @@ describe("a closure that lies", () => {
       [2002, [one, other, { offset: 20 * MIB, length: 512 }], undefined, { offset: 20 * MIB, length: 512 }],
     ] as const) {
       expect(await failingJob(node, guest, { epoch, handOver: handing({ regions }) })).toBe(
-        `Cannot believe the dirty regions of "${DISK}": PVE reports ${says(theirs)}, QEMU's bitmap says ${says(ours)}`,
+        `Cannot verify the dirty regions of "${DISK}": PVE reports ${says(theirs)}, QEMU's bitmap says ${says(ours)}`,
       );
     }
     const last = await mustBackUp(node, guest, { epoch: 3000, handOver: handing() });

@@ -75,7 +75,7 @@ describe("an option reply that is wrong", () => {
       { [OPT_STRUCTURED_REPLY]: optionReply(OPT_GO, REP_ACK) },
       /answers option 7, 8 was sent/,
     ],
-    ["an unknown reply type", { [OPT_STRUCTURED_REPLY]: optionReply(8, 99) }, /type 99 is no answer/],
+    ["an unknown reply type", { [OPT_STRUCTURED_REPLY]: optionReply(8, 99) }, /type 99 does not answer/],
     [
       "a reply of 4 GiB",
       { [OPT_GO]: bytes("0003e889045565a9", u32(OPT_GO), u32(3), u32(0xffffffff)) },
@@ -83,11 +83,7 @@ describe("an option reply that is wrong", () => {
     ],
     ["no export information", { [OPT_GO]: ack }, /did not say its size/],
     ["information without a type", { [OPT_GO]: optionReply(OPT_GO, 3, "00") }, /it has no type/],
-    [
-      "export information cut short",
-      { [OPT_GO]: optionReply(OPT_GO, 3, `0000${u64(4096)}`) },
-      /8 bytes, 10 were expected/,
-    ],
+    ["export information cut short", { [OPT_GO]: optionReply(OPT_GO, 3, `0000${u64(4096)}`) }, /8 bytes, expected 10/],
     ["a size of 2^53", { [OPT_GO]: exportInfo(2n ** 53n, 1) }, /size 9007199254740992 is not below 2\^53/],
     ["a size of 2^64 - 1", { [OPT_GO]: exportInfo(2n ** 64n - 1n, 1) }, /size 18446744073709551615/],
     [
@@ -99,11 +95,7 @@ describe("an option reply that is wrong", () => {
     ["a minimum of 2 GiB", { [OPT_GO]: blockSizeInfo(2 ** 31, 2 ** 31, 2 ** 31) }, /make no sense/],
     ["a maximum below the minimum", { [OPT_GO]: blockSizeInfo(4096, 4096, 512) }, /make no sense/],
     ["a preferred size below the minimum", { [OPT_GO]: blockSizeInfo(4096, 512, 65536) }, /make no sense/],
-    [
-      "block sizes cut short",
-      { [OPT_GO]: optionReply(OPT_GO, 3, `0003${u32(1)}${u32(1)}`) },
-      /8 bytes, 12 were expected/,
-    ],
+    ["block sizes cut short", { [OPT_GO]: optionReply(OPT_GO, 3, `0003${u32(1)}${u32(1)}`) }, /8 bytes, expected 12/],
     [
       "a context nobody asked for",
       { [OPT_SET_META_CONTEXT]: contextReply(OPT_SET_META_CONTEXT, 1, "other:thing") },
@@ -119,12 +111,12 @@ describe("an option reply that is wrong", () => {
     [
       "a context without a name",
       { [OPT_SET_META_CONTEXT]: optionReply(OPT_SET_META_CONTEXT, 4, u32(1)) },
-      /4 bytes, an id/,
+      /4 bytes, expected an id/,
     ],
     [
       "export information for the contexts",
       { [OPT_SET_META_CONTEXT]: optionReply(OPT_SET_META_CONTEXT, 3, "0000") },
-      /type 3 is no answer/,
+      /type 3 does not answer/,
     ],
   ])("%s", async (_name, answers, message) => {
     expect(await openAnswered(answers)).toMatchObject({
@@ -205,13 +197,19 @@ describe("lists that are wrong", () => {
   });
   it("a context for an export", async () => {
     const outcome = await listAnswered(OPT_LIST, contextReply(OPT_LIST, 1, CONTEXT));
-    expect(outcome).toMatchObject({ name: "NbdProtocolError", message: expect.stringMatching(/type 4 is no answer/) });
+    expect(outcome).toMatchObject({
+      name: "NbdProtocolError",
+      message: expect.stringMatching(/type 4 does not answer/),
+    });
   });
   it("an export for a context", async () => {
     const wrong = Buffer.from(serverReply("a", ""));
     wrong.writeUInt32BE(OPT_LIST_META_CONTEXT, 8);
     const outcome = await listAnswered(OPT_LIST_META_CONTEXT, wrong);
-    expect(outcome).toMatchObject({ name: "NbdProtocolError", message: expect.stringMatching(/type 2 is no answer/) });
+    expect(outcome).toMatchObject({
+      name: "NbdProtocolError",
+      message: expect.stringMatching(/type 2 does not answer/),
+    });
   });
   it("a refusal to list exports", async () => {
     const outcome = await listAnswered(OPT_LIST, optionReply(OPT_LIST, 0x80000002));

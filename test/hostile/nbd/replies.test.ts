@@ -97,21 +97,17 @@ describe("a broken frame kills the connection", () => {
 
 describe("a chunk that is no answer kills the connection", () => {
   it.each<[string, (cookie: bigint) => Buffer, RegExp]>([
-    ["an unknown type", (cookie) => chunk(cookie, 3, DONE, "00"), /chunk of type 3 is no answer/],
-    ["block status for a read", (cookie) => statusChunk(cookie, DONE, 1, [[SIZE, 0]]), /type 5 is no answer/],
+    ["an unknown type", (cookie) => chunk(cookie, 3, DONE, "00"), /chunk of type 3 does not answer/],
+    ["block status for a read", (cookie) => statusChunk(cookie, DONE, 1, [[SIZE, 0]]), /type 5 does not answer/],
     ["an empty chunk with a payload", (cookie) => chunk(cookie, 0, DONE, "00"), /carries a payload/],
     ["an empty chunk that is not the last", (cookie) => chunk(cookie, 0, 0), /not the last one/],
     ["data before the request", (cookie) => dataChunk(cookie, DONE, OFFSET - 1, data(SIZE)), /outside the request/],
     ["data behind the request", (cookie) => dataChunk(cookie, DONE, OFFSET + 1, data(SIZE)), /outside the request/],
     ["data at 2^53", (cookie) => chunk(cookie, 1, DONE, `${u64(2n ** 53n)}00`), /not below 2\^53/],
-    ["data without a byte", (cookie) => chunk(cookie, 1, DONE, u64(OFFSET)), /8 bytes, at least 9/],
+    ["data without a byte", (cookie) => chunk(cookie, 1, DONE, u64(OFFSET)), /8 bytes, expected at least 9/],
     ["a hole outside", (cookie) => holeChunk(cookie, DONE, OFFSET, SIZE + 1), /outside the request/],
     ["a hole of no length", (cookie) => holeChunk(cookie, DONE, OFFSET, 0), /no length/],
-    [
-      "a hole of 13 bytes",
-      (cookie) => chunk(cookie, 2, DONE, `${u64(OFFSET)}${u32(SIZE)}00`),
-      /13 bytes, 12 were expected/,
-    ],
+    ["a hole of 13 bytes", (cookie) => chunk(cookie, 2, DONE, `${u64(OFFSET)}${u32(SIZE)}00`), /13 bytes, expected 12/],
     [
       "the same data twice",
       (cookie) => Buffer.concat([0, DONE].map((flags) => dataChunk(cookie, flags, OFFSET, data(SIZE)))),
@@ -123,7 +119,11 @@ describe("a chunk that is no answer kills the connection", () => {
       /repeats bytes/,
     ],
     ["an error text longer than its chunk", (cookie) => chunk(cookie, 0x8001, DONE, u32(5) + u16(1)), /at least 7/],
-    ["an error chunk of 5 bytes", (cookie) => chunk(cookie, 0x8001, DONE, `${u32(5)}00`), /5 bytes, at least 6/],
+    [
+      "an error chunk of 5 bytes",
+      (cookie) => chunk(cookie, 0x8001, DONE, `${u32(5)}00`),
+      /5 bytes, expected at least 6/,
+    ],
     ["an error offset that is missing", (cookie) => chunk(cookie, 0x8002, DONE, u32(5) + u16(0)), /at least 14/],
     ["an error chunk of 1 MiB", (cookie) => chunk(cookie, 0x8001, DONE, "00".repeat(1 << 20)), /at most 16384/],
   ])("%s", async (_name, answer, message) => {
@@ -240,7 +240,7 @@ describe("a block status that lies kills the connection", () => {
       (cookie) => bytes("668e33ef", u16(1), u16(5), u64(cookie), u32(4 + 8 * (2 ** 20 + 1))),
       /1 to 1048576 extents/,
     ],
-    ["data for a status", (cookie) => dataChunk(cookie, DONE, OFFSET, data(SIZE)), /type 1 is no answer/],
+    ["data for a status", (cookie) => dataChunk(cookie, DONE, OFFSET, data(SIZE)), /type 1 does not answer/],
     ["a simple reply that says success", (cookie) => simpleReply(cookie), /carries no status/],
   ])("%s", async (_name, answer, message) => {
     const outcome = await statusAnswered(answer);

@@ -95,7 +95,7 @@ describe("decodeExportInfo()", () => {
     expect(() => decodeExportInfo(hex("0020000000000000", "0001"))).toThrow(/size 9007199254740992 is not below 2\^53/);
   });
   it("rejects another length", () => {
-    expect(() => decodeExportInfo(hex("0000010000000000"))).toThrow(/8 bytes, 10 were expected/);
+    expect(() => decodeExportInfo(hex("0000010000000000"))).toThrow(/8 bytes, expected 10/);
   });
 });
 
@@ -128,6 +128,6 @@ describe("decodeBlockSize()", () => {
     expect(() => decodeBlockSize(info(minimum, preferred, maximum))).toThrow(/make no sense/);
   });
   it("rejects another length", () => {
-    expect(() => decodeBlockSize(Buffer.alloc(11))).toThrow(/11 bytes, 12 were expected/);
+    expect(() => decodeBlockSize(Buffer.alloc(11))).toThrow(/11 bytes, expected 12/);
   });
 });

@@ -97,7 +97,7 @@ describe("decodeQcow2Header()", () => {
   });
 
   it.each([
-    ["another magic", { 0: "4b444d56" }, /no qcow2 image \(magic 0x4b444d56\)/],
+    ["another magic", { 0: "4b444d56" }, /not a qcow2 image \(magic 0x4b444d56\)/],
     ["version 4", { 4: "00000004" }, /version is 4/],
     ["cluster bits 8", { 20: "00000008" }, /cluster bits are 8/],
     ["cluster bits 22", { 20: "00000016" }, /cluster bits are 22/],

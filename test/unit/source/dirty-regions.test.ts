@@ -100,7 +100,7 @@ describe("reportedRegions()", () => {
   ])("refuses %s", async (_what, batches, sentence) => {
     const error = await collect(perlSide(batches)).catch((thrown: unknown) => thrown);
     expect(error).toMatchObject({ code: "INVALID_PARAMS", hint: expect.stringContaining("vm-backup-mechanism nbd") });
-    expect((error as Error).message).toMatch(/^Cannot believe the dirty regions of "drive-scsi0": /);
+    expect((error as Error).message).toMatch(/^Cannot verify the dirty regions of "drive-scsi0": /);
     expect((error as Error).message).toMatch(sentence);
   });
 
@@ -147,7 +147,7 @@ describe("mustBeWhole()", () => {
     ],
   ])("refuses %s", async (_what, pairs, end) => {
     await expect(mustBeWhole(DISK, SIZE, stream(pairs))).rejects.toThrow(
-      `Cannot believe the dirty regions of "${DISK}": PVE reports them without gap to byte ${end} only, a full backup needs all ${SIZE}`,
+      `Cannot verify the dirty regions of "${DISK}": PVE reports them without gap to byte ${end} only, a full backup needs all ${SIZE}`,
     );
   });
 });

@@ -145,7 +145,7 @@ describe("Store.resolveChain()", () => {
     ],
     ["another virtual size", () => imageBytes(65 * MIB), /virtual size is 68157440, expected 67108864/],
     ["an unrecorded backing file", () => imageBytes(64 * MIB, "/etc/passwd"), /names backing file "\/etc\/passwd"/],
-    ["no qcow2 header", () => Buffer.alloc(65536), /no qcow2 image/],
+    ["no qcow2 header", () => Buffer.alloc(65536), /not a qcow2 image/],
     ["nothing", () => Buffer.alloc(0), /0 bytes/],
   ];
   it.each(hostile)("refuses an image with %s, although the manifest agrees", async (_what, change, message) => {
