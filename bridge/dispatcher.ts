@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Runs the requests of one connection: order (initialize first), validation, the provider's life.
-// Knows no streams; run-bridge.ts connects it to stdio.
+// Runs the requests of one connection: order (initialize first), validation, the provider's life. It knows nothing of
+// streams; run-bridge.ts connects it to stdio.
 
 import type { LogFunction } from "../src/core/index.ts";
 import { CancelledError, HostError, RequestError } from "../src/core/index.ts";
@@ -11,12 +11,12 @@ import type { WireParams } from "./params.ts";
 import { assertParams, assertResult, hasValidators } from "./validate.ts";
 
 /**
- * Raised by one with every change that an older peer would not understand: of protocol.schema.json, or of what the
- * two Node processes of a container's backup say to each other. The second one starts late, perhaps after an upgrade.
+ * Incremented with every change that an older peer would not understand: to protocol.schema.json, or to what the two
+ * Node processes of a container's backup say to each other. The second one starts late, perhaps after an upgrade.
  */
 export const PROTOCOL_VERSION = 3;
 
-/** The composition root's: who serves a storage type. */
+/** Given by the composition root: which provider serves a storage type. */
 export type ProviderTable = Readonly<Record<string, ProviderFactory>>;
 
 /** The peer speaks another version of the protocol. */
@@ -53,7 +53,7 @@ export class Dispatcher implements AsyncDisposable {
    * Runs one request.
    *
    * @param signal aborts this request alone, with a HostError as its reason
-   * @returns the result, held against the schema
+   * @returns the result, checked against the schema
    */
   async dispatch(method: string, params: unknown, signal: AbortSignal): Promise<unknown> {
     this.#ending.signal.throwIfAborted();
@@ -65,7 +65,7 @@ export class Dispatcher implements AsyncDisposable {
     return result;
   }
 
-  /** Aborts everything that runs, waits for it, then gives up the provider. The first call's reason counts. */
+  /** Aborts everything that runs, waits for it, then disposes of the provider. The first call's reason counts. */
   end(reason: string): Promise<void> {
     this.#disposing ??= this.#end(reason);
     return this.#disposing;
@@ -78,7 +78,7 @@ export class Dispatcher implements AsyncDisposable {
   async #end(reason: string): Promise<void> {
     this.#ending.abort(new CancelledError(`Cancelled: ${reason}`));
     await Promise.allSettled(this.#running);
-    // A provider that could not be made has nothing to give up; the request that asked for it has failed.
+    // A provider that could not be created has nothing to release; the request that asked for it has failed.
     const provider = await this.#provider?.catch(() => undefined);
     await provider?.[Symbol.asyncDispose]();
   }
@@ -128,7 +128,7 @@ export class Dispatcher implements AsyncDisposable {
   }
 }
 
-/** Before the schema is asked: another version may have another schema, also for initialize. */
+/** Comes before the schema check: another version may have another schema, even for initialize. */
 function assertVersion(params: unknown): void {
   const theirs = (params as { "protocol-version"?: unknown } | null | undefined)?.["protocol-version"];
   if (theirs === PROTOCOL_VERSION) return;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Reads messages for vscode-jsonrpc, in place of its own reader, which collects a header without an end and
-// waits for a body of any length.
+// Reads messages for vscode-jsonrpc, in place of its own reader, which collects an endless header and waits for a
+// body of any length.
 import type { Readable } from "node:stream";
 import { AbstractMessageReader, type DataCallback, type Disposable, type Message } from "vscode-jsonrpc/node.js";
 import { FrameParser } from "./framing.ts";

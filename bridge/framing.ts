@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// JSON-RPC messages with Content-Length framing: bytes in, messages out, no input or output. As strict as the
-// Perl side's Framing.pm: what breaks a rule here comes from no shim of ours.
+// JSON-RPC messages with Content-Length framing: bytes in, messages out, no input or output. As strict as the Perl
+// side's Framing.pm: a message that breaks a rule here does not come from our shim.
 import { ProtocolError } from "./error-map.ts";
 
 /** Guest configs and the names of a thousand disks stay far below this. */
@@ -31,7 +31,7 @@ export class FrameParser {
   /**
    * Takes bytes, which are borrowed until the generator ends, and yields the messages that are complete.
    *
-   * @throws ProtocolError if they are no message; the parser must not be used again
+   * @throws ProtocolError if they are not a message; the parser must not be used again
    */
   *feed(bytes: Buffer): Generator<RpcMessage, void, undefined> {
     this.#hold(bytes);
@@ -71,7 +71,7 @@ export class FrameParser {
   #release(usedBytes: number): void {
     this.#held.copyWithin(0, usedBytes, this.#length);
     this.#length -= usedBytes;
-    if (this.#length === 0) this.#held = NOTHING; // one large message must not occupy memory for ever
+    if (this.#length === 0) this.#held = NOTHING; // one large message must not occupy memory forever
   }
 }
 
@@ -95,13 +95,13 @@ function parseBody(body: Buffer): RpcMessage {
     if (isTooDeep(text)) throw new SyntaxError("it is nested too deeply");
     message = JSON.parse(text);
   } catch {
-    throw new ProtocolError("PARSE", "a message is no JSON");
+    throw new ProtocolError("PARSE", "a message is not valid JSON");
   }
-  if (!isRpcMessage(message)) throw new ProtocolError("INVALID_REQUEST", "a message is no JSON-RPC 2.0");
+  if (!isRpcMessage(message)) throw new ProtocolError("INVALID_REQUEST", "a message is not JSON-RPC 2.0");
   return message;
 }
 
-/** Before the text is parsed: whoever walks through the value later may do so by recursion. */
+/** Checked before the text is parsed: later code may walk through the value recursively. */
 function isTooDeep(text: string): boolean {
   let depth = 0;
   let isInString = false;
@@ -118,7 +118,7 @@ function isTooDeep(text: string): boolean {
   return false;
 }
 
-/** vscode-jsonrpc relies on all of this without a look. */
+/** vscode-jsonrpc relies on all of this without checking it. */
 function isRpcMessage(value: unknown): value is RpcMessage {
   if (!isObject(value) || value.jsonrpc !== "2.0") return false;
   const { id, method, params, result, error } = value;

@@ -5,9 +5,9 @@ import { constants } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 
 const END_SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
-/** How long children, mounts and staging folders have to go away. */
+/** How long children, mounts and staging directories have to go away. */
 const CLEANUP_TIMEOUT_MS = 10_000;
-/** A forked child of the parent may keep our input open: its end is then no sign. */
+/** A forked child of the parent may keep our input open: its end is then not a reliable sign. */
 const PARENT_POLL_MS = 1_000;
 
 interface LifecycleOptions {
@@ -42,7 +42,7 @@ export class Lifecycle {
   }
 
   #onSignal(signal: (typeof END_SIGNALS)[number]): void {
-    // The second one comes from somebody who does not want to wait.
+    // The second one comes from a user who does not want to wait.
     if (this.#isEnding) process.exit(128 + constants.signals[signal]);
     this.end(`the backup bridge got ${signal}`, 128 + constants.signals[signal]);
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Entry of the bundle dist/bridge.mjs, and the composition root: which provider serves which storage type.
-// It checks Node's version before anything else is evaluated: that is why the rest comes by dynamic import,
-// which stays inside the one file.
+// Entry of the bundle dist/bridge.mjs, and the composition root: which provider serves which storage type. It checks
+// Node's version before anything else is evaluated: that is why the rest is imported dynamically, which stays inside
+// the one file.
 
 const OLDEST_NODE = [20, 19] as const;
 

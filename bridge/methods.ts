@@ -105,8 +105,8 @@ export const PROVIDER_METHODS: Readonly<Record<string, Method>> = {
 };
 
 /**
- * "use" and "new" as bitmap names, for hosts that know only names. A bitmap of the steady name that is
- * not there yet is created, which makes that backup a full one: safe without remembering any name.
+ * "use" and "new" as bitmap names, for hosts that know only names. If the bitmap with the fixed name does not exist
+ * yet, it is created, which makes that backup a full one. This is safe without remembering any name.
  */
 function bitmapNames(modes: ReadonlyMap<string, "new" | "use">, storeid: string): Record<string, string> {
   const fresh = `${storeid}-${Date.now()}`;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The only place where the protocol's shapes (PVE's kebab-case keys, base64) turn into the
-// provider's (camelCase, Buffers, Maps) and back. Everything here was held against the schema before.
+// The only place where the protocol's shapes (PVE's kebab-case keys, base64) turn into the provider's (camelCase,
+// Buffers, Maps) and back. Everything here has been checked against the schema before.
 import type {
   AttributeValue,
   BitmapMode,
@@ -77,7 +77,7 @@ export function encodeBytes(bytes: Buffer): string {
   return bytes.toString("base64");
 }
 
-/** An empty firewall config is one: PVE passes "" where the file is empty. */
+/** An empty firewall config counts as one: PVE passes "" where the file is empty. */
 function decodeOptionalBytes(base64: string | undefined): Buffer | undefined {
   return base64 === undefined ? undefined : decodeBytes(base64);
 }
@@ -148,7 +148,7 @@ export function encodeAttributeValue(value: AttributeValue): string | number | n
   return value ?? null;
 }
 
-/** Names every key, so that a field added to VolumeEntry does not leave by accident. */
+/** Names every key, so a field added to VolumeEntry is not sent by accident. */
 export function encodeVolumeEntry(entry: VolumeEntry): Record<string, unknown> {
   return {
     volname: entry.volname,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What this process asks of the Perl side, and its `log` notifications.
+// What this process asks the Perl side for, and its `log` notifications.
 import { CancellationTokenSource, type MessageConnection, ParameterStructures } from "vscode-jsonrpc/node.js";
 import type { LogLevel } from "../src/core/index.ts";
 import { EnvironmentError, messageOf, oneLine } from "../src/core/index.ts";
@@ -29,7 +29,7 @@ export class ReverseCalls implements FileHandleCalls {
     await this.#request("deallocate", { device, ranges: pairs }, signal);
   }
 
-  /** Never fails: a line that nobody can receive is lost. */
+  /** Never fails: a line that cannot be delivered is lost. */
   log(level: LogLevel, message: string): void {
     this.#connection
       .sendNotification("log", ParameterStructures.byName, { level, message: oneLine(message) })

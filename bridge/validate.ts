@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Checks messages against protocol.schema.json, by validators compiled beforehand.
+// Checks messages against protocol.schema.json, with precompiled validators.
 import type { ErrorObject, ValidateFunction } from "ajv";
 import { RequestError } from "../src/core/index.ts";
 import * as validators from "./generated/validators.mjs";
@@ -42,7 +42,7 @@ function firstProblem(name: string, value: unknown): string | undefined {
   const validate = table[name];
   if (validate === undefined) throw new Error(`the protocol has no ${name}`);
   if (validate(value)) return undefined;
-  // Of propertyNames ajv reports the inner problem first: the name, and what is wrong with it.
+  // For propertyNames, ajv reports the inner problem first: the name, and what is wrong with it.
   const [error] = validate.errors ?? [];
   return error === undefined ? "it is not valid" : describeProblem(error, value);
 }

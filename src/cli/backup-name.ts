@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The names of a backup that a user can have seen: from `list`, from `pvesm list`, from a file manager.
+// The names of a backup that a user may have seen: from `list`, from `pvesm list`, from a file manager.
 import { realpath } from "node:fs/promises";
 import path from "node:path";
 import { quote, RequestError } from "../core/index.ts";
@@ -7,7 +7,7 @@ import { parseArchiveName, STOREID_PATTERN } from "../pve/index.ts";
 
 /**
  * The archive name, "100/qemu-1763802000", behind any of its forms: with "backup/" in front, as a volume id
- * ("STORE:backup/…"; which storage it names is not compared), or as the path of the backup's directory.
+ * ("STORE:backup/…"; the storage that it names is not compared), or as the path of the backup's directory.
  *
  * @throws RequestError for anything else
  */
@@ -34,7 +34,7 @@ async function belowStore(text: string, storePath: string): Promise<string> {
   return below;
 }
 
-/** Of a path that leads nowhere nothing is known: it stays as it is, and the store does not find the backup. */
+/** Nothing is known about a path that leads nowhere: it stays as it is, and the store does not find the backup. */
 async function resolveLinks(from: string): Promise<string> {
   return await realpath(from).catch(() => from);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// `pve-backup-host check`: whether one backup can be restored, without restoring it.
+// `pve-backup-host check`: finds out whether one backup can be restored, without restoring it.
 import { formatBytes } from "../core/index.ts";
 import { type Finding, verifyPoint } from "../maintenance/index.ts";
 import type { Store } from "../store/index.ts";

@@ -13,7 +13,7 @@ export const ExitCode = {
   /** Not known to be damaged: it could not be read, or not by this version, or not now. */
   Unreadable: 5,
   Interrupted: 130,
-  /** What a shell reports of a program that SIGPIPE ended; Node ignores the signal. */
+  /** What a shell reports for a program that SIGPIPE ended; Node ignores the signal. */
   OutputClosed: 141,
 } as const;
 export type ExitCode = (typeof ExitCode)[keyof typeof ExitCode];

@@ -36,6 +36,6 @@ function toCells(point: PointEntry): string[] {
     formatBytes(point.occupiedBytes),
     point.protected ? `${kind}, protected` : kind,
     point.baseMissing ? `${base} (missing)` : base,
-    oneLine(point.notes?.split("\n", 1)[0] ?? ""), // anybody's words, on a terminal
+    oneLine(point.notes?.split("\n", 1)[0] ?? ""), // anyone's text, on a terminal
   ];
 }

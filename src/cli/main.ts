@@ -22,7 +22,7 @@ function parseVmid(text: string): number {
   return Number(text);
 }
 
-/** The storage id decides nothing for a reader. */
+/** The storage id makes no difference to a reader. */
 function openStore(storePath: string, warn: (message: string) => void = () => undefined): Promise<Store> {
   return Store.open({
     path: path.resolve(storePath),
@@ -58,7 +58,7 @@ program
   .option("--vmid <id>", "only the backups of this guest", parseVmid)
   .option("--json", "print a JSON array")
   .action(async (storePath: string, options: { vmid?: number; json?: boolean }) => {
-    // A listing that lacks something is printed, and is no success.
+    // An incomplete listing is printed, but it is not a success.
     const warn = (): void => {
       process.exitCode = ExitCode.Unreadable;
     };
@@ -85,7 +85,7 @@ try {
 
 async function report(error: unknown): Promise<ExitCode> {
   if (error instanceof CommanderError) {
-    if (error.exitCode !== 0) return ExitCode.Usage; // it has spoken
+    if (error.exitCode !== 0) return ExitCode.Usage; // it has already printed why
     return await print(announced, abort.signal).then(() => ExitCode.Ok, report);
   }
   const code = exitCodeOf(error);

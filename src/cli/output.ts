@@ -12,7 +12,7 @@ const STDERR = 2;
 /** A descriptor that another program has made non-blocking. */
 const RETRY_MS = 10;
 
-/** The reader of standard output has gone, as in `list | head -1`: not worth a word. */
+/** The reader of standard output has gone, as in `list | head -1`: not worth a message. */
 export class OutputClosedError extends Error {
   override readonly name = "OutputClosedError";
 }
@@ -36,7 +36,7 @@ export async function print(text: string, signal: AbortSignal): Promise<void> {
   }
 }
 
-/** Writes one line to standard error. What cannot be said there is lost; the exit status remains. */
+/** Writes one line to standard error. What cannot be written there is lost; the exit status remains. */
 export function complain(line: string): void {
   try {
     writeSync(STDERR, `${line}\n`);
@@ -60,7 +60,7 @@ async function writeSome(bytes: Buffer): Promise<number> {
   }
 }
 
-/** Locks are released although a write hangs; a second signal ends the process. */
+/** Locks are released even if a write hangs; a second signal ends the process. */
 async function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
   let onAbort = (): void => undefined;
   const aborted = new Promise<never>((_resolve, reject) => {

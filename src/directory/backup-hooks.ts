@@ -19,7 +19,7 @@ import { ContainerBackup } from "./container/container-backup.ts";
 import type { StorageAccess } from "./storage-access.ts";
 import { VmBackup } from "./vm-backup.ts";
 
-/** The guest being backed up, and what became of it: the log file arrives after the cleanup. */
+/** The guest being backed up, and its result: the log file arrives after the cleanup. */
 interface LastJob {
   readonly vmid: number;
   readonly type: GuestType;
@@ -99,7 +99,7 @@ export class DirectoryBackupHooks implements BackupHooks, AsyncDisposable {
   ): Promise<{ archiveSize: number }> {
     const backup = this.#backup;
     await this.#endBackup(); // waits for a commit that is under way
-    // A failure may follow a cleanup that was told of success: the point is known from there.
+    // A failure may follow a cleanup called with success: the point is known from there.
     const point = this.#lastJob?.vmid === vmid ? (backup?.point ?? this.#lastJob.point) : undefined;
     if (point === undefined && success) {
       // PVE does not notice when the child that backs up a container is killed.
@@ -203,7 +203,7 @@ export class DirectoryBackupHooks implements BackupHooks, AsyncDisposable {
 
   async #startCompressor(): Promise<ClusterCompressor | undefined> {
     if (this.#compressor?.hasFailed === true) {
-      await this.#compressor[Symbol.asyncDispose](); // one guest's trouble must not be the next one's
+      await this.#compressor[Symbol.asyncDispose](); // one guest's trouble must not affect the next one
       this.#compressor = undefined;
     }
     if (this.#access.config.compression !== "none")

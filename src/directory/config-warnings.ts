@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Lines of a guest's config that run programs or reach the host when the guest starts. Whoever can write to the share
-// can put them into a backup, so a restore names them.
+// Lines of a guest's config that run programs or reach the host when the guest starts. Anyone who can write to the
+// share can put them into a backup, so a restore names them.
 
 import type { GuestType } from "../provider/index.ts";
 import { findTellingKeys } from "../pve/index.ts";

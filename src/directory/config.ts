@@ -14,7 +14,7 @@ export interface DirectoryConfig {
   readonly nbdTimeoutSeconds: number;
 }
 
-/** Option name, values it may have, the first one being the default. */
+/** Option name and its possible values; the first one is the default. */
 const CHOICES = {
   "vm-backup-mechanism": ["nbd", "file-handle"],
   "vm-backup-mode": ["full", "incremental"],
@@ -27,7 +27,7 @@ type Choice = keyof typeof CHOICES;
 const NBD_TIMEOUT = "dir-nbd-timeout";
 const NBD_TIMEOUT_SECONDS = { min: 5, max: 3600, default: 300 } as const;
 
-/** Options of PVE's own that reach us with the section; the shim or PVE acts on them. */
+/** PVE's own options that come with the section; the shim or PVE acts on them. */
 const PVE_OPTIONS = new Set([
   "type",
   "path",
@@ -45,7 +45,7 @@ const PVE_OPTIONS = new Set([
 /**
  * Reads the section.
  *
- * @throws RequestError for an unknown option or value: a typing error must not pass for a default
+ * @throws RequestError for an unknown option or value: a typo must not pass for a default
  */
 export function parseConfig(scfg: Readonly<Record<string, unknown>>): DirectoryConfig {
   for (const name of Object.keys(scfg)) {
@@ -80,7 +80,7 @@ function choose<C extends Choice>(scfg: Readonly<Record<string, unknown>>, optio
   return value as (typeof CHOICES)[C][number];
 }
 
-/** PVE hands numbers of its configuration over as text. */
+/** PVE passes the numbers in its configuration as text. */
 function nbdTimeout(scfg: Readonly<Record<string, unknown>>): number {
   const { min, max } = NBD_TIMEOUT_SECONDS;
   const value = scfg[NBD_TIMEOUT] ?? NBD_TIMEOUT_SECONDS.default;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The directory provider: PVE's hooks on a store of plain files. Guests are read by source, written by qcow2 and
-// archive, kept by store; what is here decides in which order, and what the task log says.
+// archive, kept by store; the code here decides the order, and what the task log says.
 import type { Provider, ProviderContext } from "../provider/index.ts";
 import { DirectoryProvider } from "./directory-provider.ts";
 

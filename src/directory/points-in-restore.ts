@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A restore asks for one backup with several calls. What was read at the first serves all of them, up to its cleanup.
+// A restore asks for one backup with several calls. What the first one reads serves all of them, up to its cleanup.
 import { parseArchiveName } from "../pve/index.ts";
 import type { GuestPoints, Point, Store } from "../store/index.ts";
 

@@ -9,7 +9,7 @@ import { assertStillServed } from "./still-served.ts";
 
 interface RestoreEnvironment {
   readonly store: Store;
-  /** Folder for mounts; what killed processes left in it is swept first. */
+  /** Directory for mounts; what killed processes left in it is swept first. */
   readonly runDir: string;
   readonly host: NbdHost;
   /** How a disk is offered. */
@@ -46,7 +46,7 @@ export class RestoreSession implements AsyncDisposable {
     }
     await using stack = new CleanupStack();
     const held = stack.use(await store.holdChains(points, volname, signal));
-    // All of all chains now: a restore that would fail at its last disk must not begin.
+    // All images of all chains, now: a restore that would fail at its last disk must not begin.
     for (const { images } of held.chains.values()) {
       for (const { file, header } of images) await assertSound(`restore "${point.volname}"`, file, signal, header);
     }
@@ -59,7 +59,7 @@ export class RestoreSession implements AsyncDisposable {
     return new Map([...this.#held.point.devices].map(([name, { virtualBytes }]) => [name, { size: virtualBytes }]));
   }
 
-  /** Offers a disk as a raw file or block device. Asked twice for the same disk it answers with the same path. */
+  /** Offers a disk as a raw file or block device. A second request for the same disk gets the same path. */
   async offer(device: string, signal: AbortSignal): Promise<string> {
     const known = this.#views.get(device);
     if (known !== undefined) return known.path;
@@ -82,10 +82,10 @@ export class RestoreSession implements AsyncDisposable {
   }
 
   /**
-   * Takes a raw view back. A disk that is not offered is no error: cleanup comes after failures too.
+   * Takes a raw view back. A disk that is not offered is not an error: cleanup also follows failures.
    *
-   * @throws ChildProcessError if the disk was served no longer; LockedError, PointDamagedError if somebody may have
-   *   changed what was read
+   * @throws ChildProcessError if the disk was no longer served; LockedError, PointDamagedError if what was read may
+   *   have been changed
    */
   async withdraw(device: string): Promise<void> {
     const view = this.#views.get(device);

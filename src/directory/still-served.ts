@@ -3,10 +3,10 @@
 import { ChildProcessError } from "../core/index.ts";
 
 /**
- * PVE's reader may have found an empty disk and called it done: an error when PVE gives back what it was offered is the
- * last thing that makes the restore fail.
+ * PVE's reader may have read an empty disk and reported success: an error when PVE gives back what it was offered is
+ * the last chance to make the restore fail.
  *
- * @throws ChildProcessError if the view of `what` is served no longer
+ * @throws ChildProcessError if the view of `what` is no longer served
  */
 export async function assertStillServed(
   what: string,

@@ -11,7 +11,7 @@ export interface DirectoryProviderOptions {
   readonly root?: string;
   /** In place of the storage's dir-nbd-timeout. */
   readonly timeouts?: NbdTimeouts;
-  /** For tests: how lively locks are, and how long a dead host's are respected. */
+  /** For tests: how often locks are refreshed, and how long a dead host's locks are respected. */
   readonly lockTiming?: LockTiming;
 }
 

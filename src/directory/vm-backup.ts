@@ -54,9 +54,9 @@ export class VmBackup implements AsyncDisposable {
   readonly #owned: CleanupStack;
   readonly #lock: GuestLock;
   readonly #staged: StagedPoint;
-  /** Held from the question to the commit, so that nobody removes it in between. */
+  /** Held from the question to the commit, so it cannot be removed in between. */
   #base: Base | undefined;
-  /** Readers of the base by device: what was checked at the question is what is built on. */
+  /** Readers of the base by device: the backup builds on exactly what was checked at the question. */
   readonly #readers = new Map<string, Qcow2Chain>();
   /** Why devices that were asked for are backed up in full. */
   #reasons: ReadonlyMap<string, string> = new Map();
@@ -111,7 +111,7 @@ export class VmBackup implements AsyncDisposable {
     return new Map([...volumes.keys()].map((device) => [device, base?.chains.has(device) === true ? "use" : "new"]));
   }
 
-  /** A base is sound all the way down, and can be read: else it is none. */
+  /** A base must be sound all the way down and readable; otherwise it is not a base. */
   async #check(base: Point, device: string, chain: OpenChain, signal: AbortSignal): Promise<void> {
     await this.#environment.store.assertChainSound(`build on "${base.volname}"`, this.vmid, chain, signal);
     const reader = await Qcow2Chain.over(chain.files, signal, chain.headers);
@@ -122,8 +122,8 @@ export class VmBackup implements AsyncDisposable {
   /**
    * Copies, checks and commits. When this returns, or when `point` is set, the backup is safe and stays.
    *
-   * @throws BaseUnusableError if QEMU gives only what changed since a base that is gone meanwhile; LockedError if
-   *   another host took this one for dead
+   * @throws BaseUnusableError if QEMU gives only the changes since a base that has disappeared meanwhile; LockedError
+   *   if another host took this one for dead
    */
   async run(
     guestConfig: Buffer,
@@ -134,7 +134,7 @@ export class VmBackup implements AsyncDisposable {
     try {
       return await this.#run(guestConfig, volumes, info, AbortSignal.any([signal, this.#lock.lost]));
     } catch (error) {
-      // Whoever broke our lock has swept our files too: what failed first is a missing file then.
+      // The process that broke our lock has swept our files, too: the first failure is then a missing file.
       throw signal.aborted ? error : await this.#lock.causeOf(error);
     }
   }
@@ -178,7 +178,7 @@ export class VmBackup implements AsyncDisposable {
     await this.#owned[Symbol.asyncDispose]();
   }
 
-  /** The config that PVE backs up decides about the vmgenid, the node about the process. */
+  /** The vmgenid comes from the config that PVE backs up, the process from the node. */
   async #guestIdentity(guestConfig: Buffer): Promise<GuestIdentity> {
     const vmgenid = parseVmgenid(guestConfig);
     const process = await readGuestProcess(this.vmid, this.#environment.root);

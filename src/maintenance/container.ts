@@ -14,8 +14,8 @@ const FEWEST_MEMBERS = 10;
 const WAS_KILLED = / was ended by SIG[A-Z]+/;
 
 /**
- * Why `pct restore` refuses an archive; undefined if it does not. A directory, which is what a squashfs image is restored
- * from, is not examined there.
+ * Why `pct restore` refuses an archive; undefined if it does not. It does not examine a directory, which is what a
+ * squashfs image is restored from.
  *
  * @returns the end of a sentence that begins with the archive
  */
@@ -38,8 +38,8 @@ export function containerArchiveOf(point: Point): string {
 
 /**
  * What a restore must know before it begins; far less than verifyPoint(): an archive with a record is not read. One
- * without a record is listed to its end, for tar takes one that was cut off between two members for a whole one. One with
- * a second name may be a file from outside the store, and must have the recorded digest.
+ * without a record is listed to its end, because tar takes one that was cut off between two members for a complete
+ * one. One with a second name may be a file from outside the store, and must have the recorded digest.
  *
  * @param file the point's archive, borrowed
  * @throws UnsupportedError if Proxmox VE would refuse it; PointDamagedError; EnvironmentError; the reason of `signal`

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Which backups a retention keeps: PVE's own rules, as its documentation and `pvesm prune-backups` have them.
-// Pure: no disk, no clock. The periods are those of this process's time zone, as they are in PVE.
+// Which backups a retention keeps: PVE's own rules, as in its documentation and in `pvesm prune-backups`. Pure: no
+// disk, no clock. The periods are those of this process's time zone, as they are in PVE.
 
 /** How many to keep of each kind; 0 or absent: the rule is not used. */
 export interface Keep {
@@ -37,7 +37,7 @@ const RULES: ReadonlyArray<readonly [Exclude<keyof Keep, "all">, (ctime: number)
 ];
 
 /**
- * A mark for each backup, in the order of `backups`. Each guest is a group of its own. A protected backup is never
+ * A mark for each backup, in the order of `backups`. Each guest is a separate group. A protected backup is never
  * removed, and counts for no rule. Without any option everything is kept.
  */
 export function markBackups(backups: readonly PruneCandidate[], keep: Keep): PruneMark[] {
@@ -62,7 +62,7 @@ export function markBackups(backups: readonly PruneCandidate[], keep: Keep): Pru
 
 /**
  * Keeps the newest backup of each of the next `count` periods. Periods in which an earlier rule keeps a backup are
- * passed over and do not count; what an earlier rule gave up is not asked again.
+ * passed over and do not count; what an earlier rule gave up is not considered again.
  */
 function applyRule(
   newestFirst: readonly PruneCandidate[],

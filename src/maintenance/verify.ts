@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Whether one backup can be restored, found out by reading all of it: every file of every chain.
+// Finds out whether one backup can be restored, by reading all of it: every file of every chain.
 
 import { verifyArchive } from "../archive/index.ts";
 import { parseArchiveName } from "../pve/index.ts";
@@ -14,7 +14,7 @@ import {
   refuseUnrestorable,
 } from "./container.ts";
 
-/** What was found to be in order; what is not is thrown. */
+/** What was found to be in order; anything else is thrown. */
 export type Finding =
   | { readonly kind: "chain"; readonly device: string; readonly sizeBytes: number; readonly images: number }
   | {
@@ -37,13 +37,15 @@ export type Finding =
 type Report = (finding: Finding) => Promise<void>;
 
 /**
- * Reads every image of every chain once: recorded size and header, digest, tables. Of a container's backup the archive:
- * size and digest, or, without a digest, whether it can be listed to its end. Holds readers' locks meanwhile.
+ * Reads every image of every chain once: recorded size and header, digest, tables. For a container's backup it checks
+ * the archive: size and digest, or, without a digest, whether it can be listed to its end. Holds readers' locks
+ * meanwhile.
  *
  * @param archive archive or volume name
- * @param report called as soon as something was found to be in order
- * @throws PointDamagedError naming the first file that is not what was committed; PointNotFoundError; UnsupportedError if
- *   the backup is undamaged and Proxmox VE would refuse to restore it; NewerFormatError; EnvironmentError; LockedError
+ * @param report called whenever something is found to be in order
+ * @throws PointDamagedError naming the first file that is not what was committed; PointNotFoundError;
+ *   UnsupportedError if the backup is undamaged and Proxmox VE would refuse to restore it; NewerFormatError;
+ *   EnvironmentError; LockedError
  */
 export async function verifyPoint(store: Store, archive: string, signal: AbortSignal, report: Report): Promise<void> {
   const name = parseArchiveName(archive);

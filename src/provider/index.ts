@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The contract that every backup provider meets: hooks of a backup, of a restore, of the storage plugin.
-// Types alone. The bridge calls it, the composition root chooses who implements it; nothing in here knows a provider.
+// The contract that every backup provider meets: hooks of a backup, of a restore, of the storage plugin. Types alone.
+// The bridge calls it, the composition root chooses the implementation; nothing in here knows a provider.
 export type {
   BackupHooks,
   BitmapMode,

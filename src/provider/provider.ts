@@ -39,7 +39,7 @@ export interface ProviderContext {
   readonly fileHandles?: FileHandleCalls;
 }
 
-/** Dispose aborts nothing: it is called when no method runs any more, and gives back all that is held. */
+/** Dispose aborts nothing: it is called when no method runs any more, and releases everything that is held. */
 export interface Provider extends AsyncDisposable {
   readonly backup: BackupHooks;
   readonly restore: RestoreHooks;

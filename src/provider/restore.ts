@@ -13,7 +13,7 @@ export interface RestoreHooks {
   ): Promise<{ mechanism: "qemu-img" | "tar" | "directory"; vmtype: GuestType }>;
   /** Byte-exact. */
   archiveGetGuestConfig(volname: string, signal: AbortSignal): Promise<Buffer>;
-  /** Byte-exact; undefined where the backup holds none, which an empty one is not. */
+  /** Byte-exact; undefined if the backup holds none; an empty one is not undefined. */
   archiveGetFirewallConfig(volname: string, signal: AbortSignal): Promise<Buffer | undefined>;
   restoreVmInit(volname: string, signal: AbortSignal): Promise<DeviceSizes>;
   /** May be called twice, and without a `restoreVmInit`. */

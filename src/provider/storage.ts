@@ -2,14 +2,14 @@
 // What a provider does for the storage plugin's class methods: each call comes from a process that makes this one.
 import type { GuestType } from "./guest.ts";
 
-/** One row of a storage listing, as PVE wants it. */
+/** One row of a storage listing, as PVE expects it. */
 export interface VolumeEntry {
   readonly volname: string;
   readonly vmid: number;
   readonly subtype: GuestType;
   /** Unix time of the backup. */
   readonly ctime: number;
-  /** What it occupies on the storage, in bytes; never 0, PVE takes 0 for "unknown". */
+  /** Bytes that it occupies on the storage; never 0, which PVE takes for "unknown". */
   readonly size: number;
   /** One short word for the GUI's Format column, e.g. "raw". */
   readonly format: string;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The names PVE knows a backup by: the archive name "<vmid>/<qemu|lxc>-<epoch>", and the volume name, which has
-// "backup/" in front. Every number has one spelling: no leading zeros.
+// The names by which PVE knows a backup: the archive name "<vmid>/<qemu|lxc>-<epoch>", and the volume name, which
+// puts "backup/" in front. Every number has one spelling: no leading zeros.
 import { quote, RequestError } from "../core/index.ts";
 import { isVmidName } from "./vmid.ts";
 
@@ -13,10 +13,10 @@ const VOLNAME_PREFIX = "backup/";
 export interface ArchiveName {
   readonly archive: string;
   readonly vmid: number;
-  /** Its last part: name of the backup's folder inside the guest's folder. */
+  /** Its last part: name of the backup's directory inside the guest's directory. */
   readonly folderName: string;
   readonly type: PointType;
-  /** Unix time in seconds, as PVE named the backup. Never used to tell what is newer. */
+  /** Unix time in seconds, as PVE named the backup. Never used to decide which backup is newer. */
   readonly epoch: number;
 }
 
@@ -61,7 +61,7 @@ export function formatArchiveName(vmid: number, type: PointType, epoch: number):
   return parseArchiveName(`${vmid}/${type}-${epoch}`);
 }
 
-/** The volume name PVE knows a backup by. */
+/** The volume name by which PVE knows a backup. */
 export function volnameOf(archive: string): string {
   return `${VOLNAME_PREFIX}${archive}`;
 }

@@ -5,7 +5,7 @@ import { isUuid } from "../core/index.ts";
 import type { PointType } from "./archive-name.ts";
 import { isDeviceName } from "./device.ts";
 
-/** Of any guest or firewall config, at its place or in a backup. */
+/** The limit for any guest or firewall config, in its place or in a backup. */
 export const MAX_GUEST_CONFIG_BYTES = 4 * 1024 * 1024;
 
 const ZERO_UUID = "00000000-0000-0000-0000-000000000000";
@@ -15,8 +15,8 @@ const DISK_KEY = "(?:(?:ide|sata|scsi|virtio|efidisk|tpmstate|unused)\\d+|cdrom)
 const IS_PATH = "\\s*(?:.*,\\s*)?(?:(?:file|volume)=)?/";
 
 /**
- * What makes a line worth a look: its key, and for some its value. Any number of blanks may follow the colon, also none.
- * Source: parse_vm_config() of PVE::QemuServer, parse_pct_config() of PVE::LXC::Config.
+ * What makes a line worth a look: its key, and for some its value. Any number of blanks may follow the colon,
+ * including none. Source: parse_vm_config() of PVE::QemuServer, parse_pct_config() of PVE::LXC::Config.
  */
 const TELLING: Readonly<Record<PointType, readonly RegExp[]>> = {
   qemu: [
@@ -44,7 +44,7 @@ function mainLines(config: Buffer): string[] {
   return end === -1 ? lines : lines.slice(0, end);
 }
 
-/** The guest's vmgenid, in lower case. "0" (switched off), "1" (to be made) and the zero UUID are none. */
+/** The guest's vmgenid, in lower case. "0" (switched off), "1" (to be made) and the zero UUID do not count as one. */
 export function parseVmgenid(config: Buffer): string | undefined {
   let found: string | undefined;
   for (const line of mainLines(config)) {

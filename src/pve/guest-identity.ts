@@ -29,7 +29,7 @@ export async function readGuestProcess(vmid: number, root: string): Promise<Proc
   return Number.isSafeInteger(pid) && pid > 0 ? await readProcess(pid) : undefined;
 }
 
-/** Whatever the problem is: an identity that cannot be read is unknown, and the backup becomes a full one. */
+/** Whatever the problem, an identity that cannot be read is unknown, and the backup becomes a full one. */
 async function readIfThere(path: string, maxBytes: number): Promise<Buffer | undefined> {
   return await readRegularFile(path, maxBytes).catch(() => undefined);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Proxmox VE's names and grammars, each in one place: vmid, storage id, device, archive name, guest config; and a
-// guest by its identity on this node. It parses, formats and reads what Proxmox VE keeps. What a store does with a
-// name is for store to know.
+// guest by its identity on this node. It parses, formats and reads what Proxmox VE keeps. Only `store` knows what a
+// store does with a name.
 export {
   type ArchiveName,
   formatArchiveName,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Whether a container's archive that nothing was recorded of looks whole, at the cost of two reads. The upstream
-// example writes plain tar and squashfs; what is compressed in a file of its own, this software wrote.
+// Checks with two reads whether a container's archive that has no record looks complete. The upstream example writes
+// plain tar and squashfs; a compressed tar was written by this software.
 import type { RegularFile } from "../host/index.ts";
 
 const TAR_BLOCK_BYTES = 512;
-/** Two blocks of zeroes end a tar, and a header block and a member come before. */
+/** A tar ends with two blocks of zeroes, after a header block and a member. */
 const TAR_END_BYTES = 2 * TAR_BLOCK_BYTES;
 /** Source: POSIX pax, "ustar Interchange Format": the magic of a header, also in GNU's format. */
 const TAR_MAGIC = "ustar";

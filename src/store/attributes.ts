@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// attributes.json: what may change after commit. Beside the manifest, so that notes never rewrite it.
+// attributes.json: what may change after the commit. It is separate from the manifest, so new notes never rewrite the
+// manifest.
 import { errnoOf, messageOf, RequestError } from "../core/index.ts";
 import type { Folder } from "../host/index.ts";
 import type { DurableIo } from "./durable.ts";
@@ -49,8 +50,8 @@ function parseVerify(fields: Fields): VerifyState {
 }
 
 /**
- * The attributes of a point. No file means none; a file that cannot be understood counts as protected,
- * because it may have said so.
+ * The attributes of a point. A missing file means that there are none; a file that cannot be understood counts as
+ * protected, because it may have said so.
  */
 export async function readAttributes(folder: Folder, warn: (message: string) => void): Promise<Attributes> {
   try {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Full or incremental: whether the newest point of a guest may be built on. The witnesses must agree with
-// the store, the one outside it and what it remembers itself; everything doubtful makes a full backup, and says why.
+// Full or incremental: decides whether a backup may build on the newest point of a guest. Both witnesses, the one
+// outside the store and the store's own, must agree with the store. Any doubt makes the backup a full one, and the
+// log says why.
 import { CleanupStack, formatBytes, HostError } from "../core/index.ts";
 import { isSameProcess } from "../host/index.ts";
 import { checkDeviceName, checkVmid, type GuestIdentity } from "../pve/index.ts";
@@ -22,19 +23,21 @@ export interface BaseQuestion {
   readonly signal: AbortSignal;
 }
 
-/** Looks closer at the chain of one device, before anything is promised; throws a HostError if it will not do. */
+/**
+ * Checks the chain of one device more closely, before anything is promised; throws a HostError if it cannot be used.
+ */
 export type ChainCheck = (base: Point, device: string, chain: OpenChain) => Promise<void>;
 
 class NotUsable extends Error {}
-/** The base was usable at the question. */
+/** The base was usable when the question was asked, and no longer is. */
 class Changed extends Error {}
 
 const NOTHING_LOST = { hint: "nothing is lost: the next backup is a full one" };
 
-/** The newest point of a guest as the base of a backup: held from the question to the commit. */
+/** The newest point of a guest as the base of a backup: held from the decision to the commit. */
 export class Base implements AsyncDisposable {
   readonly point: Point;
-  /** Of the devices that can be built on it. */
+  /** The chains of the devices that can build on it. */
   readonly chains: ReadonlyMap<string, OpenChain>;
   readonly #context: StoreContext;
   readonly #snapshot: GuestSnapshot;
@@ -51,11 +54,11 @@ export class Base implements AsyncDisposable {
   }
 
   /**
-   * The same question at the moment of use: the witnesses are asked again, the names, and the open files. No manifest
-   * and no header is read again unless a point has come or gone.
+   * Asks the same question at the moment of use: checks the witnesses, the names and the open files again. Manifests
+   * and headers are read again only if a point has come or gone.
    *
    * @param guest as it is backed up
-   * @throws BaseUnusableError if the answer is another one now
+   * @throws BaseUnusableError if the answer has changed
    */
   async recheck(guest: GuestIdentity, signal: AbortSignal): Promise<void> {
     try {
@@ -85,7 +88,8 @@ export class Base implements AsyncDisposable {
   }
 
   /**
-   * Before the commit: each point of the chains is still the recorded one, and each open file still has its name.
+   * Before the commit: checks that each point of the chains is still the recorded one and each open file still has
+   * its name.
    *
    * @param now taken after the copy
    * @throws BaseUnusableError, LockedError
@@ -124,16 +128,16 @@ const uuidOf = (entry: CatalogEntry | undefined): string | undefined =>
   entry?.kind === "complete" ? entry.manifest.uuid : undefined;
 
 export interface BaseAnswer {
-  /** The caller's to dispose; undefined if no device can be built on anything. */
+  /** The caller disposes it; undefined if no device can build on anything. */
   readonly base: Base | undefined;
-  /** Why a device is backed up in full: of each that the base has no chain for. Ends the line "full backup: ...". */
+  /** Why each device that the base has no chain for is backed up in full. Ends the line "full backup: ...". */
   readonly reasons: ReadonlyMap<string, string>;
 }
 
 /**
  * Decides for all devices of a guest at once. The caller holds the guest's lock.
  *
- * @throws only what is no reason for a full backup: RequestError, StoreUnavailableError, the reason of `signal`
+ * @throws only what is not a reason for a full backup: RequestError, StoreUnavailableError, the reason of `signal`
  */
 export async function findBase(context: StoreContext, question: BaseQuestion, check: ChainCheck): Promise<BaseAnswer> {
   const { vmid, devices, guest, signal } = question;
@@ -173,12 +177,12 @@ export async function findBase(context: StoreContext, question: BaseQuestion, ch
   }
 }
 
-/** What is wrong with the base is a reason for a full backup, never for none. */
+/** A problem with the base is a reason for a full backup, never for no backup. */
 function unusable(error: unknown): unknown {
   return error instanceof HostError ? new NotUsable(`its base cannot be used: ${error.message}`) : error;
 }
 
-/** What keeps one device from being built on its base; everything else is thrown on. */
+/** What keeps one device from building on its base; everything else is rethrown. */
 function toReason(error: unknown): string {
   if (error instanceof NotUsable || error instanceof HostError) return error.message;
   throw error;
@@ -189,7 +193,7 @@ interface Verdict {
   readonly record: WitnessRecord;
 }
 
-/** The newest point of this storage, if all that must agree on it does. @throws NotUsable */
+/** The newest point of this storage, if everything that must agree on it does. @throws NotUsable */
 function judge(
   { storeid }: StoreContext,
   entries: readonly CatalogEntry[],
@@ -204,14 +208,14 @@ function judge(
   return { newest, record };
 }
 
-/** The same, and no other directory appeared that might hold a newer one. @throws NotUsable */
+/** The same, provided that no other directory appeared that might hold a newer one. @throws NotUsable */
 function judgeAll(...asked: Parameters<typeof judge>): Verdict {
   const verdict = judge(...asked);
   checkForeign(asked[1], verdict.record);
   return verdict;
 }
 
-/** Complete points of this storage id: only they say something about its bitmap. */
+/** Complete points of this storage id: only these say anything about its bitmap. */
 function ownPoints(entries: readonly CatalogEntry[], storeid: string): CompleteEntry[] {
   return entries.filter((entry) => entry.kind === "complete").filter((entry) => entry.manifest.storeid === storeid);
 }
@@ -237,21 +241,21 @@ function checkNewest(entries: readonly CatalogEntry[], record: WitnessRecord, st
     const detail = damaged?.kind === "damaged" ? ` (${damaged.name.folderName} is damaged: ${damaged.reason})` : "";
     throw new NotUsable(`the last backup through this storage is not here${detail}`);
   }
-  // Equal sequences come from two writers that did not see each other: neither is the newest for sure.
+  // Equal sequences come from two writers that did not see each other: neither is certainly the newest.
   const rival = own.find((entry) => entry !== settled && entry.manifest.sequence >= settled.manifest.sequence);
   if (rival !== undefined)
     throw new NotUsable(`${rival.name.folderName} was made through this storage since, and is not recorded here`);
   return settled;
 }
 
-/** By name against the list at the last commit, never by clocks. */
+/** Compares names with the list at the last commit; no clock is involved. */
 function checkForeign(entries: readonly CatalogEntry[], record: WitnessRecord): void {
   for (const entry of entries) {
     if (entry.kind === "complete" || record.foreign.includes(entry.name.folderName)) continue;
     if (entry.kind === "damaged") {
-      throw new NotUsable(`folder ${entry.name.folderName} is damaged: ${entry.reason}`);
+      throw new NotUsable(`directory ${entry.name.folderName} is damaged: ${entry.reason}`);
     }
-    throw new NotUsable(`an unknown folder ${entry.name.folderName} appeared`);
+    throw new NotUsable(`an unknown directory ${entry.name.folderName} appeared`);
   }
 }
 
@@ -267,7 +271,7 @@ function checkGuest(then: GuestIdentity, now: GuestIdentity): void {
   if (!isSameProcess(then.process, now.process)) throw new NotUsable("no vmgenid and QEMU was restarted");
 }
 
-/** The third witness, which no copy of the one outside can bring back to an older state. */
+/** The third witness: restoring an old copy of the one outside does not take it back. */
 function checkState(found: Memories["state"], newest: CompleteEntry, storeid: string): void {
   if (found.kind === "none") throw new NotUsable("state.json is missing, which names the last backup");
   if (found.kind === "damaged") {
@@ -306,7 +310,7 @@ function sizeText(bytes: number): string {
   return bytes % (1024 * 1024) === 0 ? formatBytes(bytes) : `${bytes} B`;
 }
 
-/** Folders that were no complete points: what the witness of a commit remembers. */
+/** Directories that were not complete points: the witness of a commit remembers them. */
 export function foreignFolders(entries: readonly CatalogEntry[]): string[] {
   return entries.filter((entry) => entry.kind !== "complete").map((entry) => entry.name.folderName);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What lies in the store. Every folder named like a point is complete, legacy or damaged; nothing that
-// somebody put there makes a listing fail.
+// What is in the store. Every directory named like a point is complete, legacy or damaged; nothing that others put
+// there makes a listing fail.
 import { environmentError, errnoOf, messageOf, orderedMap } from "../core/index.ts";
 import { FileProblem, type Folder, type FolderEntry } from "../host/index.ts";
 import { type ArchiveName, checkVmid, isVmidName, MAX_GUEST_CONFIG_BYTES, parseFolderName } from "../pve/index.ts";
@@ -45,7 +45,7 @@ export type CompleteEntry = Extract<CatalogEntry, { kind: "complete" }>;
 const FILES_IN_FLIGHT = 16;
 const MAX_FILES_PER_POINT = 5000;
 
-/** Ids of the guests that have a folder, ascending. */
+/** Ids of the guests that have a directory, ascending. */
 export async function listGuests(context: StoreContext): Promise<number[]> {
   await checkAvailable(context);
   try {
@@ -57,7 +57,7 @@ export async function listGuests(context: StoreContext): Promise<number[]> {
 }
 
 /**
- * The folder of a guest; undefined if it has none.
+ * The directory of a guest; undefined if it has none.
  *
  * @throws PointDamagedError if something else has its name; StoreUnavailableError; EnvironmentError
  */
@@ -84,7 +84,7 @@ export async function listPointFolders(guest: Folder, vmid: number): Promise<Arc
   }
 }
 
-/** @returns undefined if there is no such folder (any more) */
+/** @returns undefined if there is no such directory (any more) */
 export async function classifyFolder(guest: Folder, name: ArchiveName): Promise<CatalogEntry | undefined> {
   try {
     await using folder = await guest.openFolder(name.folderName);
@@ -98,7 +98,7 @@ export async function classifyFolder(guest: Folder, name: ArchiveName): Promise<
       (found) => found !== undefined,
       () => true,
     );
-    // A folder that is there and cannot be read must not hide the others.
+    // A directory that exists but cannot be read must not hide the others.
     const path = guest.pathOf(name.folderName);
     if (!isThere) return undefined;
     return { kind: "damaged", name, reason: environmentError("read", path, error).message, unreadable: "failed" };
@@ -129,7 +129,7 @@ async function classifyFiles(name: ArchiveName, folder: Folder, files: FileTable
   return { kind: "legacy", name, ...verdict, occupiedBytes, hasAttributes };
 }
 
-/** Says of which file a problem is: "it is not valid JSON" becomes "manifest.json is not valid JSON". */
+/** Says which file a problem is about: "it is not valid JSON" becomes "manifest.json is not valid JSON". */
 function naming<T>(file: string, parse: () => T): T {
   try {
     return parse();
@@ -140,7 +140,7 @@ function naming<T>(file: string, parse: () => T): T {
   }
 }
 
-/** A point of ours that lost its manifest, in a copy cut short perhaps: nobody knows what else is missing. */
+/** One of our points that lost its manifest, perhaps in an incomplete copy: what else is missing is unknown. */
 async function refuseOwnImage(folder: Folder, device: string): Promise<void> {
   await using image = await openImageFile(folder, deviceFileName(device));
   if (isOwnImage(image.header)) {
@@ -168,13 +168,13 @@ function checkManifestAgainst(name: ArchiveName, manifest: Manifest, files: File
   }
 }
 
-/** What the names in a folder are. */
+/** What the names in a directory are. */
 export type FileTable = ReadonlyMap<string, FolderEntry>;
 
 /**
- * Looks at every name in a folder.
+ * Looks at every name in a directory.
  *
- * @param listed whether a file that the folder names may be gone when it is looked at
+ * @param listed whether a file that the directory lists may be gone when it is looked at
  * @throws FileProblem if there are too many; the system's error
  */
 export async function lookAtFiles(folder: Folder, listed: "may vanish" | "must stay"): Promise<FileTable> {
@@ -190,7 +190,7 @@ export async function lookAtFiles(folder: Folder, listed: "may vanish" | "must s
   return files;
 }
 
-/** What a point takes on the disk; never 0, PVE takes 0 for "unknown". */
+/** Disk space that a point occupies; never 0, which PVE takes for "unknown". */
 export function occupiedBytesOf(files: Iterable<FolderEntry>): number {
   let bytes = 0;
   for (const found of files) bytes += found.kind === "file" ? found.occupiedBytes : 0;

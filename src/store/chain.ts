@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The chain of images behind one device of a point, checked before anybody reads from it. What a header
-// names is compared, never followed.
+// The chain of images behind one device of a point, checked before anything is read from it. What a header names is
+// compared, never followed.
 import { CleanupStack, quote } from "../core/index.ts";
 import { type Folder, isSameFile, type RegularFile } from "../host/index.ts";
 import { type ArchiveName, parseArchiveName } from "../pve/index.ts";
@@ -21,14 +21,14 @@ import {
 } from "./image-file.ts";
 import type { Point, PointDevice } from "./point.ts";
 
-/** A longer chain is neither made nor read: QEMU opens every file of it, and recurses through it. */
+/** A longer chain is neither made nor read: QEMU opens every file of it and recurses through it. */
 export const MAX_CHAIN_LENGTH = 256;
 
 /** One image of a chain, in the directory of its point. */
 interface Link {
   readonly image: ImageFile;
   readonly point: ArchiveName;
-  /** Of the point; borrowed. */
+  /** The point's directory; borrowed. */
   readonly folder: Folder;
   readonly fileName: string;
 }
@@ -116,7 +116,7 @@ export async function openChain(
   return new OpenChain(links, virtualBytes, owned.move());
 }
 
-/** Opens one image, which is `owned`'s from then on, and knows where the one below it is. */
+/** Opens one image, which `owned` then owns, and tells where the one below it is. */
 type Step = (owned: CleanupStack) => Promise<Found>;
 
 interface Found {
@@ -154,7 +154,7 @@ function checkRecorded(image: ImageFile, record: ManifestDevice, point: Point): 
   if (image.headerSha256 !== record.headerSha256) throw damagedFile(path, "header checksum mismatch (sha256)");
 }
 
-/** Virtual size and backing of an image against what they must be. */
+/** Compares the virtual size and backing of an image with what they must be. */
 export function checkImage(
   { file: { path }, header }: ImageFile,
   device: { readonly name: string; readonly virtualBytes: number },
@@ -194,7 +194,7 @@ async function baseOf(points: GuestPoints, child: Point, recorded: ManifestBase)
   return base;
 }
 
-/** By what the header names, mapped into this guest's directories. @param seen paths of the images above */
+/** Goes by what the header names, mapped into this guest's directories. @param seen paths of the images above */
 function legacyStep(points: GuestPoints, point: ArchiveName, fileName: string, seen = new Set<string>()): Step {
   return async (owned) => {
     const folder = await points.folder(point).catch((error: unknown) => {

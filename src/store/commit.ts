@@ -99,7 +99,7 @@ async function lookAtStaged(staged: Staged): Promise<FileTable> {
   return found;
 }
 
-/** A file of the point: on the disk, as long as it was reported to be, and with its digest. */
+/** A file of the point: on the disk, of the reported length, and with its digest. */
 async function syncFile(
   context: StoreContext,
   staged: Staged,

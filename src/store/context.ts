@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What the modules of the store share: its folder, who we are, and how bytes become durable.
+// What the modules of the store share: its directory, who we are, and how bytes become durable.
 import { join } from "node:path";
 import { environmentError } from "../core/index.ts";
 import { type FileIdentity, FileProblem, Folder, isSameFile } from "../host/index.ts";
@@ -18,13 +18,13 @@ export interface StoreContext {
   readonly nodename: string;
   readonly io: DurableIo;
   readonly timing: LockTiming;
-  /** Takes what an admin should know and no caller acts on. */
+  /** Takes what an administrator should know and no caller acts on. */
   readonly warn: (message: string) => void;
 }
 
 const MOUNT_HINT = "check that the share is mounted";
 
-/** For messages, and for PVE, which shows it: we open nothing by it. */
+/** For messages, and for PVE, which shows it; nothing is opened by this path. */
 export function pointFolder(context: StoreContext, vmid: number, folderName: string): string {
   return join(guestFolder(context.path, vmid), folderName);
 }
@@ -40,14 +40,14 @@ export async function openStoreFolder(path: string): Promise<Folder> {
   });
 }
 
-/** That the store's path still leads to some folder. @throws StoreUnavailableError */
+/** Checks that the store's path still leads to a directory. @throws StoreUnavailableError */
 export async function checkAvailable({ path }: StoreContext): Promise<FileIdentity> {
   await using folder = await openStoreFolder(path);
   return folder.identity;
 }
 
 /**
- * For whoever is about to write: the path still leads to the folder that was opened.
+ * Before a write: checks that the path still leads to the directory that was opened.
  *
  * @throws StoreUnavailableError
  */

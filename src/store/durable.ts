@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The acts that make a point durable. An interface, so that tests see their order and make each fail.
+// The operations that make a point durable. This is an interface so tests can see their order and make each one fail.
 import { randomUUID } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
 import { EnvironmentError, environmentError, errnoOf, type HostError } from "../core/index.ts";
@@ -7,7 +7,7 @@ import { FileProblem, type Folder } from "../host/index.ts";
 import { TEMP_PREFIX } from "./format/layout.ts";
 
 export interface DurableIo {
-  /** Replaces or creates a file at once and durably: readers see the old or the new bytes. */
+  /** Replaces or creates a file atomically and durably: readers see the old or the new bytes. */
   replaceFile(folder: Folder, name: string, bytes: Buffer): Promise<void>;
   /** What was written to an open file. @param path for messages */
   syncFile(handle: FileHandle, path: string): Promise<void>;
@@ -47,7 +47,7 @@ export const durableIo: DurableIo = {
   },
 };
 
-/** File systems without fsync (CIFS for folders, the cluster file system of PVE) answer EINVAL. */
+/** File systems without fsync (CIFS for directories, PVE's cluster file system) answer EINVAL. */
 async function sync(act: () => Promise<void>): Promise<void> {
   try {
     await act();
@@ -57,7 +57,7 @@ async function sync(act: () => Promise<void>): Promise<void> {
   }
 }
 
-/** Words what `work` throws: `Cannot <act> "<path>": ...`. */
+/** Puts what `work` throws into words: `Cannot <act> "<path>": ...`. */
 export async function explain<T>(act: string, path: string, work: () => Promise<T>): Promise<T> {
   try {
     return await work();
@@ -66,13 +66,13 @@ export async function explain<T>(act: string, path: string, work: () => Promise<
   }
 }
 
-/** What lies at the path is not what must be there, or the system's error. */
+/** Puts into words a FileProblem (the wrong thing is at the path) or the system's error. */
 export function wordProblem(act: string, path: string, error: unknown): HostError {
   if (!(error instanceof FileProblem)) return environmentError(act, path, error);
   return new EnvironmentError(`Cannot ${act} "${path}": ${error.message}`, { cause: error });
 }
 
-/** Opens a folder of the store, making it if it is not there. @throws EnvironmentError, also if it is a link */
+/** Opens a directory of the store, creating it if it does not exist. @throws EnvironmentError, also if it is a link */
 export async function openOrMakeFolder(parent: Folder, name: string): Promise<Folder> {
   const path = parent.pathOf(name);
   await explain("create", path, () => parent.makeFolder(name));

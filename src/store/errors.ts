@@ -2,12 +2,12 @@
 // What a caller of the store acts on. Everything else is an EnvironmentError of core.
 import { HostError } from "../core/index.ts";
 
-/** The path is missing, is no folder, or does not answer. */
+/** The path is missing, is not a directory, or does not answer. */
 export class StoreUnavailableError extends HostError {
   override readonly code = "UNAVAILABLE";
 }
 
-/** No such point, or a folder that was never committed. */
+/** No such point, or a directory that was never committed. */
 export class PointNotFoundError extends HostError {
   override readonly code = "NOT_FOUND";
 }
@@ -27,7 +27,7 @@ export class BaseUnusableError extends HostError {
   override readonly code = "BASE_UNUSABLE";
 }
 
-/** Somebody else holds the lock, or took over ours. */
+/** Another process holds the lock, or took over ours. */
 export class LockedError extends HostError {
   override readonly code = "LOCKED";
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The points of one guest, each read when it is first asked for and remembered from then on. One job asks one of these:
-// on a network share every question is a round trip.
+// The points of one guest, each read at its first use and remembered from then on. One job uses one of these: on a
+// network share every request is a round trip.
 import { CleanupStack, errnoOf, orderedMap } from "../core/index.ts";
 import { type Folder, isSameFile } from "../host/index.ts";
 import { type ArchiveName, parseFolderName } from "../pve/index.ts";
@@ -89,7 +89,7 @@ export class GuestPoints implements AsyncDisposable {
     });
   }
 
-  /** Whether a point's directory that was opened here is still the one that has the name. Throws the system's error. */
+  /** Whether a point's directory that was opened here still has its name. Throws the system's error. */
   async isInPlace(name: ArchiveName): Promise<boolean> {
     const { identity } = await this.folder(name);
     const now = await this.#guest?.look(name.folderName);

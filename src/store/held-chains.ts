@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A point that is being read: the chains of its devices, open and locked. Each file was opened and checked once, and is
-// what is read until the end.
+// A point that is being read: the chains of its devices, open and locked. Each file is opened and checked once, and
+// that open file is read until the end.
 import { CleanupStack } from "../core/index.ts";
 import { isSameFile } from "../host/index.ts";
 import type { ArchiveName } from "../pve/index.ts";
@@ -66,8 +66,8 @@ export class HeldChains implements AsyncDisposable {
   }
 
   /**
-   * Locks chains that are open, and stay the caller's; then looks again, for somebody may have removed a part of them
-   * between opening and locking.
+   * Locks chains that are open and remain the caller's; then looks again, because a part of them may have been
+   * removed between opening and locking.
    *
    * @throws LockedError if one of the points is being removed; PointDamagedError if one was changed meanwhile;
    *   EnvironmentError
@@ -83,7 +83,7 @@ export class HeldChains implements AsyncDisposable {
     return await HeldChains.#lock(context, points, { point, chains, need, signal }, new CleanupStack());
   }
 
-  /** @param owned goes with what is returned */
+  /** @param owned belongs to what is returned */
   static async #lock(
     context: StoreContext,
     points: GuestPoints,
@@ -107,7 +107,7 @@ export class HeldChains implements AsyncDisposable {
   }
 
   /**
-   * Whoever comes by the names now finds what is open here, and the manifests that were read: nothing is read again.
+   * Checks that the names still lead to what is open here and to the manifests that were read; nothing is read again.
    *
    * @throws PointDamagedError naming what is missing or was replaced; EnvironmentError
    */

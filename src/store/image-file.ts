@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// One image file of a point, opened once: size, header, fingerprint of the header. Whoever reads its tables and its
-// data later reads them through the same descriptor.
+// One image file of a point, opened once: size, header, fingerprint of the header. Its tables and its data are read
+// later through the same descriptor.
 import { createHash } from "node:crypto";
 import { environmentError, errnoOf, type HostError, messageOf } from "../core/index.ts";
 import {
@@ -55,8 +55,8 @@ export async function openImageFile(folder: Folder, name: string): Promise<Image
 }
 
 /**
- * What must be as it was. "everything": also owner, mode and names, as no content can change without the inode's time.
- * "content": for hours in which somebody may make a hard link of the file, or protect it.
+ * What must be unchanged. "everything": also owner, mode and names, as no content can change without the inode's
+ * time. "content": for hours in which others may make a hard link to the file, or protect it.
  */
 export type Unchanged = "everything" | "content";
 
@@ -81,7 +81,7 @@ async function readHead({ handle, fileBytes }: RegularFile): Promise<Buffer> {
 }
 
 /**
- * For files of which no digest is recorded: a second name may lie outside the store, and the file be somebody else's.
+ * For files without a recorded digest: a second name may be outside the store, and the file may not be ours.
  *
  * @throws FileProblem
  */
@@ -89,7 +89,10 @@ export function refuseShared({ links }: Pick<RegularFile, "links">): void {
   if (links > 1) throw new FileProblem(`it has ${links} names (hard links), and no digest of it is recorded`);
 }
 
-/** What reading a file of a point threw, for the caller: what is not a file of ours is damage, the rest the system's. */
+/**
+ * Turns what reading a file of a point threw into the caller's error: a file that is not ours is damage, the rest is
+ * the system's error.
+ */
 export function unreadableFile(path: string, error: unknown): HostError {
   return error instanceof FileProblem ? damagedFile(path, messageOf(error)) : environmentError("read", path, error);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The store: points and their life, from the staging directory to the commit; catalog, chains, bases, witnesses.
-// The files of the layout are in format/, locks in lock/. It reaches the disk only through host. What Proxmox VE
-// asks of it, and in which order, is for directory to know.
+// The store: points and their life, from the staging directory to the commit; catalog, chains, bases, witnesses. The
+// files of the layout are in format/, locks in lock/. It reaches the disk only through host. Only `directory` knows
+// what Proxmox VE asks of it, and in which order.
 export type { Base } from "./base.ts";
 export type { OpenChain } from "./chain.ts";
 export type { StagedDevice } from "./commit.ts";

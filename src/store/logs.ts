@@ -11,7 +11,7 @@ import { openPointFolder, type Point } from "./point.ts";
 const MAX_LOG_BYTES = 4 * 1024 * 1024;
 const MAX_FAILED_LOGS = 20;
 const MAX_FAILED_LOG_AGE_MS = 30 * 24 * 60 * 60 * 1000;
-/** Of a log that is too long, the beginning keeps this much; the rest is its end. */
+/** This much of the beginning of a log that is too long is kept; the rest is its end. */
 const HEAD_BYTES = 1024 * 1024;
 const CUT_MARK = Buffer.from("\n[... cut: the log was too long ...]\n");
 const FAILED_LOG_PATTERN = /^(?:qemu|lxc)-[0-9]{1,12}\.log$/;
@@ -57,7 +57,7 @@ export async function pruneFailedLogs(folder: Folder, nowMs: number): Promise<vo
   }
 }
 
-/** A log, or its beginning and its end where it is too long. */
+/** A log, or its beginning and its end if it is too long. */
 async function readLog(path: string): Promise<Buffer> {
   try {
     await using file = await openRegularFile(path);

@@ -65,7 +65,7 @@ export async function toPoint(context: StoreContext, entry: CatalogEntry): Promi
     : await legacyPoint(context, entry);
 }
 
-/** What was not read may be whole: a disk that fails, a right that is missing, a newer version that wrote it. */
+/** What could not be read may be intact: the disk fails, a permission is missing, or a newer version wrote it. */
 function unusable({ name, reason, unreadable }: Extract<CatalogEntry, { kind: "damaged" }>): HostError {
   const message = `Cannot use "${volnameOf(name.archive)}": ${reason}`;
   if (unreadable === "newer format") return new NewerFormatError(message);

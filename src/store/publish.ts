@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The moment a point becomes visible: witness in flight, rename, a look at what has the name now, then the records of
-// it. Only what is really there settles the witness.
+// The moment a point becomes visible: witness in flight, rename, a check of what has the name now, then its records.
+// Only what is really there settles the witness.
 import { messageOf, RequestError } from "../core/index.ts";
 import { type Folder, isSameFile } from "../host/index.ts";
 import type { ArchiveName, GuestIdentity } from "../pve/index.ts";
@@ -58,11 +58,11 @@ export async function publish(
   };
   const isDurable = await attempt(async () => {
     await context.io.syncFolder(lock.folder);
-    await context.io.syncFolder(context.folder); // of a guest's first backup the folder is new, too
+    await context.io.syncFolder(context.folder); // at a guest's first backup its directory is new, too
   });
   const isRemembered = await attempt(() => writeNewState(context, lock.folder, staged, { sequence, before: now }));
-  // Not durable: a power cut may take the point away. Not remembered: the store names an older one as the last. In both
-  // cases the witness stays in flight, and no bitmap is believed.
+  // If the point is not durable, a power cut may take it away. If it is not remembered, the store names an older one
+  // as the last. In both cases the witness stays in flight, and no bitmap is trusted.
   if (isDurable && isRemembered) {
     await attempt(() => witness.write({ settled: uuid, guest, foreign: foreignFolders(now.entries) }));
   }
@@ -77,7 +77,7 @@ export async function assertFree(guest: Folder, name: ArchiveName): Promise<void
   }
 }
 
-/** On a network share the reply to a rename can get lost: what the folder says counts. */
+/** On a network share the reply to a rename can get lost: what the directory says counts. */
 async function renameOnce(context: StoreContext, guest: Folder, staged: Staged): Promise<void> {
   const { folder, name, stagingName } = staged;
   try {
@@ -88,7 +88,7 @@ async function renameOnce(context: StoreContext, guest: Folder, staged: Staged):
 }
 
 /**
- * Looks at what was published, by the way that everybody else will come: the folder that has the name is the one that
+ * Checks what was published, by the path that every reader will take: the directory that has the name is the one that
  * was made, and it holds what was written and nothing else.
  *
  * @throws PointDamagedError, EnvironmentError; the witness stays in flight then
@@ -118,9 +118,10 @@ async function assertPublished(context: StoreContext, staged: Staged): Promise<v
 }
 
 /**
- * The folder holds exactly the files that the job has created.
+ * Checks that the directory holds exactly the files that the job has created.
  *
- * @throws RequestError naming what it has not created; PointDamagedError naming what is gone or another file now
+ * @throws RequestError naming a file that it has not created; PointDamagedError naming one that is gone or was
+ *   replaced
  */
 export function assertOnlyOurs({ files, folder }: Pick<Staged, "files" | "folder">, found: FileTable): void {
   const foreign = [...found.keys()].find((name) => !files.has(name));

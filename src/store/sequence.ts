@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Commit numbers. Each is higher than all before it, also than those of points that are gone; but a number that
-// somebody wrote into a file on the share must not use all of them up.
+// Commit numbers. Each is higher than all before it, including those of points that are gone; but a number that
+// others wrote into a file on the share must not use up all of them.
 import type { CatalogEntry, CompleteEntry } from "./catalog.ts";
 import type { StoreContext } from "./context.ts";
 import type { FoundState } from "./state.ts";
 
-/** As far as one believed number may be above another: a backup a minute for two years. */
+/** How far one trusted number may be above another: a backup a minute for two years. */
 const MAX_SEQUENCE_STEP = 2 ** 20;
 
-/** The number of the next point. What is far above the rest is warned of, and not obeyed. */
+/** The number of the next point. A number far above the rest is ignored, with a warning. */
 export function nextSequence(context: StoreContext, entries: readonly CatalogEntry[], found: FoundState): number {
   const points = entries.filter((entry): entry is CompleteEntry => entry.kind === "complete");
   let highest = 0;

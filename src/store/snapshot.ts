@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A guest's part of the store at one moment: its points, and what is remembered of the last backup, here and outside.
+// A guest's part of the store at one moment: its points, and the records of the last backup, in the store and outside
+// it.
 import { HostError } from "../core/index.ts";
 import type { CatalogEntry } from "./catalog.ts";
 import type { StoreContext } from "./context.ts";
@@ -7,7 +8,7 @@ import { GuestPoints } from "./guest-points.ts";
 import { type FoundState, readState } from "./state.ts";
 import { Witness, type WitnessState } from "./witness.ts";
 
-/** What is remembered of the last backup. */
+/** The records of the last backup. */
 export interface Memories {
   readonly witness: WitnessState;
   readonly state: FoundState;

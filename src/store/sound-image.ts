@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The tables of an image, read before anybody relies on them: a lost table reads as zeroes, silently.
+// Reads the tables of an image before anything relies on them: a lost table silently reads as zeroes.
 import type { RegularFile } from "../host/index.ts";
 import { checkQcow2, Qcow2FormatError, type Qcow2Header } from "../qcow2/index.ts";
 import { PointDamagedError } from "./errors.ts";
 
 /**
- * Reads the tables of an image of a point. Sound ones have neither errors nor leaks, whoever wrote them: we, or the
- * upstream example, which writes an image once and gives nothing up again. What is counted and belongs to no table
- * was written, and is lost.
+ * Reads the tables of an image of a point. Sound ones have neither errors nor leaks, whether we wrote them or the
+ * upstream example did, which writes an image once and never frees anything. A cluster that is counted but belongs to
+ * no table was written, and is lost.
  *
  * @param act begins the sentence: `Cannot <act>: ...`
- * @param header of this very file, where it was read already
- * @throws PointDamagedError; UnsupportedError if nobody can tell; EnvironmentError; the reason of `signal`
+ * @param header of this same file, if it was already read
+ * @throws PointDamagedError; UnsupportedError if it cannot be determined whether they are sound; EnvironmentError;
+ *   the reason of `signal`
  */
 export async function assertSound(
   act: string,

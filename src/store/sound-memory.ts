@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Which images of a guest had sound tables when they were last read, by identity, size and times. A chain is checked
-// all the way down before it is built on; with this, an image that nobody has touched since costs no read. The record
-// lies on the node, where no writer of the share reaches it; without it everything is read again.
+// Remembers which images of a guest had sound tables when they were last read, by identity, size and times. A chain
+// is checked all the way down before a backup builds on it; with this record, an image that has not changed since
+// costs no read. The record is on the node, out of reach of any writer of the share; without it everything is read
+// again.
 import { mkdir } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { messageOf } from "../core/index.ts";
@@ -32,13 +33,13 @@ export class SoundMemory {
     this.#before = before;
   }
 
-  /** A record that is missing or cannot be used is an empty one. */
+  /** A record that is missing or cannot be used counts as empty. */
   static async load(context: StoreContext, vmid: number): Promise<SoundMemory> {
     const path = join(context.root || "/", CACHE_FOLDER, context.storeid, `${checkVmid(vmid)}.json`);
     return new SoundMemory(context, vmid, path, await readStamps(path).catch(() => new Set<string>()));
   }
 
-  /** True if the tables of this very state of a file were read and found sound. */
+  /** True if the tables of exactly this state of a file were read and found sound. */
   has(stamp: FileStamp): boolean {
     const text = formatStamp(stamp);
     const isKnown = this.#before.has(text) || this.#now.has(text);
@@ -51,7 +52,7 @@ export class SoundMemory {
     this.#isNew = true;
   }
 
-  /** Keeps what was asked for or added; a failure costs the next backup some reads, and nothing else. */
+  /** Keeps what was asked for or added; a failure only costs the next backup some reads. */
   async save(): Promise<void> {
     if (!this.#isNew) return;
     try {

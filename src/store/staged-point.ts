@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A point in the making: a hidden folder until commit(), gone without it.
+// A point in the making: a hidden directory until commit(), removed without it.
 import { randomUUID } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
 import { environmentError, quote, RequestError } from "../core/index.ts";
@@ -46,7 +46,7 @@ export class StagedPoint implements Staged, AsyncDisposable {
   }
 
   /**
-   * Sweeps what dead jobs left and creates the staging folder.
+   * Sweeps what dead jobs left and creates the staging directory.
    *
    * @throws PointExistsError if the name is taken; LockedError; EnvironmentError; the reason of `signal`
    */
@@ -65,7 +65,7 @@ export class StagedPoint implements Staged, AsyncDisposable {
     return new StagedPoint(context, lock, { name, uuid, folder });
   }
 
-  /** Name of the staging folder in the guest's folder. */
+  /** Name of the staging directory in the guest's directory. */
   get stagingName(): string {
     return `${STAGING_PREFIX}${this.uuid}`;
   }
@@ -86,7 +86,7 @@ export class StagedPoint implements Staged, AsyncDisposable {
     return this.folder.pathOf(name);
   }
 
-  /** A file of the point for whoever fills it. @throws RequestError for a name that is not a plain file name */
+  /** A file of the point, for the code that fills it. @throws RequestError for a name that is not a plain file name */
   newFile(name: string): NewFile {
     return {
       path: this.pathOf(name),
@@ -110,9 +110,9 @@ export class StagedPoint implements Staged, AsyncDisposable {
   }
 
   /**
-   * Opens a file that this job has created, and no other that took its name.
+   * Opens a file that this job has created, never another one that took its name.
    *
-   * @throws PointDamagedError if it is gone or another one now; EnvironmentError
+   * @throws PointDamagedError if it is gone or was replaced; EnvironmentError
    */
   async openFile(name: string): Promise<RegularFile> {
     const path = this.folder.pathOf(name);
@@ -139,11 +139,11 @@ export class StagedPoint implements Staged, AsyncDisposable {
   }
 
   /**
-   * Makes the point visible. A failure before the rename leaves nothing behind: the witness is put back,
-   * dispose removes the folder. After the rename nothing fails any more; what goes wrong is warned of.
+   * Makes the point visible. A failure before the rename leaves nothing behind: the witness is put back, dispose
+   * removes the directory. After the rename nothing fails any more; a problem only causes a warning.
    *
-   * @throws RequestError, PointDamagedError, BaseUnusableError, LockedError, PointExistsError, EnvironmentError,
-   *   or the reason of `signal`, each meaning: there is no point
+   * @throws RequestError, PointDamagedError, BaseUnusableError, LockedError, PointExistsError, EnvironmentError, or
+   *   the reason of `signal`, each meaning: there is no point
    */
   async commit(parts: CommitParts, signal: AbortSignal): Promise<Point> {
     if (this.#isOver) throw new RequestError("Cannot commit a backup twice");
@@ -158,7 +158,7 @@ export class StagedPoint implements Staged, AsyncDisposable {
     await this.folder[Symbol.asyncDispose]();
   }
 
-  /** After the rename there is nothing of this name; whatever else has it by now is nothing of ours. */
+  /** After the rename nothing of ours has this name; anything that has it by now is not ours. */
   async #discard(): Promise<void> {
     try {
       await this.#lock.folder.remove(this.stagingName);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// state.json of one guest: what the store gave out, also to points that are gone. The highest commit sequence, and
-// for each storage id the point that was committed last: a third witness beside the one outside the store and the
-// points themselves.
+// state.json of one guest: what the store gave out, including to points that are gone. It has the highest commit
+// sequence, and for each storage id the point that was committed last: a third witness beside the one outside the
+// store and the points themselves.
 
 import { environmentError, errnoOf, isUuid, messageOf } from "../core/index.ts";
 import { FileProblem, type Folder } from "../host/index.ts";

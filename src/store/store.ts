@@ -24,13 +24,13 @@ import { SoundMemory } from "./sound-memory.ts";
 import { type BeginRequest, StagedPoint } from "./staged-point.ts";
 
 interface StoreOptions {
-  /** Absolute path of the store's folder; it must exist. */
+  /** Absolute path of the store's directory; it must exist. */
   readonly path: string;
   readonly storeid: string;
   /** Prefix before /etc/pve, /run and /var/lib; empty on a real system. */
   readonly root: string;
   readonly nodename: string;
-  /** Takes one line about what is wrong and stops nobody: a damaged folder, a state file not written. */
+  /** Takes one line about a problem that stops no job: a damaged directory, a state file that was not written. */
   readonly warn?: (message: string) => void;
   readonly timing?: LockTiming;
   /** For tests: how bytes become durable. */
@@ -47,7 +47,7 @@ export interface PointEntry {
   readonly type: PointType;
   readonly epoch: number;
   readonly kind: "complete" | "legacy";
-  /** What it takes on the disk, at least 1. */
+  /** Disk space that it takes, at least 1. */
   readonly occupiedBytes: number;
   /** Volume name of the base; undefined for full and for legacy points. */
   readonly parent: string | undefined;
@@ -65,14 +65,17 @@ const ROWS_IN_FLIGHT = 16;
 
 export class Store implements AsyncDisposable {
   readonly #context: StoreContext;
-  /** Of the guest that was asked about last. */
+  /** The record of the guest that was last asked about. */
   #sound: SoundMemory | undefined;
 
   private constructor(context: StoreContext) {
     this.#context = context;
   }
 
-  /** @throws StoreUnavailableError if the path is missing, no folder, or does not answer in time; RequestError */
+  /**
+   * @throws StoreUnavailableError if the path is missing, is not a directory, or does not answer in time;
+   *   RequestError
+   */
   static async open(options: StoreOptions): Promise<Store> {
     const { path, storeid, root, nodename, warn = () => undefined, timing = LOCK_TIMING, io = durableIo } = options;
     if (!isAbsolute(path)) throw new RequestError(`Cannot use storage path ${quote(path)}: expected an absolute path`);
@@ -86,7 +89,7 @@ export class Store implements AsyncDisposable {
   }
 
   /**
-   * Complete and legacy points, of one guest or of all, by guest and name. Damaged folders are warned of.
+   * Complete and legacy points, of one guest or of all, by guest and name. Damaged directories cause a warning.
    *
    * @throws StoreUnavailableError; the reason of `signal`
    */
@@ -109,7 +112,7 @@ export class Store implements AsyncDisposable {
     return await openPoint(this.#context, archive);
   }
 
-  /** @throws LockedError naming who holds it since when */
+  /** @throws LockedError naming the holder, and since when it holds the lock */
   async lockGuest(vmid: number, signal: AbortSignal): Promise<GuestLock> {
     return await GuestLock.acquire(this.#context, vmid, signal);
   }
@@ -124,7 +127,7 @@ export class Store implements AsyncDisposable {
     return await findBase(this.#context, question, check);
   }
 
-  /** The points of a guest, for whoever reads one of them: each is read once. The caller disposes it. */
+  /** The points of a guest, for a reader of one of them: each is read once. The caller disposes it. */
   async pointsOf(vmid: number): Promise<GuestPoints> {
     return await GuestPoints.open(this.#context, vmid);
   }
@@ -147,8 +150,8 @@ export class Store implements AsyncDisposable {
   }
 
   /**
-   * Reads the tables of a chain that is to be built on, all the way down. Below the topmost image those that have not
-   * changed since they were last read are taken as they were found.
+   * Reads the tables of a chain that a backup is to build on, all the way down. Below the topmost image, those that
+   * have not changed since they were last read count as they did then.
    *
    * @throws as assertSound()
    */
@@ -163,7 +166,7 @@ export class Store implements AsyncDisposable {
     await memory.save();
   }
 
-  /** Remover's lock on one point. @throws LockedError while anybody reads it */
+  /** Remover's lock on one point. @throws LockedError while it is being read */
   async lockPointExclusive(point: Point, signal: AbortSignal): Promise<AsyncDisposable> {
     return await lockPointExclusive(this.#context, point, signal);
   }
@@ -213,7 +216,7 @@ export class Store implements AsyncDisposable {
     }
   }
 
-  /** Undefined for a point that went away since it was listed. */
+  /** Undefined for a point that has disappeared since it was listed. */
   async #attributesOf(entry: Exclude<CatalogEntry, { kind: "damaged" }>): Promise<Attributes | undefined> {
     if (!entry.hasAttributes) return { protected: false };
     try {
@@ -260,7 +263,7 @@ function isPoint(entry: CatalogEntry, { folder, uuid }: ManifestBase): boolean {
   return entry.kind === "complete" && entry.manifest.uuid === uuid;
 }
 
-/** A hung network share blocks a thread for ever; the caller hears of it after a while. */
+/** A hung network share blocks a thread forever; the caller gets an error after a while. */
 async function withDeadline<T extends AsyncDisposable>(path: string, work: Promise<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
   let isLate = false;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Removes what jobs that died left behind. Only under the guest's lock: then nobody writes there.
+// Removes what dead jobs left behind. It runs only under the guest's lock: then nothing else writes there.
 import { setTimeout as sleep } from "node:timers/promises";
 import { errnoOf } from "../core/index.ts";
 import { Folder } from "../host/index.ts";
@@ -25,11 +25,11 @@ const TEMP_FILE_MAX_AGE_MS = 60 * 60 * 1000;
 /** Younger locks of other hosts are not even watched: no living holder is silent for a day. */
 const POINT_LOCK_MAX_AGE_MS = 24 * 60 * 60 * 1000;
 
-/** Does something to a thing in a folder; what cannot be done is warned of. */
+/** Does something to an entry of a directory; a failure causes a warning. */
 type Attempt = (path: string, work: () => Promise<void>) => Promise<void>;
 
 /**
- * Sweeps one guest's folder. What cannot be removed is warned of and left: it must not stop a backup.
+ * Sweeps one guest's directory. What cannot be removed stays, with a warning: it must not stop a backup.
  *
  * @param lock asked a moment ago whether it is held
  * @throws EnvironmentError if the lock cannot be looked at; the reason of `signal`
@@ -75,7 +75,7 @@ export async function sweepGuest(context: StoreContext, lock: GuestLock, signal:
 async function serverNowMs(guest: Folder): Promise<number> {
   const path = guest.pathOf(GUEST_LOCK_FILE);
   const found = await explain("look at", path, () => guest.look(GUEST_LOCK_FILE));
-  return found?.mtimeMs ?? Date.now(); // the lock was lost just now: whoever wants to commit hears of it
+  return found?.mtimeMs ?? Date.now(); // the lock was lost just now: the commit will find out
 }
 
 async function within(parent: Folder, name: string, work: (folder: Folder) => Promise<void>): Promise<void> {
@@ -91,7 +91,10 @@ async function sweepTempFiles(folder: Folder, nowMs: number): Promise<void> {
   }
 }
 
-/** Locks of this host go by the process table. Those of others are watched first: a server's clock may have jumped. */
+/**
+ * Locks of this host are judged by the process table. Those of others are watched first: a server's clock may have
+ * jumped.
+ */
 async function sweepPointLocks(
   context: StoreContext,
   folder: Folder,

@@ -16,10 +16,10 @@ export interface WitnessRecord {
   readonly vmid: number;
   /** UUID of the last point whose commit is known to have ended. */
   readonly settled?: string;
-  /** UUID of a point whose commit began; nobody knows how it ended. */
+  /** UUID of a point whose commit began; how it ended is unknown. */
   readonly inFlight?: string;
   readonly guest: GuestIdentity;
-  /** Folders beside the points that were no complete points of ours at that commit. */
+  /** Directories beside the points that were not complete points of ours at that commit. */
   readonly foreign: readonly string[];
 }
 
@@ -40,7 +40,7 @@ const CLUSTER_SUBFOLDER = "pve-backup-host";
 /**
  * Where the records of a storage are. See Witness.locate().
  *
- * @throws EnvironmentError if nobody can tell
+ * @throws EnvironmentError if that cannot be determined
  */
 export async function witnessFolder({ root, storeid }: { root: string; storeid: string }): Promise<string> {
   const cluster = join(root || "/", CLUSTER_FOLDER);
@@ -69,10 +69,10 @@ export class Witness {
   }
 
   /**
-   * Cluster-wide where /etc/pve/priv exists. Only whether it exists counts, not whether it can be
-   * written now: a cluster without quorum must not make us fall back to an older, local record.
+   * Cluster-wide where /etc/pve/priv exists. Only whether it exists counts, not whether it can be written now: a
+   * cluster without quorum must not make us fall back to an older, local record.
    *
-   * @throws EnvironmentError if nobody can tell
+   * @throws EnvironmentError if that cannot be determined
    */
   static async locate(root: string, storeid: string, vmid: number, io: DurableIo): Promise<Witness> {
     const folder = await witnessFolder({ root, storeid });
@@ -127,7 +127,7 @@ export class Witness {
     return basename(this.path);
   }
 
-  /** Made if it is not there. */
+  /** Created if it does not exist. */
   async #openFolder(): Promise<Folder> {
     const folder = dirname(this.path);
     await explain("create", folder, () => mkdir(folder, { recursive: true, mode: FOLDER_MODE }));
@@ -142,7 +142,7 @@ export function parseWitness(bytes: Buffer): WitnessRecord {
   const settled = fields.optionalText("settled", isUuid);
   const inFlight = fields.optionalText("inFlight", isUuid);
   const foreign = fields.list("foreign", MAX_FOREIGN).map((name) => {
-    if (typeof name !== "string") throw fields.problem("foreign", "holds something that is no name");
+    if (typeof name !== "string") throw fields.problem("foreign", "holds something that is not a name");
     return name;
   });
   return {

@@ -70,7 +70,7 @@ describe("folders of the upstream example", () => {
     const between = await makeLegacy(node, guest, 500, 100); // older by its name
     const third = await mustBackUp(node, guest, { epoch: 3000 });
     expect(third.job.modes).toEqual(new Map([[DISK, "new"]]));
-    expect(modeOf(third.job)).toBe("full: an unknown folder qemu-500 appeared");
+    expect(modeOf(third.job)).toBe("full: an unknown directory qemu-500 appeared");
     await using provider = node.provider();
     const parents = (await provider.storage.listVolumes(VMID, never)).map(({ volname, parent }) => [volname, parent]);
     expect(new Map(parents as Array<[string, string | undefined]>)).toEqual(

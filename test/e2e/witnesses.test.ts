@@ -158,7 +158,7 @@ describe("a folder that somebody else put beside the points", () => {
     await writeFile(path.join(node.storePath, "100/qemu-500/something"), "half a copy");
     await guest.write(DISK, 8 * MIB, seededBytes("second", MIB));
     const second = await mustBackUp(node, guest, { epoch: 2000 });
-    expect(modeOf(second.job)).toBe("full: folder qemu-500 is damaged: it has no manifest");
+    expect(modeOf(second.job)).toBe("full: directory qemu-500 is damaged: it has no manifest");
     const third = await mustBackUp(node, guest, { epoch: 3000 });
     expect(modeOf(third.job)).toBe(`incremental since ${at(2000)}`);
     await expectRestores(node, second, third);

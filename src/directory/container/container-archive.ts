@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The archive file of a container's backup, between its making and the commit: made by root, filled by
-// another process through an open handle, taken back by root.
+// The archive file of a container's backup, between its creation and the commit: created by root, filled by another
+// process through an open handle, taken back by root.
 import { type FileHandle, statfs } from "node:fs/promises";
 import { EnvironmentError, environmentError, formatBytes } from "../../core/index.ts";
 import { type Digest, digestFile, preferredDigest, tryCreateDigester } from "../../digest/index.ts";
@@ -27,12 +27,12 @@ export class ContainerArchive implements AsyncDisposable {
     }
   }
 
-  /** Leads root of this host to the very file, whatever its names are by then, as long as we hold it. */
+  /** Leads this host's root to exactly this file, whatever names it has by then, as long as we hold it. */
   get handlePath(): string {
     return `/proc/${process.pid}/fd/${this.#handle.fd}`;
   }
 
-  /** For a tool that has to open it again, through /proc: that takes the owner. */
+  /** For a tool that has to open it again, through /proc: that requires ownership. */
   async giveTo(userId: number): Promise<void> {
     try {
       await this.#handle.chown(userId, userId);
@@ -41,7 +41,7 @@ export class ContainerArchive implements AsyncDisposable {
     }
   }
 
-  /** From here on it belongs to root again. @throws EnvironmentError if it has got a second name, or an impossible size */
+  /** From here on it belongs to root again. @throws EnvironmentError if it has a second name or an impossible size */
   async takeBack(): Promise<void> {
     const { path } = this;
     try {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Writes a container's archive into an open file, in a process that PVE's forked child started: there the
-// container is mounted, and there is its user namespace. The process that owns the store does the rest.
+// Writes a container's archive into an open file, in a process that PVE's forked child started: the container is
+// mounted there, and it is in the container's user namespace. The process that owns the store does the rest.
 import { readFile } from "node:fs/promises";
 import { tarFileName, writeSquashfs, writeTar } from "../../archive/index.ts";
 import type { LogFunction } from "../../core/index.ts";
@@ -25,11 +25,11 @@ export function containerArchiveName({ lxcMode, compression }: ContainerFormat):
 }
 
 /**
- * Writes the archive, asks the process that owns the store to commit it, and passes that one's log lines on.
+ * Writes the archive, asks the process that owns the store to commit it, and passes on the log lines of that process.
  *
  * @param handles numbers of the open archive, and of the connection to the process that owns the store
- * @throws what tar or mksquashfs failed with; EnvironmentError with what the other process says; the reason
- *   of the job's signal
+ * @throws the error of tar or mksquashfs; EnvironmentError with what the other process says; the reason of the job's
+ *   signal
  */
 export async function archiveContainer(
   job: ArchiverJob,
@@ -76,7 +76,7 @@ function rejectOnAbort(signal: AbortSignal): Promise<never> {
   });
 }
 
-/** Until `ok`; logs what comes before. */
+/** Reads until `ok`; logs what comes before. */
 async function awaitAnswer(channel: HandoffChannel, log: LogFunction): Promise<void> {
   for (;;) {
     const message = await channel.next();

@@ -31,7 +31,7 @@ import { type CommitMessage, errorMessage, parseCommit } from "./container-messa
 interface ContainerBackupEnvironment {
   readonly store: Store;
   readonly format: ContainerFormat;
-  /** Folder of root alone, for the socket. */
+  /** Directory for the socket, accessible to root only. */
   readonly runDir: string;
   readonly log: LogFunction;
 }
@@ -131,7 +131,7 @@ export class ContainerBackup implements AsyncDisposable {
     try {
       this.#channel = await listener.accept(this.#signal);
       this.#signal.addEventListener("abort", onAbort, { once: true });
-      this.#signal.throwIfAborted(); // it may have been too early to listen
+      this.#signal.throwIfAborted(); // the abort may have come before the listener
       const message = await this.#channel.next();
       this.#signal.throwIfAborted();
       if (message === undefined) return; // the archiver has gone; the cleanup removes the archive

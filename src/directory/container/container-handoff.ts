@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The talk between the two processes of a container backup: the host's (root, owns the store) and the one
+// The conversation between the two processes of a container backup: the host's (root, owns the store) and the one
 // inside the container's user namespace (writes the archive). One JSON object per line over a Unix socket.
 import { randomBytes, timingSafeEqual } from "node:crypto";
 import { rm } from "node:fs/promises";
@@ -26,7 +26,7 @@ export class HandoffChannel implements Disposable {
 
   constructor(socket: Socket) {
     this.#socket = socket;
-    socket.on("error", () => undefined); // the reader learns of it as the end
+    socket.on("error", () => undefined); // the reader sees it as the end
     this.#messages = readMessages(socket);
   }
 
@@ -54,7 +54,7 @@ export class HandoffChannel implements Disposable {
     return done === true ? undefined : value;
   }
 
-  /** Closes as soon as what was sent has left, whether the other side reads or not; next() then has its end. */
+  /** Closes as soon as everything sent has left, whether the other side reads or not; next() then sees the end. */
   end(): void {
     this.#socket.end(() => this.#socket.destroy());
   }
@@ -128,8 +128,8 @@ export class HandoffListener implements AsyncDisposable {
   }
 
   /**
-   * @param runDir directory of root alone, on a local file system; made if missing
-   * @param warn told what killed processes left in it and cannot be removed: it does no harm
+   * @param runDir directory accessible to root only, on a local file system; created if missing
+   * @param warn called with what killed processes left in it that cannot be removed; it does no harm
    * @throws EnvironmentError
    */
   static async open(runDir: string, warn: (message: string) => void): Promise<HandoffListener> {
@@ -150,7 +150,7 @@ export class HandoffListener implements AsyncDisposable {
   }
 
   /**
-   * The one connection, once its token was right.
+   * The one connection, once its token has proved right.
    *
    * @throws CancelledError if this was disposed meanwhile; HandoffError for a wrong token; the reason of `signal`
    */
@@ -177,8 +177,8 @@ export class HandoffListener implements AsyncDisposable {
   }
 
   /**
-   * Closes the way in; a connection that is there stays. A directory that cannot be removed is left to a sweep: the
-   * connection must be answered all the same, and the backup be cleaned up.
+   * Stops accepting; an existing connection stays. A directory that cannot be removed is left to a sweep: the
+   * connection must still be answered, and the backup cleaned up.
    */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#server.close();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// One container restore: the tar archive as it lies in the store, or the squashfs image as a directory.
+// One container restore: the tar archive as it is in the store, or the squashfs image as a directory.
 import { symlink } from "node:fs/promises";
 import path from "node:path";
 import { CleanupStack, environmentError } from "../../core/index.ts";
@@ -14,7 +14,7 @@ import { assertStillServed } from "../still-served.ts";
 
 interface ContainerRestoreEnvironment {
   readonly store: Store;
-  /** Folder for mounts; what killed processes left in it is swept first. */
+  /** Directory for mounts; what killed processes left in it is swept first. */
   readonly runDir: string;
   readonly warn: (message: string) => void;
 }
@@ -103,8 +103,8 @@ export class ContainerRestore implements AsyncDisposable {
 }
 
 /**
- * PVE opens a tar by its name. This one lies in a directory that only root may enter and leads to the descriptor that was checked,
- * whatever the archive's name leads to by now. It ends with this process.
+ * PVE opens a tar by its name. This name is in a directory that only root may enter, and leads to the descriptor that
+ * was checked, whatever the archive's name leads to by now. It ends with this process.
  */
 async function linkTo(file: RegularFile, folder: ViewFolder): Promise<string> {
   const link = path.join(folder.path, path.basename(file.path));
@@ -116,7 +116,7 @@ async function linkTo(file: RegularFile, folder: ViewFolder): Promise<string> {
   }
 }
 
-/** Debian 12's squashfuse 0.1.105 gives attributes of security.* the names of trusted.*, and the other way round. */
+/** Debian 12's squashfuse 0.1.105 gives attributes of security.* the names of trusted.*, and vice versa. */
 function describeFallback(volname: string, reason: string): string {
   const container = `The kernel cannot mount ${JSON.stringify(volname)} (${reason}), so squashfuse serves it`;
   return `${container}: extended attributes such as file capabilities may be lost. Check them (getcap -r) after the restore`;

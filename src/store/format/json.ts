@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Strict reading of small JSON files that anybody may have written. A wrong field is a FileProblem,
-// which the caller words into an error of its own.
+// Reads small JSON files strictly: anyone may have written them. A wrong field is a FileProblem, which the caller
+// turns into its own error.
 import { FileProblem } from "../../host/index.ts";
 
 /** Largest file any of the parsers is given. */
@@ -12,7 +12,7 @@ type Expected = RegExp | ((text: string) => boolean);
 const isExpected = (text: string, expected: Expected): boolean =>
   expected instanceof RegExp ? expected.test(text) : expected(text);
 
-/** One JSON object, field by field. Fields that nobody asks for are ignored. */
+/** One JSON object, field by field. Fields that are not asked for are ignored. */
 export class Fields {
   readonly #value: object;
   readonly #where: string;
@@ -71,7 +71,7 @@ export class Fields {
     return new Fields(this.raw(name), this.#path(name));
   }
 
-  /** Field by field of an object whose names are data. */
+  /** Reads an object whose names are data, field by field. */
   entries(): Array<[string, unknown]> {
     return Object.entries(this.#value);
   }
@@ -96,11 +96,11 @@ export function parseJson(bytes: Buffer): unknown {
   try {
     return JSON.parse(bytes.toString("utf8"));
   } catch {
-    throw new FileProblem("it is not valid JSON"); // V8 would quote it, and it may be anybody's
+    throw new FileProblem("it is not valid JSON"); // V8 would quote it, and anyone may have written it
   }
 }
 
-/** A document of a newer version: not damage, and not to be guessed at. */
+/** A document of a newer version: it is not damaged, and its meaning must not be guessed at. */
 export class NewerFormatProblem extends FileProblem {}
 
 /** Checks `format` and `version`: what a newer release wrote must not be guessed at. */

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Names inside the store. Everything that becomes part of a path passes one of these patterns, or one of PVE's, first.
+// Names inside the store. Everything that becomes part of a path must first match one of these patterns or one of
+// PVE's.
 import { join } from "node:path";
 import { checkDeviceName, checkVmid } from "../../pve/index.ts";
 
@@ -21,13 +22,13 @@ export const TEMP_PREFIX = ".tmp-";
 const FILE_PATTERN = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 /** What a container's archive may be called. */
 export const CONTAINER_ARCHIVE_PATTERN = /^archive\.(?:tar(?:\.(?:gz|zst))?|sqfs)$/;
-/** The archive among the files of a point: tar is preferred where both are there, in every process alike. */
+/** The archive among the files of a point: if both exist, every process prefers the tar. */
 export function pickContainerArchive(names: Iterable<string>): string | undefined {
   const archives = [...names].filter((name) => CONTAINER_ARCHIVE_PATTERN.test(name)).sort();
   return archives.find((name) => name.startsWith("archive.tar")) ?? archives[0];
 }
 
-/** True for what a manifest may list: no path, no leading dot. */
+/** True for a name that a manifest may list: no path, no leading dot. */
 export function isPlainFileName(name: string): boolean {
   return FILE_PATTERN.test(name);
 }
@@ -36,7 +37,7 @@ export function deviceFileName(device: string): string {
   return `${checkDeviceName(device)}.qcow2`;
 }
 
-/** What the header of an incremental image names: relative, so that the store can move. */
+/** What the header of an incremental image names: a relative path, so the store can move. */
 export function backingFileName(baseFolderName: string, device: string): string {
   return `../${baseFolderName}/${deviceFileName(device)}`;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Folders of the upstream example plugin: no manifest, absolute backing paths. Read, never built on.
+// Directories of the upstream example plugin: no manifest, absolute backing paths. Read, never built on.
 
 import { quote } from "../../core/index.ts";
 import { findBackedUpDrives, isDeviceName, type PointType, parseDeviceMap, parseFolderName } from "../../pve/index.ts";
@@ -13,9 +13,9 @@ type LegacyVerdict =
   | { readonly problem: string };
 
 /**
- * Whether a folder without manifest is a whole backup of the example.
+ * Whether a directory without a manifest is a complete backup of the example.
  *
- * @param files names of the regular files in the folder
+ * @param files names of the regular files in the directory
  */
 export function judgeLegacy(type: PointType, config: Buffer, files: ReadonlySet<string>): LegacyVerdict {
   if (config.length === 0) return { problem: "it has no manifest, and its guest config is empty" };
@@ -26,7 +26,7 @@ export function judgeLegacy(type: PointType, config: Buffer, files: ReadonlySet<
   }
   const map = parseDeviceMap(config);
   if (map === undefined) return { problem: "it has no manifest, and its guest config names an impossible device" };
-  // The map is the end of the config: what a config cut short does not name would be lost without a word.
+  // The map is the end of the config: what a truncated config does not name would be lost silently.
   const unmapped = findBackedUpDrives(config).find((drive) => !map.has(drive));
   if (unmapped !== undefined) {
     return { problem: `it has no manifest, and its guest config does not tell which file is ${unmapped}` };
@@ -50,7 +50,7 @@ export function isOwnImage(header: Qcow2Header): boolean {
 /**
  * Maps a backing file name by its last two components: the store may have moved since.
  *
- * @returns the folder beside this one and the file in it, or undefined for any other name
+ * @returns the directory beside this one and the file in it, or undefined for any other name
  */
 export function parseLegacyBacking(vmid: number, name: string): { folder: string; file: string } | undefined {
   const parts = name.split("/");

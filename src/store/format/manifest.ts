@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// manifest.json: what a point is. Written once, inside the staging folder, before the commit rename.
+// manifest.json: what a point is. Written once, inside the staging directory, before the commit rename.
 // docs/store-format.md describes every field.
 
 import { isUuid, oneLine } from "../../core/index.ts";
@@ -23,7 +23,7 @@ const LINE_PATTERN = new RegExp(`^[^\\n\\r]{0,${MAX_LINE_CHARS}}$`);
 export type DeviceMode = "full" | "incremental";
 
 export interface ManifestBase {
-  /** Folder of the base beside this one, "qemu-1700000000". */
+  /** Directory of the base, beside this one: "qemu-1700000000". */
   readonly folder: string;
   readonly uuid: string;
 }
@@ -53,7 +53,7 @@ export interface ManifestFile {
 /** What the archive of a container held when it was read back before the commit. */
 export interface ManifestContainer {
   readonly archive: string;
-  /** Files, folders and everything else that it lists. */
+  /** Files, directories and everything else that it lists. */
   readonly members: number;
   /** Sum of the members' sizes. */
   readonly totalBytes: number;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Readers' locks: one file, with one heartbeat, names every point that a job reads. A reader creates its file first and
-// looks for removers afterwards, and a remover the other way round, so that at least one of two sees the other.
+// Readers' locks: one file, with one heartbeat, names every point that a job reads. A reader creates its file first
+// and then looks for removers; a remover creates its own first and then looks for readers. At least one of the two
+// sees the other.
 import { randomUUID } from "node:crypto";
 import { CleanupStack, errnoOf, messageOf } from "../../core/index.ts";
 import { volnameOf } from "../../pve/index.ts";
@@ -11,7 +12,7 @@ import { inspectLock, LockFile } from "./lock-file.ts";
 import { describeHolder } from "./lock-record.ts";
 import { EXCLUSIVE_SUFFIX, openLocksFolder, SHARED_INFIX } from "./point-lock.ts";
 
-/** A store that takes no new file can still be restored from. */
+/** A store that accepts no new file can still be restored from. */
 const CANNOT_LOCK = new Set(["EROFS", "ENOSPC", "EDQUOT"]);
 
 /** Whether a reader goes on, with a warning, where the store is read-only or full. */
@@ -58,7 +59,7 @@ export class ChainLock implements AsyncDisposable {
       const place = { folder: directory, name: `${top}${SHARED_INFIX}${randomUUID()}`, what, points };
       file = await LockFile.acquire(place, context.timing, signal).catch(cannotLock);
       if (file !== undefined) owned.use(file);
-      // Also without a lock of our own: a full store is where points are removed.
+      // Even without our own lock: a full store is where points are removed.
       const names = await explain("list", directory.path, () => directory.list());
       for (const folder of folders) {
         const name = `${folder}${EXCLUSIVE_SUFFIX}`;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The writer's lock of one guest. Whoever writes points, removes points or sweeps leftovers holds it.
+// The writer's lock of one guest. A process that writes points, removes points or sweeps leftovers holds it.
 import { CleanupStack } from "../../core/index.ts";
 import type { Folder } from "../../host/index.ts";
 import { checkVmid } from "../../pve/index.ts";
@@ -12,7 +12,7 @@ import { LockFile } from "./lock-file.ts";
 /** Held from the start of a backup to its commit. Disposing releases it. */
 export class GuestLock implements AsyncDisposable {
   readonly vmid: number;
-  /** The guest's folder, as long as the lock is held. */
+  /** The guest's directory, as long as the lock is held. */
   readonly folder: Folder;
   readonly #file: LockFile;
   readonly #owned: CleanupStack;
@@ -40,7 +40,7 @@ export class GuestLock implements AsyncDisposable {
     return new GuestLock(vmid, folder, file, owned.move());
   }
 
-  /** Aborts with a LockedError when somebody took the lock over or removed it. */
+  /** Aborts with a LockedError when another process took the lock over or removed it. */
   get lost(): AbortSignal {
     return this.#file.lost;
   }
@@ -50,7 +50,7 @@ export class GuestLock implements AsyncDisposable {
     await this.#file.assertHeld();
   }
 
-  /** What a job failed with: if the lock was lost meanwhile, that is why, else `error` itself. Never rejects. */
+  /** Why a job failed: the loss of the lock if it was lost meanwhile, else `error` itself. Never rejects. */
   async causeOf(error: unknown): Promise<unknown> {
     return await this.assertHeld().then(
       () => error,

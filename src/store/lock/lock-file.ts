@@ -63,8 +63,8 @@ export class LockFile implements AsyncDisposable {
   }
 
   /**
-   * Takes the lock, or fails at once while somebody alive holds it. Watching a lock that a dead host
-   * may have left takes `timing.observeMs`.
+   * Takes the lock, or fails at once while a living process holds it. Watching a lock that a dead host may have left
+   * takes `timing.observeMs`.
    *
    * @throws LockedError naming the holder; EnvironmentError; the abort reason of `signal`
    */
@@ -128,21 +128,21 @@ export class LockFile implements AsyncDisposable {
     // A share that went away must not turn a finished backup into a failed one; the lock dies with us.
     const seen = await readLock(this.#folder, this.name).catch(() => undefined);
     if (seen?.record?.uuid === this.#record.uuid) await this.#folder.removeFile(this.name).catch(() => undefined);
-    heldHere.delete(this.#record.uuid); // a file that could not be removed is nobody's now
+    heldHere.delete(this.#record.uuid); // a file that could not be removed has no holder now
   }
 
-  /** Writes a new heartbeat. A share that does not answer is no loss yet: the next beat tries again. */
+  /** Writes a new heartbeat. While a share does not answer, the lock is not lost yet: the next beat tries again. */
   async #beat(): Promise<void> {
     try {
       if (await this.#writeHeartbeat()) return;
       await sleep(VANISHED_GRACE_MS);
       if (!(await this.#writeHeartbeat())) await this.assertHeld();
     } catch {
-      // Lost: `lost` tells it. Anything else: whoever wants to commit asks assertHeld().
+      // `lost` reports the loss of the lock. After any other failure the commit asks assertHeld().
     }
   }
 
-  /** @returns false if the file is not ours; read and written through one handle, so never another's */
+  /** @returns false if the file is not ours; read and written through one handle, so never another holder's */
   async #writeHeartbeat(): Promise<boolean> {
     await using file = await this.#folder.openForUpdate(this.name).catch((error: unknown) => {
       if (errnoOf(error) === "ENOENT") return undefined;
@@ -160,7 +160,7 @@ export class LockFile implements AsyncDisposable {
 }
 
 /**
- * The holder of a lock as long as it lives; a stale lock is broken on the way.
+ * The holder of a lock while it lives; a stale lock is broken on the way.
  *
  * @returns undefined if the lock is free now
  * @throws LockedError if what has its name is not a file; EnvironmentError; the abort reason of `signal`
@@ -185,15 +185,15 @@ export async function inspectLock(
 }
 
 /**
- * Removes the lock that was judged stale, and no other: it is moved aside first, looked at, and put
- * back if it is not the one. A holder whose lock cannot be put back finds out in assertHeld().
+ * Removes the lock that was judged stale, and no other: it is first moved aside, inspected, and put back if it is
+ * another one. A holder whose lock cannot be put back finds out in assertHeld().
  */
 export async function breakLock(folder: Folder, name: string, stale: SeenLock): Promise<void> {
   const aside = `${TEMP_PREFIX}${randomUUID()}`;
   try {
     await folder.rename(name, folder, aside);
   } catch (error) {
-    if (errnoOf(error) === "ENOENT") return; // somebody else was quicker
+    if (errnoOf(error) === "ENOENT") return; // another process was quicker
     throw wordProblem("break the lock", folder.pathOf(name), error);
   }
   const moved = await readLock(folder, aside);
@@ -202,7 +202,10 @@ export async function breakLock(folder: Folder, name: string, stale: SeenLock): 
   await folder.removeFile(aside).catch(() => undefined); // a sweep takes it later
 }
 
-/** Unless there is a new lock already. A holder knows its lock by the content, so where there are no links a copy does. */
+/**
+ * Does nothing if there is a new lock already. A holder recognizes its lock by the content, so a copy will do where
+ * there are no links.
+ */
 async function putBack(folder: Folder, aside: string, name: string, { record }: SeenLock): Promise<void> {
   try {
     await folder.link(aside, name);
@@ -221,7 +224,7 @@ async function tryCreate(folder: Folder, name: string, record: LockRecord): Prom
     } catch (error) {
       if (!hasNoLinks(error)) throw error;
     }
-    // Whoever reads the file half-written sees a holder it cannot name.
+    // A reader of the half-written file sees a holder that it cannot name.
     await createWith(folder, name, record);
     return true;
   } catch (error) {
@@ -254,7 +257,7 @@ async function tryLink(folder: Folder, temp: string, name: string): Promise<bool
     await folder.link(temp, name);
     return true;
   } catch (error) {
-    // The link was made and its reply was lost: NFS asks again, and may fail then.
+    // The link was made and its reply was lost: NFS then asks again, and that may fail.
     const made = await folder.look(temp).catch(() => undefined);
     if (made?.links === 2) return true;
     if (errnoOf(error) !== "EEXIST") throw error;

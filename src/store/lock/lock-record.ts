@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What stands in a lock file, and when its holder counts as dead.
+// What a lock file contains, and when its holder counts as dead.
 import { randomUUID } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
 import { hostname } from "node:os";
@@ -19,7 +19,7 @@ import { checkFormat, Fields, parseJson } from "../format/json.ts";
 import { TEMP_PREFIX } from "../format/layout.ts";
 
 export interface LockTiming {
-  /** How often a holder shows that it lives. */
+  /** How often a holder shows that it is alive. */
   readonly heartbeatMs: number;
   /** A lock of another host may be broken when its file is older than this, by the server's clock... */
   readonly staleMs: number;
@@ -41,7 +41,7 @@ export interface LockRecord {
   readonly points?: readonly string[];
 }
 
-/** A lock file as somebody else sees it. */
+/** A lock file as another process sees it. */
 export interface SeenLock {
   /** Undefined where the content is unreadable: then only its age can tell. */
   readonly record: LockRecord | undefined;
@@ -52,11 +52,11 @@ export interface SeenLock {
 
 const LOCK_FORMAT = "pve-backup-host-lock";
 const LOCK_VERSION = 1;
-/** A record fills whole blocks, with room for the heartbeat: one written in place never changes the length. */
+/** A record fills whole blocks, with room for the heartbeat: rewriting it in place never changes the length. */
 const LOCK_BLOCK_BYTES = 1024;
 const HEARTBEAT_ROOM = 16;
 const MAX_LOCK_BYTES = 32 * LOCK_BLOCK_BYTES;
-/** The longest chain, for a few disks with different ones. */
+/** The longest chain, for a few disks with different chains. */
 const MAX_LOCKED_POINTS = 1024;
 const MAX_HOSTNAME_CHARS = 255;
 
@@ -86,7 +86,7 @@ export function encodeLockRecord(record: LockRecord): Buffer {
   return Buffer.from(`${text.padEnd(blocks * LOCK_BLOCK_BYTES - 1)}\n`, "utf8");
 }
 
-/** Undefined for whatever is not a complete record. */
+/** Undefined for anything that is not a complete record. */
 export function decodeLockRecord(bytes: Buffer): LockRecord | undefined {
   try {
     const fields = new Fields(parseJson(bytes));
@@ -133,15 +133,19 @@ export async function readLockFrom(handle: FileHandle): Promise<SeenLock> {
 }
 
 /**
- * Whether the process table here can tell of the holder. The boot is part of it: nodes made of one image have the same
- * machine id and name. A lock that this host held before it was started again is watched like another host's.
+ * Whether the process table here says anything about the holder. The boot is part of it: nodes made from one image
+ * have the same machine id and name. A lock that this host held before it was started again is watched like another
+ * host's.
  */
 export async function isOfThisHost({ record }: Pick<SeenLock, "record">): Promise<boolean> {
   if (record === undefined || record.hostId !== (await readHostId())) return false;
   return record.process.bootId === (await readBootId());
 }
 
-/** True if the holder was a process of this host that is gone, or this one, which released it: no clock is asked. */
+/**
+ * True if the holder was a process of this host that is gone, or is this one, which released it. No clock is
+ * involved.
+ */
 export async function isHolderDead({ record }: SeenLock): Promise<boolean> {
   if (record === undefined || !(await isOfThisHost({ record }))) return false;
   if (!(await isRunning(record.process))) return true;
@@ -149,9 +153,9 @@ export async function isHolderDead({ record }: SeenLock): Promise<boolean> {
 }
 
 /**
- * True if the lock may be broken. On this host only the process table decides; a lock of another host
- * must be old by the server's clock and must not move while it is watched. Where that clock jumped back, a lock is
- * from the future and says nothing of its age: it is watched for as long as it would have to be old.
+ * True if the lock may be broken. On this host only the process table decides; a lock of another host must be old by
+ * the server's clock and must not move while it is watched. If that clock jumped back, a lock is from the future and
+ * says nothing about its age: it is watched for as long as it would have to be old.
  *
  * @throws the abort reason of `signal`
  */
@@ -173,7 +177,7 @@ export async function isStale(
   return await isUnmoved(folder, name, seen);
 }
 
-/** True if the lock is there as it was seen: its holder gave no sign of life since. */
+/** True if the lock is still as it was seen: its holder gave no sign of life since. */
 export async function isUnmoved(folder: Folder, name: string, seen: SeenLock): Promise<boolean> {
   const again = await readLock(folder, name);
   return again !== undefined && isSameLock(seen, again) && again.mtimeMs === seen.mtimeMs;
@@ -189,7 +193,7 @@ export function isSameLock(a: SeenLock, b: SeenLock): boolean {
   );
 }
 
-/** What the file server calls now: the mtime of a file it has just written. */
+/** What the file server calls "now": the mtime of a file it has just written. */
 async function readServerNowMs(folder: Folder): Promise<number> {
   const name = `${TEMP_PREFIX}${randomUUID()}`;
   try {

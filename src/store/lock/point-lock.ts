@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Locks on single points: a remover's, and that of a change of attributes. Readers' locks are in chain-lock.ts.
+// Locks on single points: a remover's, and one for changing attributes. Readers' locks are in chain-lock.ts.
 import { setTimeout as sleep } from "node:timers/promises";
 import { CleanupStack } from "../../core/index.ts";
 import type { Folder } from "../../host/index.ts";
@@ -27,7 +27,7 @@ interface PointName {
 /**
  * Remover's lock on one point; the caller holds the guest's lock too.
  *
- * @throws LockedError while anybody reads the point or something that builds on it
+ * @throws LockedError while the point, or one that builds on it, is being read
  */
 export async function lockPointExclusive(
   context: StoreContext,
@@ -56,7 +56,7 @@ function covers(name: string, { record }: SeenLock, folderName: string): boolean
   return record.points?.includes(folderName) ?? false;
 }
 
-/** For the moments of a change of attributes; waits for others who change them too. */
+/** Held only while attributes change; waits for other processes that change them, too. */
 export async function lockAttributes(
   context: StoreContext,
   point: PointName,
@@ -81,7 +81,7 @@ export async function lockAttributes(
   }
 }
 
-/** The directory of the locks of a guest's points, made if it is not there; it is `owner`'s. */
+/** The directory with the locks on a guest's points, created if it does not exist; `owner` owns it. */
 export async function openLocksFolder(context: StoreContext, vmid: number, owner: CleanupStack): Promise<Folder> {
   const guest = String(checkVmid(vmid));
   await using folder = await explain("open", context.folder.pathOf(guest), () => context.folder.openFolder(guest));

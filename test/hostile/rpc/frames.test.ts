@@ -249,8 +249,8 @@ describe("FrameParser", () => {
         "there is no header in # bytes": 100,
         "a header has no Content-Length": 1000,
         "a message of # bytes is too long": 500,
-        "a message is no JSON": 5000,
-        "a message is no JSON-RPC #.#": 5000,
+        "a message is not valid JSON": 5000,
+        "a message is not JSON-RPC #.#": 5000,
       });
     },
     CASES_TIMEOUT_MS,

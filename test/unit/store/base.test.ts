@@ -208,16 +208,16 @@ describe("findBase()", () => {
     it("notices a legacy folder that appeared, however old its name says it is", async () => {
       await backup(store, { epoch: 1000 });
       await makeLegacy(lab, "qemu-500", { "drive-scsi0": legacyImageBytes(64 * MIB) });
-      expect(await decide(store)).toBe("an unknown folder qemu-500 appeared");
+      expect(await decide(store)).toBe("an unknown directory qemu-500 appeared");
     });
 
     it("notices a damaged folder that appeared, also a link and a file", async () => {
       await backup(store, { epoch: 1000 });
       await mkdir(join(lab.path, "100/qemu-1500"));
-      expect(await decide(store)).toBe("folder qemu-1500 is damaged: it has no manifest");
+      expect(await decide(store)).toBe("directory qemu-1500 is damaged: it has no manifest");
       await rm(join(lab.path, "100/qemu-1500"), { recursive: true });
       await symlink("qemu-1000", join(lab.path, "100/qemu-1500"));
-      expect(await decide(store)).toBe("folder qemu-1500 is damaged: it is a symbolic link, not a directory");
+      expect(await decide(store)).toBe("directory qemu-1500 is damaged: it is a symbolic link, not a directory");
     });
 
     it("knows the folders that were there at the last commit", async () => {
@@ -270,10 +270,10 @@ describe("findBase()", () => {
   it("survives a manifest that is a folder or a pipe", async () => {
     await backup(store, { epoch: 1000 });
     await mkdir(join(lab.path, "100/qemu-900/manifest.json"), { recursive: true });
-    expect(await decide(store)).toBe("folder qemu-900 is damaged: it is a directory, not a file");
+    expect(await decide(store)).toBe("directory qemu-900 is damaged: it is a directory, not a file");
     await rm(join(lab.path, "100/qemu-900/manifest.json"), { recursive: true });
     execFileSync("mkfifo", [join(lab.path, "100/qemu-900/manifest.json")]);
-    expect(await decide(store)).toBe("folder qemu-900 is damaged: it is a named pipe, not a file");
+    expect(await decide(store)).toBe("directory qemu-900 is damaged: it is a named pipe, not a file");
   });
 });
 
@@ -325,7 +325,7 @@ describe("Base", () => {
     ],
     ["the witness is gone", (lab) => rm(lab.witnessPath(100)), /no record here/],
     ["state.json is gone", (lab) => rm(join(lab.path, "100/state.json")), /state.json is missing/],
-    ["an unknown folder appeared", (lab) => mkdir(join(lab.path, "100/qemu-3000")), /qemu-3000 is damaged/],
+    ["an unknown directory appeared", (lab) => mkdir(join(lab.path, "100/qemu-3000")), /qemu-3000 is damaged/],
     [
       "its lock was taken",
       async (lab) => {
