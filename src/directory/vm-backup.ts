@@ -103,6 +103,10 @@ export class VmBackup implements AsyncDisposable {
   ): Promise<ReadonlyMap<string, "new" | "use">> {
     const { mode, root, store } = this.#environment;
     if (mode === "full") return new Map();
+    // PVE may ask twice: the last answer counts.
+    await this.#base?.[Symbol.asyncDispose]();
+    this.#base = undefined;
+    this.#readers.clear();
     const guest = await readGuestIdentity(this.vmid, root);
     const check = (base: Point, device: string, chain: OpenChain) => this.#check(base, device, chain, signal);
     const { base, reasons } = await store.findBase({ vmid: this.vmid, devices: volumes, guest, signal }, check);
@@ -253,7 +257,7 @@ export class VmBackup implements AsyncDisposable {
 
 /** The default is that of the upstream example: an administrator who expects increments must be told. */
 const FULL_MODE_HINT =
-  "everything is backed up in full: with vm-backup-mode incremental in the storage's section of storage.cfg, only changes are";
+  'backing up in full: set "vm-backup-mode incremental" for this storage in storage.cfg to back up only what changed';
 
 interface DeviceJob {
   readonly device: string;

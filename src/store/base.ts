@@ -3,16 +3,16 @@
 // outside the store and the store's own, must agree with the store. Any doubt makes the backup a full one, and the
 // log says why.
 import { CleanupStack, formatBytes, HostError } from "../core/index.ts";
-import { isSameProcess } from "../host/index.ts";
 import { checkDeviceName, checkVmid, type GuestIdentity } from "../pve/index.ts";
-import type { CatalogEntry, CompleteEntry } from "./catalog.ts";
+import { checkForeign, judge, judgeAll, NotUsable, type Verdict } from "./base-verdict.ts";
+import type { CatalogEntry } from "./catalog.ts";
 import { MAX_CHAIN_LENGTH, type OpenChain, openChain } from "./chain.ts";
 import type { StoreContext } from "./context.ts";
 import { BaseUnusableError } from "./errors.ts";
 import { HeldChains } from "./held-chains.ts";
+import type { Unchanged } from "./image-file.ts";
 import { completePoint, type Point } from "./point.ts";
-import { type GuestSnapshot, type Memories, readMemories, takeSnapshot } from "./snapshot.ts";
-import type { WitnessRecord } from "./witness.ts";
+import { type GuestSnapshot, readMemories, takeSnapshot } from "./snapshot.ts";
 
 export interface BaseQuestion {
   readonly vmid: number;
@@ -28,11 +28,8 @@ export interface BaseQuestion {
  */
 export type ChainCheck = (base: Point, device: string, chain: OpenChain) => Promise<void>;
 
-class NotUsable extends Error {}
 /** The base was usable when the question was asked, and no longer is. */
 class Changed extends Error {}
-
-const NOTHING_LOST = { hint: "nothing is lost: the next backup is a full one" };
 
 /** The newest point of a guest as the base of a backup: held from the decision to the commit. */
 export class Base implements AsyncDisposable {
@@ -61,21 +58,13 @@ export class Base implements AsyncDisposable {
    * @throws BaseUnusableError if the answer has changed
    */
   async recheck(guest: GuestIdentity, signal: AbortSignal): Promise<void> {
-    try {
+    const { uuid, volname } = this.point;
+    await insist(`Cannot build on "${volname}": it is no longer usable as a base`, signal, async () => {
       const { newest } = await this.#judgeAgain(guest, signal);
-      if (newest.manifest.uuid !== this.point.uuid) throw new Changed("a newer backup took its place");
+      if (newest.manifest.uuid !== uuid) throw new Changed("a newer backup took its place");
       await this.#held.assertHeld();
-      await this.#held.assertInPlace();
-      for (const chain of this.chains.values()) await chain.assertUnchanged("everything");
-    } catch (error) {
-      signal.throwIfAborted();
-      if (!(error instanceof NotUsable || error instanceof Changed || error instanceof HostError)) throw error;
-      const { volname } = this.point;
-      throw new BaseUnusableError(`Cannot build on "${volname}": it is no longer usable as a base: ${error.message}`, {
-        cause: error,
-        ...NOTHING_LOST,
-      });
-    }
+      await this.#assertUntouched("everything");
+    });
   }
 
   async #judgeAgain(guest: GuestIdentity, signal: AbortSignal): Promise<Verdict> {
@@ -92,11 +81,12 @@ export class Base implements AsyncDisposable {
    * its name.
    *
    * @param now taken after the copy
-   * @throws BaseUnusableError, LockedError
+   * @throws BaseUnusableError, LockedError; the reason of `signal`
    */
-  async assertCommittable(now: GuestSnapshot): Promise<void> {
+  async assertCommittable(now: GuestSnapshot, signal: AbortSignal): Promise<void> {
     await this.#held.assertHeld();
-    try {
+    const sentence = `Cannot commit the backup: its base "${this.point.volname}" is no longer usable`;
+    await insist(sentence, signal, async () => {
       for (const { folderName } of this.#held.names) {
         const before = uuidOf(await this.#snapshot.points.entryOf(folderName));
         const entry = await now.points.entryOf(folderName);
@@ -104,23 +94,31 @@ export class Base implements AsyncDisposable {
         if (entry.kind === "damaged") throw new Changed(`${folderName} is damaged: ${entry.reason}`);
         if (before === undefined || uuidOf(entry) !== before) throw new Changed(`${folderName} is another backup now`);
       }
-      await this.#held.assertInPlace();
-      for (const chain of this.chains.values()) await chain.assertUnchanged("content");
-    } catch (error) {
-      if (!(error instanceof Changed || error instanceof HostError)) throw error;
-      const { volname } = this.point;
-      throw new BaseUnusableError(
-        `Cannot commit the backup: its base "${volname}" is no longer usable: ${error.message}`,
-        {
-          cause: error,
-          ...NOTHING_LOST,
-        },
-      );
-    }
+      await this.#assertUntouched("content");
+    });
+  }
+
+  async #assertUntouched(what: Unchanged): Promise<void> {
+    await this.#held.assertInPlace();
+    for (const chain of this.chains.values()) await chain.assertUnchanged(what);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#owned[Symbol.asyncDispose]();
+  }
+}
+
+/** @throws BaseUnusableError saying `sentence`, and why, if `work` finds that the base cannot be used any more */
+async function insist(sentence: string, signal: AbortSignal, work: () => Promise<void>): Promise<void> {
+  try {
+    await work();
+  } catch (error) {
+    signal.throwIfAborted();
+    if (!(error instanceof NotUsable || error instanceof Changed || error instanceof HostError)) throw error;
+    throw new BaseUnusableError(`${sentence}: ${error.message}`, {
+      cause: error,
+      hint: "nothing is lost: the next backup is a full one",
+    });
   }
 }
 
@@ -188,101 +186,6 @@ function toReason(error: unknown): string {
   throw error;
 }
 
-interface Verdict {
-  readonly newest: CompleteEntry;
-  readonly record: WitnessRecord;
-}
-
-/** The newest point of this storage, if everything that must agree on it does. @throws NotUsable */
-function judge(
-  { storeid }: StoreContext,
-  entries: readonly CatalogEntry[],
-  { witness, state }: Memories,
-  guest: GuestIdentity,
-): Verdict {
-  const record = checkWitness(witness, entries, storeid);
-  const newest = checkNewest(entries, record, storeid);
-  checkState(state, newest, storeid);
-  checkGuest(newest.manifest.guest, guest);
-  checkGuest(record.guest, guest);
-  return { newest, record };
-}
-
-/** The same, provided that no other directory appeared that might hold a newer one. @throws NotUsable */
-function judgeAll(...asked: Parameters<typeof judge>): Verdict {
-  const verdict = judge(...asked);
-  checkForeign(asked[1], verdict.record);
-  return verdict;
-}
-
-/** Complete points of this storage id: only these say anything about its bitmap. */
-function ownPoints(entries: readonly CatalogEntry[], storeid: string): CompleteEntry[] {
-  return entries.filter((entry) => entry.kind === "complete").filter((entry) => entry.manifest.storeid === storeid);
-}
-
-function checkWitness(state: Memories["witness"], entries: readonly CatalogEntry[], storeid: string): WitnessRecord {
-  if (state.kind === "damaged") throw new NotUsable(`the record of the last backup is damaged: ${state.reason}`);
-  if (state.kind === "none") {
-    if (ownPoints(entries, storeid).length === 0) throw new NotUsable("first backup");
-    throw new NotUsable("there is no record here of a last backup through this storage");
-  }
-  if (state.record.inFlight !== undefined) throw new NotUsable("the last backup was interrupted during its commit");
-  if (state.record.settled === undefined) throw new NotUsable("first backup");
-  return state.record;
-}
-
-function checkNewest(entries: readonly CatalogEntry[], record: WitnessRecord, storeid: string): CompleteEntry {
-  const own = ownPoints(entries, storeid);
-  const settled = own.find((entry) => entry.manifest.uuid === record.settled);
-  if (settled === undefined) {
-    const damaged = entries.find(
-      (entry) => entry.kind === "damaged" && !record.foreign.includes(entry.name.folderName),
-    );
-    const detail = damaged?.kind === "damaged" ? ` (${damaged.name.folderName} is damaged: ${damaged.reason})` : "";
-    throw new NotUsable(`the last backup through this storage is not here${detail}`);
-  }
-  // Equal sequences come from two writers that did not see each other: neither is certainly the newest.
-  const rival = own.find((entry) => entry !== settled && entry.manifest.sequence >= settled.manifest.sequence);
-  if (rival !== undefined)
-    throw new NotUsable(`${rival.name.folderName} was made through this storage since, and is not recorded here`);
-  return settled;
-}
-
-/** Compares names with the list at the last commit; no clock is involved. */
-function checkForeign(entries: readonly CatalogEntry[], record: WitnessRecord): void {
-  for (const entry of entries) {
-    if (entry.kind === "complete" || record.foreign.includes(entry.name.folderName)) continue;
-    if (entry.kind === "damaged") {
-      throw new NotUsable(`directory ${entry.name.folderName} is damaged: ${entry.reason}`);
-    }
-    throw new NotUsable(`an unknown directory ${entry.name.folderName} appeared`);
-  }
-}
-
-function checkGuest(then: GuestIdentity, now: GuestIdentity): void {
-  if (then.vmgenid !== undefined || now.vmgenid !== undefined) {
-    if (then.vmgenid === now.vmgenid) return;
-    const what = then.vmgenid === undefined ? "appeared" : now.vmgenid === undefined ? "is gone" : "changed (rollback)";
-    throw new NotUsable(`vmgenid ${what}`);
-  }
-  if (then.process === undefined || now.process === undefined) {
-    throw new NotUsable("no vmgenid, and the QEMU process is not known");
-  }
-  if (!isSameProcess(then.process, now.process)) throw new NotUsable("no vmgenid and QEMU was restarted");
-}
-
-/** The third witness: restoring an old copy of the one outside does not take it back. */
-function checkState(found: Memories["state"], newest: CompleteEntry, storeid: string): void {
-  if (found.kind === "none") throw new NotUsable("state.json is missing, which names the last backup");
-  if (found.kind === "damaged") {
-    throw new NotUsable(`state.json cannot be used, which names the last backup: ${found.reason}`);
-  }
-  const last = found.state.newest.get(storeid);
-  if (last?.uuid === newest.manifest.uuid) return;
-  if (last === undefined) throw new NotUsable("state.json names no last backup through this storage");
-  throw new NotUsable(`state.json names ${last.archive} as the last backup through this storage`);
-}
-
 async function openBaseChain(
   { points }: GuestSnapshot,
   base: Point,
@@ -308,9 +211,4 @@ async function openBaseChain(
 /** Exact where rounding would hide a difference. */
 function sizeText(bytes: number): string {
   return bytes % (1024 * 1024) === 0 ? formatBytes(bytes) : `${bytes} B`;
-}
-
-/** Directories that were not complete points: the witness of a commit remembers them. */
-export function foreignFolders(entries: readonly CatalogEntry[]): string[] {
-  return entries.filter((entry) => entry.kind !== "complete").map((entry) => entry.name.folderName);
 }

@@ -73,7 +73,7 @@ export async function commitPoint(
   for (const device of parts.devices) devices.push(await checkDevice(staged, device, parts.base));
   const guest = guestOf(staged, parts);
   await using now = await takeSnapshot(context, staged.name.vmid, signal);
-  await parts.base?.assertCommittable(now);
+  await parts.base?.assertCommittable(now, signal);
   const sequence = nextSequence(context, now.entries, now.state);
   const manifest = await writeManifest(context, staged, {
     sequence,

@@ -96,9 +96,14 @@ export class HeldChains implements AsyncDisposable {
     const locked = { vmid: point.vmid, top: point.folderName, folders: new Set(names.keys()) };
     const lock = stack.use(await ChainLock.acquire(context, locked, need, signal));
     signal.throwIfAborted();
-    const held = new HeldChains(points, { point, chains, names: [...names.values()] }, lock, stack);
-    await held.assertInPlace();
-    return new HeldChains(points, held, lock, stack.move());
+    const held = new HeldChains(points, { point, chains, names: [...names.values()] }, lock, stack.move());
+    try {
+      await held.assertInPlace();
+      return held;
+    } catch (error) {
+      await held[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   /** @throws LockedError if the lock is lost: what was read since may be half of what it was */

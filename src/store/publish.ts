@@ -4,7 +4,7 @@
 import { messageOf, RequestError } from "../core/index.ts";
 import { type Folder, isSameFile } from "../host/index.ts";
 import type { ArchiveName, GuestIdentity } from "../pve/index.ts";
-import { foreignFolders } from "./base.ts";
+import { foreignFolders } from "./base-verdict.ts";
 import { classifyFolder, type FileTable, lookAtFiles, openGuest } from "./catalog.ts";
 import { pointFolder, type StoreContext } from "./context.ts";
 import { explain } from "./durable.ts";

@@ -52,6 +52,24 @@ describe("backupVmQueryIncremental()", () => {
     await expectRestores(node, second);
   });
 
+  it("is bound by the last answer where it is asked twice", async () => {
+    await using node = await TestNode.create();
+    await using guest = await startGuest(node);
+    await mustBackUp(node, guest, { epoch: 1000 });
+    await using provider = node.provider();
+    const { backup } = provider;
+    await backup.jobInit();
+    await backup.backupInit(VMID, "qemu", 2000, never);
+    const ask = () => backup.backupVmQueryIncremental(VMID, guest.devices, never);
+    const first = await ask();
+    expect(first).toEqual(new Map([[DISK, "use"]]));
+    await rm(path.join(node.storePath, "100/qemu-1000"), { recursive: true });
+    expect(await ask()).toEqual(new Map([[DISK, "new"]]));
+    await using access = await guest.openBackup({ modes: first });
+    const { message } = await refusalOf(copyDisks(provider, guest, access));
+    expect(message).toBe(`Cannot back up "${DISK}": PVE reuses a bitmap that this storage did not ask for`);
+  });
+
   it("answers new for a disk of another size", async () => {
     await using node = await TestNode.create();
     await using guest = await startGuest(node);

@@ -2,16 +2,15 @@
 // The hooks of a backup job, called on the provider in this process, or through the real shim under perl -T and the
 // real bridge behind it. Both reject with what PVE would see die.
 import type { ChildProcessWithoutNullStreams } from "node:child_process";
-import { once } from "node:events";
 import { writeFile } from "node:fs/promises";
 import path from "node:path";
-import { createInterface } from "node:readline";
 import { type LabBackup, until, vmVolumesOf } from "../../../fixtures/lab/index.ts";
 import type { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
 import type { GuestType, HandleToOpen } from "../../../src/provider/index.ts";
 import { packTree, playArchiver } from "../container/archiver.ts";
 import { processesNaming } from "../programs/processes.ts";
-import { type ScriptOptions, startScript } from "../programs/scripted-pve.ts";
+import type { ScriptOptions } from "../programs/scripted-pve.ts";
+import { PerlCalls } from "../provider/perl-calls.ts";
 import type { TestNode } from "../vm/vm-job.ts";
 import { never } from "../vm/vm-rules.ts";
 
@@ -101,12 +100,6 @@ export class ProviderHooks implements Hooks {
   }
 }
 
-interface Answer {
-  readonly log?: string;
-  readonly error?: string;
-  readonly result?: unknown;
-}
-
 interface ShimOptions extends Omit<ScriptOptions, "root"> {
   readonly scfg?: Record<string, unknown>;
 }
@@ -117,27 +110,21 @@ export class ShimHooks implements Hooks {
   readonly log: string[];
   readonly #dir: string;
   readonly #bridge: string;
-  readonly #exit: Promise<unknown[]>;
-  #settle: ((answer: Answer) => void) | undefined;
+  readonly #perl: PerlCalls;
 
-  private constructor(child: ChildProcessWithoutNullStreams, node: TestNode, bridge: string) {
-    this.child = child;
+  private constructor(perl: PerlCalls, node: TestNode, bridge: string) {
+    this.#perl = perl;
+    this.child = perl.child;
+    this.log = perl.log;
     this.#bridge = bridge;
     this.#dir = node.dir;
-    this.log = node.log;
-    this.#exit = once(child, "close");
-    void this.#exit.then(() => this.#settle?.({ error: "perl has ended\n" }));
-    for (const input of [child.stdout, child.stderr]) {
-      createInterface({ input }).on("line", (line) => this.#take(line));
-    }
   }
 
-  static async start(node: TestNode, { bridge, scfg = {}, ...more }: ShimOptions): Promise<ShimHooks> {
+  static async start(node: TestNode, { scfg = {}, ...script }: ShimOptions): Promise<ShimHooks> {
+    const { dir, log, root, storeid } = node;
     const section = { path: node.storePath, content: "backup", "vm-backup-mode": "incremental", ...scfg };
-    const jobFile = path.join(node.dir, "hooks.json");
-    await writeFile(jobFile, JSON.stringify({ storeid: node.storeid, scfg: section }));
-    const child = startScript("hooks.pl", ["--job", jobFile], { root: node.root, bridge, ...more });
-    return new ShimHooks(child, node, bridge);
+    const perl = await PerlCalls.start({ dir, log, root, storeid, scfg: section, ...script });
+    return new ShimHooks(perl, node, script.bridge);
   }
 
   async jobInit(): Promise<void> {
@@ -187,20 +174,11 @@ export class ShimHooks implements Hooks {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.child.stdin.end();
-    await this.#exit;
+    await this.#perl[Symbol.asyncDispose]();
   }
 
   async #call(hook: string, ...args: unknown[]): Promise<unknown> {
-    const answer = await new Promise<Answer>((resolve) => {
-      this.#settle = resolve;
-      if (this.child.exitCode !== null || this.child.signalCode !== null) resolve({ error: "perl has ended\n" });
-      else this.child.stdin.write(`${JSON.stringify({ call: [hook, ...args] })}\n`);
-    });
-    this.#settle = undefined;
-    if (answer.error === undefined) return answer.result;
-    // A message of Perl's own would name a line of code.
-    throw new Error(answer.error.endsWith("\n") ? answer.error.slice(0, -1) : `unfinished: ${answer.error}`);
+    return await this.#perl.hook(hook, ...args);
   }
 
   async #file(name: string, content: string): Promise<string> {
@@ -212,17 +190,6 @@ export class ShimHooks implements Hooks {
   /** Until the Node that reads the container is there: before, a signal would find perl outside of the hook. */
   async #untilSecondNode(): Promise<void> {
     await until("the second Node runs", async () => (await processesNaming(this.#bridge)).length >= 2);
-  }
-
-  #take(line: string): void {
-    let message: Answer;
-    try {
-      message = JSON.parse(line) as Answer;
-    } catch {
-      message = { log: `perl: ${line}` };
-    }
-    if (message.log !== undefined) this.log.push(message.log);
-    else this.#settle?.(message);
   }
 }
 

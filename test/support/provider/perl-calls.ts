@@ -5,16 +5,15 @@ import { once } from "node:events";
 import { writeFile } from "node:fs/promises";
 import path from "node:path";
 import { createInterface } from "node:readline";
-import { startScript } from "../programs/scripted-pve.ts";
+import { type ScriptOptions, startScript } from "../programs/scripted-pve.ts";
 
-interface PerlCallsOptions {
+interface PerlCallsOptions extends ScriptOptions {
   /** Folder for the job file. */
   readonly dir: string;
-  readonly root: string;
-  readonly bridge: string;
-  readonly perlDirs: readonly string[];
   readonly storeid: string;
   readonly scfg: Readonly<Record<string, unknown>>;
+  /** Where lines of the task log go. */
+  readonly log?: string[];
 }
 
 interface Answer {
@@ -25,13 +24,14 @@ interface Answer {
 
 /** Rejects with what PVE would see die, in one line. */
 export class PerlCalls implements AsyncDisposable {
-  readonly log: string[] = [];
-  readonly #child: ChildProcessWithoutNullStreams;
+  readonly log: string[];
+  readonly child: ChildProcessWithoutNullStreams;
   readonly #exit: Promise<unknown[]>;
   #settle: ((answer: Answer) => void) | undefined;
 
-  private constructor(child: ChildProcessWithoutNullStreams) {
-    this.#child = child;
+  private constructor(child: ChildProcessWithoutNullStreams, log: string[]) {
+    this.child = child;
+    this.log = log;
     this.#exit = once(child, "close");
     void this.#exit.then(() => this.#settle?.({ error: "perl has ended\n" }));
     for (const input of [child.stdout, child.stderr]) {
@@ -39,10 +39,10 @@ export class PerlCalls implements AsyncDisposable {
     }
   }
 
-  static async start({ dir, root, bridge, perlDirs, storeid, scfg }: PerlCallsOptions): Promise<PerlCalls> {
+  static async start({ dir, storeid, scfg, log = [], ...script }: PerlCallsOptions): Promise<PerlCalls> {
     const jobFile = path.join(dir, "calls.json");
     await writeFile(jobFile, JSON.stringify({ storeid, scfg }));
-    return new PerlCalls(startScript("hooks.pl", ["--job", jobFile], { root, bridge, perlDirs }));
+    return new PerlCalls(startScript("hooks.pl", ["--job", jobFile], script), log);
   }
 
   hook<Result = unknown>(name: string, ...args: unknown[]): Promise<Result> {
@@ -62,15 +62,15 @@ export class PerlCalls implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#child.stdin.end();
+    this.child.stdin.end();
     await this.#exit;
   }
 
   async #ask<Result>(question: object): Promise<Result> {
     const answer = await new Promise<Answer>((resolve) => {
       this.#settle = resolve;
-      if (this.#child.exitCode !== null || this.#child.signalCode !== null) resolve({ error: "perl has ended\n" });
-      else this.#child.stdin.write(`${JSON.stringify(question)}\n`);
+      if (this.child.exitCode !== null || this.child.signalCode !== null) resolve({ error: "perl has ended\n" });
+      else this.child.stdin.write(`${JSON.stringify(question)}\n`);
     });
     this.#settle = undefined;
     if (answer.error === undefined) return answer.result as Result;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Storage type "backup-provider-dir-example": a directory of backups. Options, the path and its checks
+# Storage type "backup-provider-dir-example": a directory of backups. Its options, the check of its path and its names
 # live here; the rest is what every storage plugin of the bridge does.
 package PVE::Storage::Custom::BackupProviderDirExamplePlugin;
 
@@ -8,11 +8,9 @@ use warnings;
 
 use File::Spec;
 
-use PVE::BackupProvider::Bridge::BackupFolder;
 use PVE::BackupProvider::Plugin::DirectoryExample;
-use PVE::Tools;
 
-use base qw(PVE::BackupProvider::Bridge::StoragePlugin);
+use base qw(PVE::BackupProvider::Bridge::DirectoryStoragePlugin);
 
 # Configuration
 
@@ -109,47 +107,6 @@ sub archive_format { return 'directory' }
 # <vmid>/<type>-<time>; every number has one spelling.
 sub archive_name_rule {
     return (qr!([1-9][0-9]{2,8})/(?:qemu|lxc)-(?:0|[1-9][0-9]{0,11})!, '<vmid>/<qemu or lxc>-<time>');
-}
-
-sub filesystem_path {
-    my ($class, $scfg, $volname, $snapname) = @_;
-
-    $class->refuse_snapname($volname, $snapname);
-    my (undef, $name, $vmid) = $class->parse_volname($volname);
-    my $path = "$scfg->{path}/$name";
-    return wantarray ? ($path, $vmid, 'backup') : $path;
-}
-
-sub path {
-    my ($class, $scfg, $volname, $storeid, $snapname) = @_;
-
-    return $class->filesystem_path($scfg, $volname, $snapname);
-}
-
-# Life of the storage: polled every ten seconds, so without Node, and bounded in time
-
-sub activate_storage {
-    my ($class, $storeid, $scfg, $cache) = @_;
-
-    PVE::BackupProvider::Bridge::BackupFolder::activate($storeid, $scfg);
-    return;
-}
-
-sub status {
-    my ($class, $storeid, $scfg, $cache) = @_;
-
-    return PVE::BackupProvider::Bridge::BackupFolder::status($storeid, $scfg);
-}
-
-sub activate_volume {
-    my ($class, $storeid, $scfg, $volname, $snapname, $cache, $hints) = @_;
-
-    my $path = $class->filesystem_path($scfg, $volname, $snapname);
-    my ($exists) = PVE::Tools::run_fork_with_timeout(
-        PVE::BackupProvider::Bridge::BackupFolder::TIMEOUT_SECONDS, sub { return -d $path ? 1 : 0 },
-    );
-    die "Cannot find the volume \"$storeid:$volname\": it does not exist or is unreachable\n" if !$exists;
-    return;
 }
 
 1;
