@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A backing chain as explicit QEMU nodes. QEMU then opens these files and no other: names in the headers are
-// not followed, and no file name is parsed as a protocol or an option.
+// A backing chain as explicit QEMU nodes. QEMU then opens these files and no others: it does not follow names in the
+// headers, and parses no file name as a protocol or an option.
 import { mkdir, symlink } from "node:fs/promises";
 import path from "node:path";
 import { environmentError, errnoOf, UnsupportedError } from "../core/index.ts";
 import { type ChildOptions, FIRST_LENT_FD, type RegularFile } from "../host/index.ts";
 
 /**
- * What QEMU can be asked to open at once: every image costs an open file and a share of the command line. How long a
- * chain may grow is not decided here but in the store, which stops far earlier.
+ * The most images that QEMU can be asked to open at once: each costs an open file and a share of the command line. The
+ * store decides how long a chain may grow, and its limit is far lower.
  */
 export const MAX_OPEN_IMAGES = 2_000;
 
 /**
- * Linux takes 128 KiB as one argument, QEMU's JSON parser 1024 levels; an image needs a level and 100 bytes or more.
- * The longest chain that the store allows takes half of this, with the longest names.
+ * Linux takes 128 KiB as one argument, QEMU's JSON parser 1024 levels; an image needs one level and at least 100 bytes.
+ * The longest chain that the store allows takes half of this with the longest names.
  */
 const MAX_NESTED_BYTES = 100_000;
 
@@ -31,21 +31,22 @@ interface BlockdevNode {
 /** Name of the node that carries the content of the whole chain. */
 export const TOP_NODE = "image-0";
 
-/** A chain as names relative to a folder, which QEMU must have as its working directory. */
+/** A chain as names relative to a directory, which must be QEMU's working directory. */
 export interface LentChain {
   readonly cwd: string;
   readonly names: readonly string[];
-  /** Descriptors for QEMU to inherit, in this order: the names lead to them, and to no file's name. */
+  /** Descriptors for QEMU to inherit, in this order: the names lead to them, never to a file's name. */
   readonly fds: readonly number[];
 }
 
 /**
- * Names open images for a QEMU that inherits their descriptors. Below `folder`, which is root's alone, a link for each
- * image leads to the descriptor that QEMU has of it: what others do to the images' own names meanwhile is all the same.
+ * Names open images for a QEMU that inherits their descriptors. Below `folder`, which only root can use, a link for
+ * each image leads to the descriptor that QEMU has of it, so it does not matter what others do to the images' own
+ * names meanwhile.
  *
  * The links lie as the headers of our images name their backing files ("../qemu-1700000000/drive-scsi0.qcow2"). Where
- * node and header agree, QEMU takes the file's name for the node's; where not, it composes a JSON name of the
- * whole rest of the chain at every step, and opening 300 images takes 15 s instead of 0.2 s.
+ * node and header agree, QEMU uses the file's name as the node's; otherwise it composes a JSON name for the whole rest
+ * of the chain at every step, and opening 300 images takes 15 s instead of 0.2 s.
  *
  * @throws EnvironmentError if `folder` cannot be written
  */
@@ -54,7 +55,7 @@ export async function lendChain(chain: readonly RegularFile[], folder: string): 
   let cwd: string | undefined;
   const names: string[] = [];
   for (const [index, image] of chain.entries()) {
-    const target = `/proc/self/fd/${FIRST_LENT_FD + index}`; // of whoever follows it
+    const target = `/proc/self/fd/${FIRST_LENT_FD + index}`; // of the process that follows it
     try {
       const link = await linkImage(root, image.path, target, index);
       cwd ??= path.dirname(link);
@@ -76,13 +77,13 @@ async function linkImage(root: string, image: string, target: string, index: num
   } catch (error) {
     if (errnoOf(error) !== "EEXIST") throw error;
   }
-  const own = path.join(root, `image-${index}`); // two folders of one name
+  const own = path.join(root, `image-${index}`); // two directories of the same name
   await mkdir(own, { mode: 0o700 });
   await symlink(target, path.join(own, file));
   return path.join(own, file);
 }
 
-/** How a server of `chain` is started. Orphaned, it gets the time to release what it has mounted or connected. */
+/** How to start a server of `chain`. When orphaned, it has time to release what it has mounted or connected. */
 export function serverOptions({ cwd, fds }: LentChain): ChildOptions {
   return { cwd, stdio: ["ignore", "ignore", ...fds], orphanedBy: "TERM" };
 }
@@ -111,8 +112,8 @@ export function planChainNodes(chain: readonly string[]): BlockdevNode[] {
 /**
  * The same chain as one nested node, for tools that take a single "json:" file name.
  *
- * @throws UnsupportedError if the name would be longer than an argument of a program can be, or nested deeper than
- *   QEMU reads; that is beyond some hundred images
+ * @throws UnsupportedError if the name would be longer than a program's argument can be, or nested deeper than QEMU
+ *   reads; that happens beyond some hundred images
  */
 export function nestedChainName(chain: readonly string[]): string {
   const name = `json:${JSON.stringify(planNestedChain(chain))}`;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { lstat } from "node:fs/promises";
 
-/** True if there is something of this name; a symbolic link counts, wherever it leads. */
+/** True if the name exists; a symbolic link counts, wherever it leads. */
 export async function exists(file: string): Promise<boolean> {
   return await lstat(file).then(
     () => true,

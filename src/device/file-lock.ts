@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// An exclusive flock(2), which is what Perl's flock takes; Node has none of its own.
+// An exclusive flock(2), which is what Perl's flock takes; Node has no call for it.
 import { open } from "node:fs/promises";
 import { constants } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -13,10 +13,11 @@ const POLL_MS = 20;
 const { EAGAIN, EINTR } = constants.errno;
 
 /**
- * Locks `file`, which is made if missing and never removed: whoever waits for the lock holds its inode. Closing
- * releases it, so does the end of this process.
+ * Locks `file`, which is created if missing and never removed, because a process that waits for the lock holds its
+ * inode. Closing releases the lock, and so does the end of this process.
  *
- * @throws EnvironmentError if another holds the lock for `timeoutMs`, or locks cannot be had; the abort reason
+ * @throws EnvironmentError if another process holds the lock for `timeoutMs`, or locks are not available; the abort
+ *   reason
  */
 export async function lockFile(file: string, timeoutMs: number, signal: AbortSignal): Promise<AsyncDisposable> {
   signal.throwIfAborted();

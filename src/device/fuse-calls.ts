@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Calls on a file whose server is another process. If that one hangs, a call cannot be interrupted, not even by
-// SIGKILL, and it may write into its buffer as long as it lasts. So no call is ever abandoned: if the server is
-// silent for too long, the kernel is told to abort its connection, again if it could not, and then every call ends.
+// Calls on a file that another process serves. If that process hangs, a call cannot be interrupted, not even by
+// SIGKILL, and may write into its buffer until it ends. So no call is ever abandoned: if the server is silent for too
+// long, the kernel is told to abort its connection, repeatedly until it can, and then every call ends.
 import { constants } from "node:os";
 import path from "node:path";
 import { EnvironmentError } from "../core/index.ts";
 import { loadKoffi, loadNativeLibrary } from "../host/index.ts";
 import { listMounts } from "./mounts.ts";
 
-/** How long calls in flight may take after a cancellation, and the closing. */
+/** How long calls in flight, and closing the file, may take after a cancellation. */
 const LAST_CALLS_MS = 2_000;
 /**
- * Each call holds one of Node's four threads for files. One stays free whatever the server does: for writing the
- * image, and for the heartbeat of the guest's lock. More calls, with more threads, were not faster.
+ * Each call occupies one of Node's four threads for files. One thread stays free whatever the server does: for writing
+ * the image, and for the heartbeat of the guest's lock. More calls with more threads were not faster.
  */
 const CALLS_AT_ONCE = 3;
 const LOOK_EVERY_MS = 200;
 /** Source: umount2(2). */
 const MNT_FORCE = 1;
 
-/** Calls that end only when the file's server wants, or when its connection is aborted. */
+/** Calls that end only when the file's server answers, or when its connection is aborted. */
 export class FuseCalls {
   readonly #abort: () => boolean;
   readonly #silenceMs: number;
@@ -30,7 +30,7 @@ export class FuseCalls {
   #lastAnswerMs = 0;
   #timer: NodeJS.Timeout | undefined;
   #isAborted = false;
-  /** Set once a server was given up for its silence. */
+  /** Set once a server was given up because it was silent. */
   silentForMs: number | undefined;
 
   private constructor(abort: () => boolean, silenceMs: number) {
@@ -40,8 +40,8 @@ export class FuseCalls {
   }
 
   /**
-   * @param silenceMs how long the server of `file` may be silent while it owes an answer
-   * @throws EnvironmentError if its connection could not be aborted then
+   * @param silenceMs how long the server of `file` may be silent while an answer is due
+   * @throws EnvironmentError if its connection could not be aborted after that
    */
   static async on(file: string, silenceMs: number): Promise<FuseCalls> {
     loaded ??= loadAbort();
@@ -71,7 +71,7 @@ export class FuseCalls {
     else next();
   }
 
-  /** As run(), for a call that takes no thread of ours. */
+  /** As run(), for a call that does not occupy one of our threads. */
   async watch<T>(call: () => Promise<T>, signal: AbortSignal): Promise<T> {
     signal.throwIfAborted();
     const onAbort = (): void => this.#hurry();
@@ -102,7 +102,7 @@ export class FuseCalls {
   }
 
   #look(): void {
-    // This process may have been the one that slept: answers that lie waiting are taken before the verdict.
+    // It may be this process that was asleep: answers that are waiting are taken before the server is judged.
     if (this.#isOverdue()) setImmediate(() => this.#judge());
   }
 
@@ -113,7 +113,7 @@ export class FuseCalls {
   #judge(): void {
     if (this.#isAborted || !this.#isOverdue()) return;
     if (this.#patienceMs === this.#silenceMs) this.silentForMs = this.#silenceMs;
-    this.#isAborted = this.#abort(); // else the next look tries again
+    this.#isAborted = this.#abort(); // otherwise the next check tries again
   }
 }
 
@@ -123,15 +123,16 @@ async function fuseMountOf(file: string): Promise<string | undefined> {
   return (await listMounts()).find(({ point, type }) => /^fuse\b/.test(type) && places.includes(point))?.point;
 }
 
-/** Tells the kernel to abort the connection of a mount. @returns whether it has done so */
+/** Tells the kernel to abort the connection of a mount. @returns whether the kernel has done so */
 type Abort = (mountPoint: string) => boolean;
 
 let loaded: Abort | undefined;
 
 /**
- * By force means for FUSE: the connection is aborted. The mount itself stays and is PVE's to remove: the kernel refuses
- * that with EBUSY, the file being open. Any other answer came before the abort, or was about another mount in its
- * place. Not by a program: starting one closes copies of the file's handles, which waits for the server, too.
+ * For FUSE, a forced unmount aborts the connection. The mount itself stays, for PVE to remove: the kernel refuses to
+ * unmount it with EBUSY because the file is open. Any other answer came before the abort, or was about another mount in
+ * its place. This does not run a program, because starting one closes copies of the file's handles, and that waits for
+ * the server, too.
  */
 function loadAbort(): Abort {
   const koffi = loadKoffi();

@@ -12,7 +12,7 @@ const PROBE_TIMEOUT_MS = 5_000;
 
 const run = promisify(execFile);
 
-/** What both mechanisms need to serve `file`; what they start is registered on `stack`. */
+/** What both mechanisms need to serve `file`; they register what they start on `stack`. */
 export interface ServeOptions {
   readonly chain: LentChain;
   readonly file: string;
@@ -31,13 +31,13 @@ export async function startFuseExport({ chain, file, folder, stack }: ServeOptio
 
 let probe: Promise<boolean> | undefined;
 
-/** True if qemu-storage-daemon is installed and was built with FUSE; asked once per process. */
+/** True if qemu-storage-daemon is installed and was built with FUSE; checked once per process. */
 export function hasFuseExport(): Promise<boolean> {
   probe ??= probeFuseExport();
   return probe;
 }
 
-/** An export of a node that does not exist: only the complaint differs. */
+/** An export of a node that does not exist: with and without FUSE, only the error message differs. */
 async function probeFuseExport(): Promise<boolean> {
   try {
     await run("qemu-storage-daemon", ["--export", JSON.stringify(exportOf("missing", "/"))], {

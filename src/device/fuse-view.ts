@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A raw view as a file: qemu-storage-daemon's FUSE export where this QEMU has it, else nbdfuse before a qemu-nbd.
+// A raw view as a file: qemu-storage-daemon's FUSE export where this QEMU has it, otherwise nbdfuse in front of a
+// qemu-nbd.
 
 import { stat, writeFile } from "node:fs/promises";
 import path from "node:path";
@@ -37,7 +38,7 @@ export async function openFuseView(options: RawViewOptions): Promise<RawView> {
   return { path: file, sizeBytes, findTrouble, [Symbol.asyncDispose]: () => owned[Symbol.asyncDispose]() };
 }
 
-/** Waits until the mount is there and its file answers with the wanted size. */
+/** Waits until the mount exists and its file answers with the expected size. */
 async function waitForFile(file: string, servers: readonly ChildProcess[], options: RawViewOptions): Promise<void> {
   const act = `Cannot offer ${JSON.stringify(options.name)} as a raw file`;
   const wait = { act, servers, timeoutMs: READY_TIMEOUT_MS, signal: options.signal };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// How another program sees a disk or an archive: a raw file by FUSE, a block device by the kernel's nbd, the
-// directory of a squashfs image; and what a killed process left behind of these. It gets open files and starts
-// servers through host. Which images form a chain, and whether they are sound, is known to store and qcow2.
+// How another program sees a disk or an archive: as a raw file by FUSE, as a block device by the kernel's nbd, or as
+// the directory of a squashfs image; this module also cleans up what a killed process left of these. It gets open files
+// and starts servers through host. store and qcow2 know which images form a chain and whether they are sound.
 export { FuseCalls } from "./fuse-calls.ts";
 export { type NbdHost, nbdHost } from "./nbd-host.ts";
 export { openRawView } from "./raw-view.ts";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What is mounted below a folder, and how it goes away. Asks the kernel's table, never the mounted file:
-// a stat() of a FUSE file whose server hangs would block a thread of Node.
+// What is mounted below a directory, and how to unmount it. This reads the kernel's table and never asks the mounted
+// file: a stat() of a FUSE file whose server hangs would block a thread of Node.
 import { execFile } from "node:child_process";
 import { readFile } from "node:fs/promises";
 import path from "node:path";
@@ -13,9 +13,9 @@ const run = promisify(execFile);
 
 interface Mount {
   readonly point: string;
-  /** Of the file system: "squashfs", "fuse", "fuse.squashfuse". */
+  /** Type of the file system: "squashfs", "fuse", "fuse.squashfuse". */
   readonly type: string;
-  /** What is mounted: "/dev/loop0", or a word of the file system's own. */
+  /** What is mounted: "/dev/loop0", or a word that the file system chooses. */
   readonly source: string;
 }
 
@@ -25,12 +25,15 @@ export async function mountsBelow(folder: string): Promise<string[]> {
   return points.filter((point) => point === folder || point.startsWith(`${folder}/`)).reverse();
 }
 
-/** Everything that this process sees mounted, in the order of mounting. */
+/** Every mount that this process sees, in the order of mounting. */
 export async function listMounts(): Promise<Mount[]> {
   return parseMounts(await readFile("/proc/self/mountinfo", "utf8"));
 }
 
-/** Source: proc(5), /proc/pid/mountinfo: mount point in field 5, type and source after the separator of the optional fields. */
+/**
+ * Source: proc(5), /proc/pid/mountinfo: the mount point is field 5; type and source follow the separator after the
+ * optional fields.
+ */
 export function parseMounts(mountinfo: string): Mount[] {
   const mounts: Mount[] = [];
   for (const line of mountinfo.split("\n")) {
@@ -43,9 +46,9 @@ export function parseMounts(mountinfo: string): Mount[] {
 }
 
 /**
- * Unmounts everything below `folder`; lazily where a plain unmount is refused or does not come back.
+ * Unmounts everything below `folder`; lazily where a plain unmount is refused or does not return.
  *
- * @throws ChildProcessError if a mount is still there afterwards
+ * @throws ChildProcessError if a mount still exists afterwards
  */
 export async function unmountBelow(folder: string): Promise<void> {
   const absolute = path.resolve(folder);
@@ -63,7 +66,7 @@ export async function unmountBelow(folder: string): Promise<void> {
   }
 }
 
-/** Runs the commands until one succeeds; the error of the last one if none does. */
+/** Runs the commands until one succeeds; if none does, throws the error of the last one. */
 async function tryCommands(commands: ReadonlyArray<readonly [string, ...string[]]>): Promise<unknown> {
   let problem: unknown;
   for (const [command, ...args] of commands) {

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The kernel's /dev/nbdX nodes as they stand: which exist, which are in use, and by whom.
+// The current state of the kernel's /dev/nbdX nodes: which exist, which are in use, and by which process.
 import { lstat, readFile, rm, stat } from "node:fs/promises";
 import path from "node:path";
 import { EnvironmentError, errnoOf } from "../core/index.ts";
 import { exists } from "./exists.ts";
 
-/** More nodes than this are not looked at, whatever nbds_max says. */
+/** Nodes beyond this many are ignored, whatever nbds_max says. */
 const MAX_NODES = 4_096;
 const SECTOR_BYTES = 512;
 
-/** Where the kernel and the programs beside us keep what belongs to /dev/nbdX. */
+/** Where the kernel and other programs keep what belongs to /dev/nbdX. */
 export interface NbdHost {
   readonly sys: string;
   readonly dev: string;
-  /** Where qemu-nbd --connect has its socket; fixed in QEMU's source. */
+  /** Where qemu-nbd --connect puts its socket; fixed in QEMU's source. */
   readonly sockets: string;
-  /** /run, where nodes are reserved. */
+  /** /run, which holds the reservations of nodes. */
   readonly run: string;
 }
 
-/** @param root folder that stands for "/" where programs keep files; kernel and devices are never moved */
+/** @param root directory that stands for "/" where programs keep files; kernel and devices are never moved */
 export function nbdHost(root = ""): NbdHost {
   return { sys: "/sys", dev: "/dev", sockets: "/var/lock", run: path.join(root || "/", "run") };
 }
@@ -33,7 +33,7 @@ export async function hasNbdModule(host: NbdHost): Promise<boolean> {
 }
 
 /**
- * How many nodes there are: /dev/nbd0 up to one less.
+ * The number of nodes: they are /dev/nbd0 up to one less.
  *
  * @throws EnvironmentError, with the modprobe line as hint, if the module is not loaded
  */
@@ -47,7 +47,7 @@ export async function countNodes(host: NbdHost): Promise<number> {
   return Math.min(count, MAX_NODES);
 }
 
-/** @param nodes how many nodes the module shall make */
+/** @param nodes how many nodes the module should create */
 export function modprobeHint(nodes: number): string {
   const options = `nbds_max=${nodes} max_part=0`;
   return (
@@ -56,7 +56,7 @@ export function modprobeHint(nodes: number): string {
   );
 }
 
-/** True if the node exists, and neither the kernel nor a qemu-nbd that is just starting has it in use. */
+/** True if the node exists, and neither the kernel nor a qemu-nbd that is just starting uses it. */
 export async function isNodeFree(host: NbdHost, index: number, bound: ReadonlySet<string>): Promise<boolean> {
   const device = await stat(nodePath(host, index)).catch(() => undefined);
   if (device?.isBlockDevice() !== true) return false;
@@ -74,7 +74,7 @@ export async function nodeBytes(host: NbdHost, index: number): Promise<number> {
   return ((await readNumber(sysFile(host, index, "size"))) ?? 0) * SECTOR_BYTES;
 }
 
-/** Paths of all bound Unix sockets of this host. Asking a socket itself would take qemu-nbd's only place. */
+/** Paths of all bound Unix sockets of this host. Connecting to a socket would take qemu-nbd's only place. */
 export async function boundSockets(): Promise<ReadonlySet<string>> {
   const table = await readFile("/proc/net/unix", "utf8").catch(() => "");
   // Num RefCount Protocol Flags Type St Inode Path; proc(5)
@@ -82,8 +82,8 @@ export async function boundSockets(): Promise<ReadonlySet<string>> {
 }
 
 /**
- * Removes the socket file of a qemu-nbd that was killed: others take it for a node in use. If another qemu-nbd
- * starts at this very moment it loses the file, not the node: it has connected to the socket itself.
+ * Removes the socket file of a qemu-nbd that was killed, because other programs take it as a sign of a node in use. If
+ * another qemu-nbd starts at this very moment it loses the file, not the node: it has connected to the socket itself.
  */
 export async function removeStaleSocket(host: NbdHost, index: number): Promise<void> {
   const bound = await boundSockets();
@@ -106,7 +106,7 @@ function sysFile(host: NbdHost, index: number, name: string): string {
   return path.join(host.sys, `block/nbd${index}`, name);
 }
 
-/** undefined where there is no such file, or no number in it. */
+/** undefined if the file does not exist or does not contain a number. */
 async function readNumber(file: string): Promise<number | undefined> {
   const text = await readFile(file, "latin1").catch((error: unknown) => {
     if (errnoOf(error) === undefined) throw error;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What remains to do for a /dev/nbdX whose qemu-nbd has been told to end.
+// What remains to be done for a /dev/nbdX whose qemu-nbd has been told to end.
 import { setTimeout as sleep } from "node:timers/promises";
 import { ChildProcessError } from "../core/index.ts";
 import { exists } from "./exists.ts";
@@ -9,10 +9,10 @@ const RELEASE_TIMEOUT_MS = 10_000;
 const POLL_MS = 10;
 
 /**
- * Waits until the kernel has let go of the node, which it does when the last program has closed it. A node that
- * somebody else has connected meanwhile is let go of, too.
+ * Waits until the kernel has released the node, which it does when the last program has closed it. A node that another
+ * process has connected meanwhile counts as released, too.
  *
- * @param servers process ids of what served it for us
+ * @param servers process ids of the programs that served it for us
  * @throws ChildProcessError if it is still connected after 10 s
  */
 export async function waitForRelease(host: NbdHost, index: number, servers: readonly number[]): Promise<void> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Who gets which /dev/nbdX: a file of reservations that all providers on a node share, in the format and under
-// the lock of Proxmox VE's example provider. A reservation covers the time until the kernel shows a node as used.
+// Which process gets which /dev/nbdX: all providers on a node share a file of reservations, in the format and under the
+// lock of Proxmox VE's example provider. A reservation covers the time until the kernel shows a node as used.
 import { constants } from "node:fs";
 import { open, rename, writeFile } from "node:fs/promises";
 import path from "node:path";
@@ -23,7 +23,7 @@ interface ReserveOptions {
   readonly signal: AbortSignal;
 }
 
-/** A node that is ours to connect. It is given back by disposing, by itself after 60 s, or by our death. */
+/** A node that we may connect. Disposing gives it back; so does the passing of 60 s, or our death. */
 export interface NbdReservation extends AsyncDisposable {
   readonly index: number;
   readonly path: string;
@@ -32,8 +32,8 @@ export interface NbdReservation extends AsyncDisposable {
 /**
  * Reserves the first node that is neither in use nor reserved.
  *
- * @throws EnvironmentError, with the modprobe line as hint, if the module is missing or no node is free; also if
- *   the file of reservations cannot be locked within 10 s, read or written
+ * @throws EnvironmentError, with the modprobe line as hint, if the module is missing or no node is free; also if the
+ *   file of reservations cannot be locked within 10 s, or cannot be read or written
  * @throws the abort reason of `signal`
  */
 export async function reserveNbdNode({ host, except, signal }: ReserveOptions): Promise<NbdReservation> {
@@ -67,8 +67,8 @@ function reservationOf(host: NbdHost, index: number, reservedAt: number): NbdRes
 }
 
 /**
- * The reservations that are valid at `now`, in seconds. Those of the future count no longer than others, or a clock
- * that was set back would block nodes for hours. Lines that are none are passed over.
+ * The reservations that are valid at `now`, in seconds. Reservations from the future count no longer than others;
+ * otherwise a clock that was set back would block nodes for hours. Lines that are not reservations are ignored.
  */
 export function parseReservations(text: string, now: number): Reservations {
   const reservations: Reservations = new Map();
@@ -85,12 +85,12 @@ export function formatReservations(reservations: ReadonlyMap<number, number>): s
   return [...reservations].map(([index, reservedAt]) => `${index} ${reservedAt}\n`).join("");
 }
 
-/** What cannot be given back expires by itself, so a failure here is nobody's trouble. */
+/** A reservation that cannot be given back expires by itself, so a failure here does no harm. */
 async function giveBack(host: NbdHost, index: number, reservedAt: number): Promise<void> {
   try {
     await using _lock = await lockReservations(host, new AbortController().signal);
     const reservations = await readReservations(host, nowSeconds());
-    if (reservations.get(index) !== reservedAt) return; // expired, and maybe another's by now
+    if (reservations.get(index) !== reservedAt) return; // expired, and another process may have it by now
     reservations.delete(index);
     await writeReservations(host, reservations);
   } catch (error) {
@@ -103,7 +103,7 @@ async function lockReservations(host: NbdHost, signal: AbortSignal): Promise<Asy
   return await lockFile(file, LOCK_TIMEOUT_MS, signal);
 }
 
-/** A file that is missing, or something else than a file, holds no reservation; writing replaces it. */
+/** A missing file, or something that is not a file, holds no reservation; writing replaces it. */
 async function readReservations(host: NbdHost, now: number): Promise<Reservations> {
   const file = reservationFile(host);
   try {
@@ -117,7 +117,7 @@ async function readReservations(host: NbdHost, now: number): Promise<Reservation
   }
 }
 
-/** Replaced by a rename, as Perl's file_set_contents() does: nobody reads half a file. */
+/** Replaced by a rename, as Perl's file_set_contents() does, so that a half-written file is never read. */
 async function writeReservations(host: NbdHost, reservations: Reservations): Promise<void> {
   const file = reservationFile(host);
   try {

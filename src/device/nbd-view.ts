@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A raw view as a block device: a qemu-nbd of ours connected to a /dev/nbdX that nobody else has.
+// A raw view as a block device: our qemu-nbd, connected to a /dev/nbdX that no other process uses.
 
 import { execFile } from "node:child_process";
 import { open } from "node:fs/promises";
@@ -19,7 +19,7 @@ const READY_TIMEOUT_MS = 30_000;
 const DISCONNECT_TIMEOUT_MS = 5_000;
 const SECTOR_BYTES = 512;
 
-/** What qemu-nbd says when the kernel refuses a node because another has it. */
+/** What qemu-nbd says when the kernel refuses a node because another process has it. */
 const NODE_TAKEN = /Failed to set NBD socket/;
 
 const run = promisify(execFile);
@@ -44,7 +44,7 @@ async function connect(node: NbdReservation, options: NbdViewOptions): Promise<R
   await using stack = new CleanupStack();
   const folder = await ViewFolder.create(runDir);
   let isReleased = true;
-  // The record of a node that could not be released stays, for the sweep to come back to.
+  // The record of a node that could not be released stays, so that the sweep can try again.
   stack.defer(async () => {
     if (isReleased) await folder[Symbol.asyncDispose]();
   });
@@ -64,7 +64,7 @@ async function connect(node: NbdReservation, options: NbdViewOptions): Promise<R
     if (server.hasExited && NODE_TAKEN.test(server.describeExit())) return undefined;
     throw error;
   }
-  server.forgetOutput(); // --verbose: before it connected the node it named the whole chain, in JSON
+  server.forgetOutput(); // --verbose: before connecting the node it named the whole chain, in JSON
   const owned = stack.move();
   const findTrouble = async (): Promise<string | undefined> => {
     if ((await connectedBytes(host, node.index, server)) === sizeBytes) return undefined;
@@ -73,7 +73,7 @@ async function connect(node: NbdReservation, options: NbdViewOptions): Promise<R
   return { path: node.path, sizeBytes, findTrouble, [Symbol.asyncDispose]: () => owned[Symbol.asyncDispose]() };
 }
 
-/** qemu-nbd's arguments. --verbose keeps it in the foreground, as a child that we see die and that dies with us. */
+/** qemu-nbd's arguments. --verbose keeps it in the foreground, as a child whose death we see and that dies with us. */
 export function planConnect(device: string, chain: readonly string[]): string[] {
   return ["--verbose", "--read-only", `--connect=${device}`, "--", nestedChainName(chain)];
 }
@@ -81,7 +81,7 @@ export function planConnect(device: string, chain: readonly string[]): string[] 
 /**
  * Waits until the kernel shows the node as connected by `server`, with the right size, and the image answers.
  *
- * @throws ChildProcessError if `server` ends, the size is another one, or the wait takes too long; the abort reason
+ * @throws ChildProcessError if `server` ends, the size is wrong, or the wait takes too long; the abort reason
  */
 async function waitForNode(node: NbdReservation, server: ChildProcess, options: NbdViewOptions): Promise<void> {
   const act = `Cannot offer ${JSON.stringify(options.name)} as ${JSON.stringify(node.path)}`;
@@ -99,7 +99,7 @@ async function waitForNode(node: NbdReservation, server: ChildProcess, options: 
   });
 }
 
-/** 0 until `server` has connected the node and the kernel has set its size, which is the later of the two. */
+/** 0 until `server` has connected the node and the kernel has set its size, which comes second. */
 async function connectedBytes(host: NbdHost, index: number, server: ChildProcess): Promise<number> {
   return (await isConnectedBy(host, index, server)) ? await nodeBytes(host, index) : 0;
 }
@@ -115,11 +115,11 @@ async function isConnectedBy(host: NbdHost, index: number, server: ChildProcess)
   return thread !== undefined && (await isThreadOfAny([server.pid], thread));
 }
 
-/** @throws ChildProcessError if the node is not free in the end */
+/** @throws ChildProcessError if the node is still not free at the end */
 async function disconnect(host: NbdHost, node: NbdReservation, server: ChildProcess): Promise<void> {
   if (await isConnectedBy(host, node.index, server)) {
     const options = { timeout: DISCONNECT_TIMEOUT_MS, killSignal: "SIGKILL" } as const;
-    await run("qemu-nbd", ["--disconnect", node.path], options).catch(() => undefined); // its end does it as well
+    await run("qemu-nbd", ["--disconnect", node.path], options).catch(() => undefined); // ending it disconnects, too
   }
   await server[Symbol.asyncDispose]();
   await waitForRelease(host, node.index, [server.pid]);

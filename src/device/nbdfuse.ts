@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The other way to a raw file, for a QEMU without FUSE: nbdfuse before a qemu-nbd.
+// The other way to make a raw file, for a QEMU without FUSE: nbdfuse in front of a qemu-nbd.
 
 import { readFile } from "node:fs/promises";
 import path from "node:path";
@@ -18,7 +18,7 @@ export async function startNbdfuse({ chain, file, folder, stack, signal }: Serve
   const act = `Cannot serve ${JSON.stringify(chain.names[0])}`;
   const wait = { act, servers: [server], timeoutMs: SOCKET_TIMEOUT_MS, signal };
   await waitUntilServed(wait, () => isListenedAt(socket));
-  // Disposed in reverse: nbdfuse lets go of the mount first.
+  // Disposed in reverse: nbdfuse releases the mount first.
   const mount = stack.use(
     await ChildProcess.start("nbdfuse", ["--readonly", file, "--unix", socket], { orphanedBy: "TERM" }),
   );
@@ -27,8 +27,8 @@ export async function startNbdfuse({ chain, file, folder, stack, signal }: Serve
 }
 
 /**
- * The file is there a moment before qemu-nbd listens, and who connects in between is refused for good. The kernel is
- * asked, because a client that leaves at once is an error that qemu-nbd reports.
+ * The socket file exists a moment before qemu-nbd listens, and a client that connects in between is refused for good.
+ * The kernel is asked, because qemu-nbd reports a client that leaves at once as an error.
  */
 async function isListenedAt(socket: string): Promise<boolean> {
   const lines = (await readFile("/proc/net/unix", "utf8")).split("\n");

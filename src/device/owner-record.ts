@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// owner.json in the folder of a raw view: whose it is and which processes serve it, for whoever sweeps up later.
+// owner.json in the directory of a raw view: which process owns it and which processes serve it, for a later sweep.
 import { readFile, rename, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { environmentError } from "../core/index.ts";
@@ -26,7 +26,7 @@ export async function writeOwnerRecord(folder: string, record: OwnerRecord): Pro
   }
 }
 
-/** undefined where there is no record, or none that can be understood. */
+/** undefined if the record is missing or cannot be understood. */
 export async function readOwnerRecord(folder: string): Promise<OwnerRecord | undefined> {
   let value: unknown;
   try {

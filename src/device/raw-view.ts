@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The content of a backing chain as one raw, read-only file or block device, which is what PVE's restore can read.
+// The content of a backing chain as one raw, read-only file or block device, because that is what PVE's restore reads.
 import { firstError, HostError, messageOf, RequestError } from "../core/index.ts";
 import { MAX_OPEN_IMAGES } from "./chain-node.ts";
 import { openFuseView } from "./fuse-view.ts";
@@ -11,12 +11,12 @@ const SECTOR_BYTES = 512;
 const DEVICE_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 
 /**
- * Offers the content of `chain` as a raw file or block device. Nothing is left behind on failure.
+ * Offers the content of `chain` as a raw file or block device. A failure leaves nothing behind.
  *
- * @throws RequestError if the options are wrong in themselves
- * @throws ChildProcessError if the images cannot be opened, have another size, or nothing answers in time
- * @throws EnvironmentError if a folder of the chain is missing, or `runDir` cannot be written; for "nbd" also if
- *   there is no free /dev/nbdX
+ * @throws RequestError if the options are invalid in themselves
+ * @throws ChildProcessError if the images cannot be opened or have the wrong size, or nothing answers in time
+ * @throws EnvironmentError if a directory of the chain is missing, or `runDir` cannot be written; for "nbd" also if no
+ *   /dev/nbdX is free
  * @throws the abort reason of `signal`
  */
 export async function openRawView(options: RawViewOptions): Promise<RawView> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A squashfs image served by squashfuse_ll, with few rights: we mount, it gets the open device and the open image. A
-// hole in it is none in the kernel, and makes nobody root.
+// A squashfs image served by squashfuse_ll with few rights: we mount, and it gets the open device and the open image. A
+// security hole in it is not one in the kernel, and does not make an attacker root.
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { type FileHandle, open, stat } from "node:fs/promises";
@@ -9,7 +9,7 @@ import { ChildProcess, openAgain, type RegularFile, reopenerFlags } from "../hos
 import type { ViewFolder } from "./view-folder.ts";
 import { waitUntilServed } from "./wait-until-served.ts";
 
-/** squashfuse itself gives each name an inode of its own: a file with several names would be restored several times. */
+/** squashfuse itself gives each name its own inode, so a file with several names would be restored several times. */
 const SERVER = "squashfuse_ll";
 const MOUNT_TIMEOUT_MS = 30_000;
 const ASK_TIMEOUT_MS = 10_000;
@@ -24,13 +24,13 @@ export interface FuseMount {
   readonly signal: AbortSignal;
 }
 
-/** The kernel's end of a mount that nobody serves yet: closed, it is a mount without a server. */
+/** The kernel's end of a mount that is not served yet: once this is closed, the mount has no server. */
 type FuseDevice = FileHandle;
 
 /**
- * Mounts on `target` what a server will serve through the device. The mount is the caller's to undo.
+ * Mounts on `target` what a server will serve through the device. The caller must undo the mount.
  *
- * @throws EnvironmentError if this system has no FUSE, or not for us; the abort reason of `signal`
+ * @throws EnvironmentError if this system has no FUSE, or does not let us use it; the abort reason of `signal`
  */
 export async function openFuseMount({ target, flags, signal }: Omit<FuseMount, "image">): Promise<FuseDevice> {
   await using stack = new CleanupStack();
@@ -39,7 +39,7 @@ export async function openFuseMount({ target, flags, signal }: Omit<FuseMount, "
       throw environmentError("open", "/dev/fuse", error);
     }),
   );
-  // Without allow_other: the files are for our user alone, whatever their modes are.
+  // Without allow_other: only our user can use the files, whatever their modes are.
   const ids = `user_id=${process.getuid?.() ?? 0},group_id=${process.getgid?.() ?? 0}`;
   const args = ["-i", "-t", TYPE, "-o", `${flags},fd=3,rootmode=40000,${ids}`, "--", SERVER, target];
   const child = spawn("mount", args, {
@@ -64,8 +64,8 @@ export async function openFuseMount({ target, flags, signal }: Omit<FuseMount, "
 }
 
 /**
- * Starts the server and waits for its first answer. `device` is the server's alone from then on: as long as we held
- * it, too, a reader would wait for a server that has ended.
+ * Starts the server and waits for its first answer. From then on only the server holds `device`: if we held it, too, a
+ * reader would wait for a server that has ended.
  *
  * @throws ChildProcessError if it ends or does not answer; the abort reason of `signal`
  */
@@ -79,7 +79,7 @@ export async function serveSquashfs(
     await using file = await openAgain(image);
     const setprivFlags = await reopenerFlags(file);
     const args = ["-f", "/proc/self/fd/3", "/dev/fd/4"];
-    // Some builds take SIGTERM for a request to unmount by its mount point, which here is a number.
+    // On SIGTERM, some builds unmount by the name of their mount point, which is a number here.
     const stdio = ["ignore", "ignore", file.fd, device.fd] as const;
     return await ChildProcess.start(SERVER, args, { cwd: folder.path, stdio, setprivFlags, endBy: "KILL" });
   };
@@ -88,7 +88,7 @@ export async function serveSquashfs(
   const act = `Cannot mount ${JSON.stringify(image.path)}`;
   try {
     const wait = { act, servers: [server], timeoutMs: MOUNT_TIMEOUT_MS, signal };
-    // The question waits for the server's first answer. Without a server it fails: then the server's end is the news.
+    // This call waits for the server's first answer. If it fails because the server ended, that is the real error.
     await waitUntilServed(wait, () => stat(target).catch(() => undefined));
   } catch (error) {
     if (!(error instanceof ChildProcessError) || !server.hasExited) throw error;
@@ -100,13 +100,13 @@ export async function serveSquashfs(
 }
 
 /**
- * Whether the installed squashfuse gives extended attributes their own names. Before 0.2.0 those of security.*, file
- * capabilities among them, were called trusted.*, and the other way round; Debian 12 has 0.1.105, which prints 0.1.104.
+ * Whether the installed squashfuse gives extended attributes their right names. Before 0.2.0 those of security.*, file
+ * capabilities among them, were called trusted.*, and vice versa; Debian 12 has 0.1.105, which prints 0.1.104.
  * Source: squashfuse, NEWS of 0.2.0.
  */
 export async function keepsAttributes(): Promise<boolean> {
   const version = await new Promise<string>((resolve) => {
-    // It prints its usage as well and ends with a failure.
+    // It also prints its usage and ends with a failure.
     execFile(SERVER, ["-V"], { timeout: ASK_TIMEOUT_MS }, (_error, stdout, stderr) => resolve(stdout + stderr));
   });
   const [, major = "0", minor = "0"] = /^squashfuse (\d+)\.(\d+)/m.exec(version) ?? [];

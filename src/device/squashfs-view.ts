@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The content of a squashfs image as a read-only folder. Whoever writes to the share may have made the image: read by
-// the kernel it is an attack on the kernel, so squashfuse reads it, as nobody. Not where squashfuse loses attributes
-// (Debian 12): there the kernel does, and squashfuse only if the kernel cannot (in a container of its own).
+// The content of a squashfs image as a read-only directory. Anyone who can write to the share may have made the image,
+// and could attack the kernel if the kernel read it; so squashfuse reads it, as the user nobody. Where squashfuse loses
+// attributes (Debian 12), the kernel reads it instead, and squashfuse only if the kernel cannot (inside a container).
 import { mkdir } from "node:fs/promises";
 import path from "node:path";
 import { ChildProcessError, CleanupStack, EnvironmentError, environmentError } from "../core/index.ts";
@@ -15,30 +15,30 @@ const MOUNT_FLAGS = "ro,nosuid,nodev";
 
 type SquashfsMechanism = "kernel" | "squashfuse";
 
-/** A folder that exists until it is disposed. */
+/** A directory that exists until it is disposed. */
 export interface DirectoryView extends AsyncDisposable {
   readonly path: string;
-  /** Why a squashfuse serves it that loses attributes; undefined if all are there. */
+  /** Why it is served by a squashfuse that loses attributes; undefined if no attributes are lost. */
   readonly fallbackReason: string | undefined;
   /**
-   * What has become of the mount, if it serves no longer. A reader need not have noticed: without the mount there is an
-   * empty folder, of which tar makes an empty archive and succeeds.
+   * What happened to the mount, if it no longer serves. A reader may not have noticed: without the mount there is an
+   * empty directory, and tar makes an empty archive of it and succeeds.
    */
   findTrouble(): Promise<string | undefined>;
 }
 
 interface SquashfsOptions {
-  /** Borrowed, until the view is there. */
+  /** Borrowed until the view exists. */
   readonly image: RegularFile;
-  /** Folder for mounts, on a local file system; made if missing. */
+  /** Directory for mounts, on a local file system; created if missing. */
   readonly runDir: string;
-  /** Default: what is safe and loses nothing, then what there is. */
+  /** Default: what is safe and loses nothing; failing that, what is available. */
   readonly mechanism?: SquashfsMechanism;
   readonly signal: AbortSignal;
 }
 
 /**
- * Mounts an image read-only, without setuid and devices, at a place of its own. Owners are those in the image.
+ * Mounts an image read-only, without setuid and devices, in its own directory. Owners are those in the image.
  *
  * @throws ChildProcessError if no way works; EnvironmentError if `runDir` cannot be written; the abort reason of
  *   `signal`
@@ -76,7 +76,7 @@ async function mountSomehow(mount: FuseMount, mechanism: SquashfsMechanism | und
       if (mechanism === "squashfuse" || !(error instanceof EnvironmentError)) throw error;
       return undefined; // a system without FUSE
     });
-    // An image that squashfuse cannot read, or that ends it, is not then given to the kernel.
+    // If squashfuse cannot read the image, or ends because of it, the kernel does not get the image instead.
     if (device !== undefined) {
       const server = await serveSquashfs(device, mount);
       return { server, fallbackReason: isGood ? undefined : "it was not asked" };

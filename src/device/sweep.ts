@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Clears away what raw views of dead processes left behind: servers, /dev/nbdX nodes, mounts, folders.
+// Removes what raw views of dead processes left behind: servers, /dev/nbdX nodes, mounts, directories.
 import { readdir } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -14,10 +14,10 @@ const TERM_TIMEOUT_MS = 2_000;
 const POLL_MS = 20;
 
 /**
- * Removes every view below `runDir` whose owner is dead; views of living processes stay. What cannot be removed
- * is warned of and left for the next sweep. A missing `runDir` is nothing to do.
+ * Removes every view below `runDir` whose owner is dead; views of living processes stay. What cannot be removed causes
+ * a warning and is left for the next sweep. If `runDir` is missing, there is nothing to do.
  *
- * @throws EnvironmentError if the folder cannot be read
+ * @throws EnvironmentError if the directory cannot be read
  */
 export async function sweepRawViews(
   runDir: string,
@@ -36,7 +36,7 @@ export async function sweepRawViews(
     try {
       await sweepOne(absolute, name, host);
     } catch (error) {
-      warn(messageOf(error)); // it is in nobody's way
+      warn(messageOf(error)); // it does no harm
     }
   }
 }
@@ -46,7 +46,7 @@ async function sweepOne(runDir: string, name: string, host: NbdHost): Promise<vo
   if (pid === undefined) return; // not ours
   const folder = path.join(runDir, name);
   const record = await readOwnerRecord(folder);
-  // Without a record it is being made right now, or its maker died between two steps.
+  // Without a record it is being created right now, or its creator died between two steps.
   const isOwned = record === undefined ? (await readProcess(Number(pid))) !== undefined : await isRunning(record.owner);
   if (isOwned) return;
   const children = record?.children ?? [];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A private folder for something that lives as long as this process: restore-<pid>-<n> for what a restore
-// reads, handoff-<pid>-<n> for a socket; with its owner's record.
+// A private directory for something that lives as long as this process: restore-<pid>-<n> for what a restore reads,
+// handoff-<pid>-<n> for a socket; with a record of its owner.
 import { mkdir, rm } from "node:fs/promises";
 import path from "node:path";
 import { EnvironmentError, environmentError, errnoOf } from "../core/index.ts";
@@ -45,15 +45,15 @@ export class ViewFolder implements AsyncDisposable {
     }
   }
 
-  /** Notes a process that serves this folder, so that a sweep can end it. */
+  /** Records a process that serves this directory, so that a sweep can end it. */
   async addChild(child: ChildProcess): Promise<void> {
     const identity = await readProcess(child.pid);
-    if (identity === undefined) return; // gone already; whoever waits for it says so
+    if (identity === undefined) return; // gone already; the code that waits for it reports that
     this.#children.push(identity);
     await this.#writeRecord();
   }
 
-  /** Notes a /dev/nbdX before it is connected, so that a sweep can tell whether it is free again. */
+  /** Records a /dev/nbdX before it is connected, so that a sweep can tell whether it is free again. */
   async setNbdNode(index: number): Promise<void> {
     this.#nbdNode = index;
     await this.#writeRecord();
@@ -72,7 +72,7 @@ export class ViewFolder implements AsyncDisposable {
 }
 
 /**
- * Never deletes through a mount: what cannot be unmounted keeps its folder.
+ * Never deletes through a mount: where something cannot be unmounted, the directory stays.
  *
  * @throws ChildProcessError if a mount stays, EnvironmentError
  */

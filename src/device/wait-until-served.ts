@@ -8,18 +8,18 @@ import type { ChildProcess } from "../host/index.ts";
 const POLL_MS = 10;
 
 interface ServerWait {
-  /** How the sentence of a failure begins: what cannot be done. */
+  /** How the message of a failure begins: what cannot be done. */
   readonly act: string;
-  /** What must be running for an answer to come. */
+  /** The processes that must be running for an answer to come. */
   readonly servers: readonly ChildProcess[];
   readonly timeoutMs: number;
   readonly signal: AbortSignal;
 }
 
 /**
- * Asks until there is an answer; undefined and false mean "not yet". The next question waits for the end of the last,
- * which may never come: a file whose server hangs would hold a thread for each. Servers, time and `signal` are watched
- * meanwhile; a question that is given up ends with its server.
+ * Asks until there is an answer; undefined and false mean "not yet". A question starts only after the previous one has
+ * ended, because with a hanging server each would occupy a thread; a question may never end. Servers, time and `signal`
+ * are watched meanwhile; a question that is given up ends with its server.
  *
  * @throws ChildProcessError if a server ends or the wait takes too long; what `ask` throws; the abort reason
  */
