@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // A program as a child that cannot outlive this process: util-linux' setpriv asks the kernel to end it when this
-// process dies, even by SIGKILL. It runs in the C locale and in its own session; what it says on stderr is kept.
+// process dies, even by SIGKILL. It runs in the C locale and in its own session, and its stderr is kept.
 import { type ChildProcess as NodeChild, type StdioOptions, spawn } from "node:child_process";
 import { once } from "node:events";
 import type { Readable, Writable } from "node:stream";
@@ -30,19 +30,19 @@ export interface ChildOptions {
   /** Working directory; it must exist. Default: this process's. */
   readonly cwd?: string;
   /**
-   * Descriptors 0 and 1, then what is lent from FIRST_LENT_FD on. File numbers are lent for the start only; "pipe" on
-   * 0 and 1 shows as `stdin` and `stdout`. Default: "ignore".
+   * Descriptors 0 and 1, then those that are lent, from FIRST_LENT_FD on. File numbers are lent for the start only;
+   * "pipe" on 0 and 1 appears as `stdin` and `stdout`. Default: "ignore".
    */
   readonly stdio?: readonly ("ignore" | "pipe" | number)[];
   /** Gets each line as text, and as its bytes ("latin1"): a file name need not be UTF-8. */
   readonly onStderrLine?: (line: string, bytes: string) => void;
-  /** More flags of setpriv, for a program that reads what others made. */
+  /** More flags of setpriv, for a program that reads what others have made. */
   readonly setprivFlags?: readonly string[];
   /** The signal that ends it when it is disposed; SIGKILL follows after a while. Default: TERM. */
   readonly endBy?: "TERM" | "KILL";
   /**
-   * The signal the kernel sends when this process dies. Default: KILL, which a stopped program takes, too. TERM is for
-   * servers that have a mount to release.
+   * The signal that the kernel sends when this process dies. Default: KILL, which ends a stopped program, too. TERM is
+   * for servers that have a mount to release.
    */
   readonly orphanedBy?: "TERM" | "KILL";
 }
@@ -50,7 +50,7 @@ export interface ChildOptions {
 export class ChildProcess implements AsyncDisposable {
   readonly name: string;
   readonly pid: number;
-  /** Resolves when the process is gone and all it wrote is read. */
+  /** Resolves when the process is gone and everything that it wrote has been read. */
   readonly exited: Promise<void>;
   readonly #child: NodeChild;
   readonly #endBy: "TERM" | "KILL";
@@ -64,13 +64,13 @@ export class ChildProcess implements AsyncDisposable {
     this.#child = child;
     this.#endBy = endBy;
     this.exited = new Promise((resolve) => {
-      // Not "exit": that may come before the last words on stderr.
+      // Not "exit": that may come before the last output on stderr.
       child.once("close", () => {
         this.#hasExited = true;
         resolve();
       });
     });
-    child.on("error", () => undefined); // a failed kill(); the close event tells the rest
+    child.on("error", () => undefined); // a failed kill(); the close event reports the rest
     if (child.stderr === null) return;
     onLines(child.stderr, (bytes) => this.#addLine(bytes, onStderrLine), "latin1");
     child.stderr.on("data", (bytes: string) => {
@@ -80,9 +80,9 @@ export class ChildProcess implements AsyncDisposable {
 
   /**
    * Starts `command`, found by PATH, in its own session, so that Ctrl-C in a terminal reaches this process alone.
-   * Must be called on the main thread: the kernel's promise is bound to the thread that forks.
+   * Must be called on the main thread: the kernel binds its promise to the thread that forks.
    *
-   * @throws ChildProcessError if setpriv cannot be started; a missing `command` shows as its exit
+   * @throws ChildProcessError if setpriv cannot be started; if `command` is missing, the child exits
    */
   static async start(command: string, args: readonly string[], options: ChildOptions = {}): Promise<ChildProcess> {
     const { cwd, stdio = [], setprivFlags = [], orphanedBy = "KILL" } = options;
@@ -117,12 +117,12 @@ export class ChildProcess implements AsyncDisposable {
     return this.#hasExited;
   }
 
-  /** Exit status; null after a signal, or while it runs. */
+  /** Exit status; null after a signal or while it runs. */
   get exitCode(): number | null {
     return this.#child.exitCode;
   }
 
-  /** As hasExited, but asks the kernel, which knows first: a reader can see the end before Node does. */
+  /** As hasExited, but asks the kernel, which knows first: a reader of its output can see the end before Node does. */
   async hasEnded(): Promise<boolean> {
     if (this.#hasExited) return true;
     if ((await readProcess(this.pid)) !== undefined) return false;
@@ -135,13 +135,13 @@ export class ChildProcess implements AsyncDisposable {
     if (!this.#hasExited) this.#child.kill(signal);
   }
 
-  /** For a server once it serves: what it said on the way there explains no later end. */
+  /** For a server, once it serves: what it said before that does not explain why it ends later. */
   forgetOutput(): void {
     this.#stderr = "";
     this.#lastLine = "";
   }
 
-  /** How it ended, with all that it said last; for messages about a program that should not end. */
+  /** How it ended, with everything that it said last; for messages about a program that should not end. */
   describeExit(): string {
     const said = oneLine(toText(this.#stderr)).slice(-MAX_REASON_CHARS);
     const how = this.#how(`ended with status ${this.#child.exitCode ?? "unknown"}`);
@@ -162,14 +162,14 @@ export class ChildProcess implements AsyncDisposable {
     return new ChildProcessError(message);
   }
 
-  /** Ends the process: by its signal, then by SIGKILL. Gives up after a bounded time; repeating does nothing. */
+  /** Ends the process: by its signal, then by SIGKILL. Gives up after a bounded time; a second call does nothing. */
   async [Symbol.asyncDispose](): Promise<void> {
     const steps = [[`SIG${this.#endBy}`, END_TIMEOUT_MS] as const, ["SIGKILL", KILL_TIMEOUT_MS] as const];
     for (const [signal, timeoutMs] of steps) {
       if (this.#hasExited) break;
       this.#child.kill(signal);
-      this.#child.kill("SIGCONT"); // a stopped process takes no SIGTERM
-      this.#child.stdout?.destroy(); // nothing reads on, and "close" waits for it
+      this.#child.kill("SIGCONT"); // a stopped process does not act on SIGTERM
+      this.#child.stdout?.destroy(); // nothing reads it any more, and "close" waits for it
       this.#child.stdin?.destroy();
       await this.#waitForExit(timeoutMs);
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A folder that others may write to, held by its descriptor. What is in it is reached through that descriptor, one
-// name at a time, and no link is followed: whoever swaps the folder, or what lies in it, for something else cannot
-// lead us there. /proc/self/fd/N is that folder itself, whatever has its name by now.
+// A directory that others may write to, held by its descriptor. Its contents are reached through that descriptor, one
+// name at a time, and no link is followed: swapping the directory, or something in it, for something else does not lead
+// us there. /proc/self/fd/N is that directory itself, whatever has its name by now.
 import { constants } from "node:fs";
 import { type FileHandle, link, lstat, mkdir, open, readdir, rename, rmdir, unlink } from "node:fs/promises";
 import { join } from "node:path";
@@ -17,18 +17,18 @@ import {
   toRegularFile,
 } from "./regular-file.ts";
 
-/** Files and folders that only their owner may use: backups hold secrets. */
+/** Files and directories that only their owner may use: backups hold secrets. */
 export const FILE_MODE = 0o600;
 export const FOLDER_MODE = 0o700;
 
 const FOLDER_FLAGS = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
 const CREATE_FLAGS = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
-/** Of st_blocks, whatever the file system's own is. */
+/** The unit of st_blocks, whatever block size the file system has. */
 const BLOCK_BYTES = 512;
-/** Nothing of ours is nested deeper than three. */
+/** We never nest anything deeper than three. */
 const MAX_DEPTH = 32;
 
-/** What a name in a folder is, links not followed. */
+/** What a name in a directory is; links are not followed. */
 export interface FolderEntry extends FileIdentity {
   readonly kind: "file" | "folder" | "link" | "other";
   readonly sizeBytes: number;
@@ -38,11 +38,11 @@ export interface FolderEntry extends FileIdentity {
   readonly links: number;
 }
 
-/** One name in a folder. As bytes where it need not be UTF-8: what others put there must be removable, too. */
+/** One name in a directory; in bytes where it need not be UTF-8: what others put there must be removable, too. */
 type Name = string | Buffer;
 
 export class Folder implements AsyncDisposable {
-  /** For messages: where it was when it was opened. */
+  /** For messages: its path when it was opened. */
   readonly path: string;
   readonly identity: FileIdentity;
   readonly #handle: FileHandle;
@@ -54,9 +54,9 @@ export class Folder implements AsyncDisposable {
   }
 
   /**
-   * Opens the folder at an absolute path that the administrator chose; see openRoot() for the links in it.
+   * Opens the directory at an absolute path that the administrator chose; see openRoot() for links in the path.
    *
-   * @throws FileProblem if it is not a directory, or behind a link on a share; the system's error
+   * @throws FileProblem if it is not a directory, or is behind a link on a share; the system's error
    */
   static async open(path: string): Promise<Folder> {
     return await Folder.#of(path, await openRoot(path));
@@ -90,7 +90,7 @@ export class Folder implements AsyncDisposable {
     return await Folder.#of(this.pathOf(name), handle);
   }
 
-  /** Creates a folder that only its owner may enter; false if the name is taken, by whatever it is. */
+  /** Creates a directory that only its owner may enter; false if something already has the name. */
   async makeFolder(name: string): Promise<boolean> {
     try {
       await mkdir(this.#at(name), { mode: FOLDER_MODE });
@@ -101,12 +101,12 @@ export class Folder implements AsyncDisposable {
     }
   }
 
-  /** Names, in no order. */
+  /** Names, in no particular order. */
   async list(): Promise<string[]> {
     return await readdir(this.#self);
   }
 
-  /** What has the name; undefined if nothing has. */
+  /** What has the name; undefined if nothing does. */
   async look(name: Name): Promise<FolderEntry | undefined> {
     const found = await lstat(this.#at(name), { bigint: true }).catch((error: unknown) => {
       if (errnoOf(error) === "ENOENT") return undefined;
@@ -130,13 +130,13 @@ export class Folder implements AsyncDisposable {
     return await toRegularFile(this.pathOf(name), () => open(this.#at(name), READ_FLAGS));
   }
 
-  /** The same for reading and for writing in place. */
+  /** The same, for reading and writing in place. */
   async openForUpdate(name: string): Promise<RegularFile> {
     const flags = constants.O_RDWR | constants.O_NOFOLLOW | constants.O_NONBLOCK;
     return await toRegularFile(this.pathOf(name), () => open(this.#at(name), flags));
   }
 
-  /** Reads a small file whole. @throws as openFile() and readWhole() */
+  /** Reads a whole small file. @throws as openFile() and readWhole() */
   async readFile(name: string, maxBytes: number): Promise<Buffer> {
     await using file = await this.openFile(name);
     return await readWhole(file, maxBytes);
@@ -147,24 +147,24 @@ export class Folder implements AsyncDisposable {
     return await open(this.#at(name), CREATE_FLAGS, FILE_MODE);
   }
 
-  /** Gives what has the name `from` the name `to` in another folder or in this one; replaces what has it. */
+  /** Renames `from` to `to`, in this or another directory; replaces what has that name. */
   async rename(from: string, target: Folder, to: string): Promise<void> {
     await rename(this.#at(from), target.#at(to));
   }
 
-  /** Gives a file a second name; fails with EEXIST where it is taken. */
+  /** Gives a file a second name; fails with EEXIST if that name is taken. */
   async link(from: string, to: string): Promise<void> {
     await link(this.#at(from), this.#at(to));
   }
 
-  /** Removes a name that is not a folder's; what it leads to stays. False if it was not there. */
+  /** Removes a name that is not a directory's; what it leads to stays. False if the name did not exist. */
   async removeFile(name: Name): Promise<boolean> {
     return await isDone(unlink(this.#at(name)));
   }
 
   /**
-   * Removes whatever has the name, and what is in it. Every folder on the way is opened without following links and
-   * emptied through its descriptor. What cannot be removed does not keep the rest from being removed.
+   * Removes whatever has the name, with its contents. Every directory on the way is opened without following links and
+   * emptied through its descriptor. Something that cannot be removed does not keep the rest from being removed.
    *
    * @throws the first error
    */
@@ -195,7 +195,7 @@ export class Folder implements AsyncDisposable {
     if (first !== undefined) throw first.error;
   }
 
-  /** Makes names that were added, changed and removed durable. */
+  /** Makes added, changed and removed names durable. */
   async sync(): Promise<void> {
     await this.#handle.sync();
   }

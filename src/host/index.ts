@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What the operating system gives: child processes, processes and hosts by their identity, regular files,
-// directories that others can write to, native libraries. It is the one module that reaches into the store, by
-// descriptors. What the files mean is for the other modules to know.
+// What the operating system provides: child processes, processes and hosts by their identity, regular files,
+// directories that others can write to, native libraries. It is the only module that reaches into the store, by
+// descriptors. Other modules know what the files mean.
 export { type ChildOptions, ChildProcess, FIRST_LENT_FD } from "./child-process.ts";
 export { FILE_MODE, FOLDER_MODE, Folder, type FolderEntry } from "./folder.ts";
 export { readerFlags, reopenerFlags } from "./lesser-rights.ts";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// With what rights a program runs that reads what a guest or a writer of a share has made: a hole in its parser is
-// theirs to use. To have no capability is not enough: user 0 still owns all of root's files and may write them.
+// The rights of a program that reads what a guest, or a user who can write to a share, has made: they can exploit a
+// hole in its parser. Dropping all capabilities is not enough: user 0 still owns root's files and may write them.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import type { FileHandle } from "node:fs/promises";
@@ -15,9 +15,9 @@ const PROBE_TIMEOUT_MS = 10_000;
 let reader: Promise<string[]> | undefined;
 
 /**
- * Flags of setpriv for a program that gets all it needs as open files: it is nobody, in no group, without capabilities
- * and with no way to get any. Where the ids cannot be taken, it only has no capabilities: we are not root, or of a
- * user namespace without these ids, and then root's files of the host are not ours either.
+ * Flags of setpriv for a program that gets all it needs as open files: it runs as the user nobody, in no group, without
+ * capabilities and with no way to get any. Where it cannot take these ids, it only loses its capabilities: then we are
+ * not root, or are in a user namespace without these ids, and so do not own the host's root files either.
  */
 export async function readerFlags(): Promise<string[]> {
   reader ??= firstThatWorks([...AS_NOBODY, ...NO_CAPABILITIES], ["true"], undefined);
@@ -25,10 +25,10 @@ export async function readerFlags(): Promise<string[]> {
 }
 
 /**
- * The same for a program that opens an inherited file again, by /proc/self/fd/N: of backups root alone may do that.
- * It keeps CAP_DAC_READ_SEARCH. With that it can read every local file by its path; it can write none, and it cannot
- * trace, signal or change anything that is not nobody's. A file server that decides itself who may open a file need
- * not let nobody do it (NFS): for such a file, the program stays the user that we are, without capabilities.
+ * The same for a program that opens an inherited file again, by /proc/self/fd/N: only root may do that with a backup.
+ * It keeps CAP_DAC_READ_SEARCH. With that it can read every local file by its path; it can write none, and cannot
+ * trace, signal or change anything that does not belong to the user nobody. A file server that itself decides who may
+ * open a file (NFS) may refuse that user: for such a file, the program keeps our user, without capabilities.
  *
  * @param file borrowed
  */
@@ -40,7 +40,7 @@ export async function reopenerFlags(file: FileHandle): Promise<string[]> {
   return await firstThatWorks(flags, ["head", "-c", "1", "/proc/self/fd/3"], file);
 }
 
-/** Tried, not worked out from ids, namespaces, capabilities and mount options: those are many. */
+/** Found by trying, not worked out from ids, namespaces, capabilities and mount options: there are too many. */
 async function firstThatWorks(
   flags: readonly string[],
   command: readonly string[],
@@ -61,6 +61,6 @@ async function succeeds(args: readonly string[], file: FileHandle | undefined): 
     const [status] = (await once(child, "close")) as [number | null];
     return status === 0;
   } catch {
-    return false; // setpriv is missing: whoever needs it says so
+    return false; // setpriv is missing: the code that needs it reports that
   }
 }

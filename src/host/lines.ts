@@ -4,7 +4,7 @@ import type { Readable } from "node:stream";
 
 const MAX_LINE_CHARS = 8_192;
 
-/** Calls `onLine` per line, without the newline; a line without an end is cut at a bound. */
+/** Calls `onLine` for each line, without the newline; a line that does not end is cut at a bound. */
 export function onLines(stream: Readable, onLine: (line: string) => void, encoding: BufferEncoding = "utf8"): void {
   let rest = "";
   stream.setEncoding(encoding);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The system's own C libraries, reached through koffi: libzstd and libxxhash, because Node 20 has no zstd and its
-// SHA-256 costs a core, and libc, for calls that Node does not make. Every Debian has them: dpkg and apt need all.
+// The system's C libraries, called through koffi: libzstd and libxxhash, because Node 20 has no zstd and its SHA-256
+// costs a core, and libc, for calls that Node does not make. Every Debian has them: dpkg and apt need all of them.
 import { createRequire } from "node:module";
 import type Koffi from "koffi";
 
@@ -8,7 +8,7 @@ type NativeLibrary = ReturnType<typeof Koffi.load>;
 
 let koffi: typeof Koffi | null | undefined;
 
-/** The koffi module, or undefined where its addon does not load. */
+/** The koffi module; undefined if its addon does not load. */
 export function loadKoffi(): typeof Koffi | undefined {
   if (koffi === undefined) {
     try {
@@ -22,7 +22,7 @@ export function loadKoffi(): typeof Koffi | undefined {
 
 const libraries = new Map<string, NativeLibrary | undefined>();
 
-/** Loads `soname` ("libzstd.so.1") once; undefined where the library or koffi is missing. */
+/** Loads `soname` ("libzstd.so.1") once; undefined if the library or koffi is missing. */
 export function loadNativeLibrary(soname: string): NativeLibrary | undefined {
   if (!libraries.has(soname)) {
     let library: NativeLibrary | undefined;

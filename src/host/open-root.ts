@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The folder that a storage's path leads to. The path is the administrator's, and links in it are followed, as long
-// as they are the administrator's too: one that lies on a network share, or in somebody else's folder, may be anybody's.
+// The directory that a storage's path leads to. The administrator chose the path, and links in it are followed as long
+// as they are the administrator's, too: one on a network share, or in another user's directory, may be anyone's.
 import { constants } from "node:fs";
 import { type FileHandle, open, readlink, statfs } from "node:fs/promises";
 import { errnoOf } from "../core/index.ts";
 import { FileProblem } from "./regular-file.ts";
 
 const FOLDER_FLAGS = constants.O_RDONLY | constants.O_DIRECTORY;
-/** Enough to go on from it: on the way, a folder need not be readable. Source: Linux, include/uapi/asm-generic/fcntl.h. */
+/**
+ * Enough to continue from it: a directory on the way need not be readable. Source: Linux,
+ * include/uapi/asm-generic/fcntl.h.
+ */
 const O_PATH = 0o10_000_000;
 const WAY_FLAGS = O_PATH | constants.O_DIRECTORY;
 /** As many as the kernel follows. Source: path_resolution(7). */
 const MAX_LINKS = 40;
 
-/** f_type of file systems that other hosts write to. Source: statfs(2), and linux/magic.h. */
+/** f_type of file systems that other hosts write to. Source: statfs(2) and linux/magic.h. */
 const NETWORK_TYPES: ReadonlySet<number> = new Set([
   0x6969, // NFS
   0xff534d42, // CIFS
@@ -29,7 +32,7 @@ const NETWORK_TYPES: ReadonlySet<number> = new Set([
 ]);
 
 /**
- * Opens a folder by its absolute path, one component after the other, each through the descriptor of the one before.
+ * Opens a directory by its absolute path, one component at a time, each through the descriptor of the one before.
  *
  * @throws FileProblem if it is not a directory, or others can change a link on the way; the system's error
  */
@@ -59,7 +62,7 @@ export async function openRoot(path: string): Promise<FileHandle> {
   }
 }
 
-/** That only root, or we, can have put the link there. @throws FileProblem */
+/** Checks that only root, or we, can have put the link there. @throws FileProblem */
 async function assertTrusted(folder: FileHandle, name: string): Promise<void> {
   const link = `"${name}" in it is a symbolic link`;
   if (NETWORK_TYPES.has((await statfs(`/proc/self/fd/${folder.fd}`)).type)) {
@@ -73,7 +76,7 @@ async function assertTrusted(folder: FileHandle, name: string): Promise<void> {
 
 const partsOf = (path: string): string[] => path.split("/").filter((part) => part !== "" && part !== ".");
 
-/** A folder, or where the link leads that has its name. */
+/** A directory, or the target of the link that has its name. */
 async function openFolder(place: string): Promise<FileHandle | string> {
   try {
     return await open(place, WAY_FLAGS | constants.O_NOFOLLOW);

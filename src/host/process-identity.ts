@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Processes and hosts by what is unique about them: a pid alone is reused.
+// Processes and hosts by what is unique about them: a pid alone is reused by later processes.
 import { createHash } from "node:crypto";
 import { readFile, readlink } from "node:fs/promises";
 import { hostname } from "node:os";
@@ -20,9 +20,9 @@ export async function readBootId(): Promise<string> {
 }
 
 /**
- * Tells hosts apart. The host name is part of it: cloned machines often share their machine id, and
- * a lock of the one must not look like an old lock of the other. So is the pid namespace (the same for all hosts
- * outside of containers): who cannot see a process must not call it dead.
+ * Tells hosts apart. The host name is part of it: cloned machines often share their machine id, and a lock of one must
+ * not look like an old lock of the other. The pid namespace (the same for all hosts outside of containers) is part of
+ * it, too: a process that cannot be seen from here must not be called dead.
  */
 export async function readHostId(): Promise<string> {
   if (hostId === undefined) {
@@ -37,7 +37,7 @@ export async function readHostId(): Promise<string> {
 /** A running process of this host; undefined if there is none, or only its zombie. */
 export async function readProcess(pid: number): Promise<ProcessIdentity | undefined> {
   const stat = await readFile(`/proc/${pid}/stat`, "latin1").catch(() => undefined);
-  // The command name stands in parentheses and may hold anything, also ")".
+  // The command name is in parentheses and may contain anything, even ")".
   const fields = stat?.slice(stat.lastIndexOf(")") + 2).split(" ");
   const state = fields?.[0];
   const startTime = fields?.[19]; // field 22 of proc(5); this list starts at field 3

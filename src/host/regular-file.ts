@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Regular files, opened once and read through the descriptor: what was looked at is what is read. Links, pipes
-// and devices that somebody put in a file's place are refused.
+// Regular files, opened once and read through the descriptor: what was checked is what is read. Links, pipes and
+// devices that someone put in a file's place are refused.
 import { constants } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { environmentError } from "../core/index.ts";
 
-/** Why something that was found cannot be used, as a clause: "it is not a regular file". The caller words the error. */
+/** Says in a clause why what was found cannot be used: "it is not a regular file". The caller words the error. */
 export class FileProblem extends Error {}
 
-/** O_NONBLOCK: opening a pipe that somebody put there must not hang. */
+/** O_NONBLOCK: opening a pipe that someone put there must not hang. */
 export const READ_FLAGS = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 
-/** Which file or folder it is, whatever its name is now. */
+/** Which file or directory it is, whatever its name is now. */
 export interface FileIdentity {
   readonly dev: bigint;
   readonly ino: bigint;
@@ -23,17 +23,17 @@ export function isSameFile(a: FileIdentity, b: FileIdentity): boolean {
 
 /** A regular file open for reading. */
 export interface RegularFile extends AsyncDisposable {
-  /** For messages: nothing is opened by it again. */
+  /** For messages: it is never used to open the file again. */
   readonly path: string;
   readonly handle: FileHandle;
   /** Size when it was opened. */
   readonly fileBytes: number;
-  /** How many names it had when it was opened: with more than one it may be a file of somebody else. */
+  /** How many names it had when it was opened: with more than one it may be another user's file. */
   readonly links: number;
 }
 
 /**
- * Opens a regular file by a path that nobody else can change.
+ * Opens a regular file by a path that only we can change.
  *
  * @throws FileProblem if it is a link or not a regular file; the system's error if it cannot be opened
  */
@@ -41,7 +41,7 @@ export async function openRegularFile(path: string): Promise<RegularFile> {
   return await toRegularFile(path, () => open(path, READ_FLAGS));
 }
 
-/** The same for whoever opens it in another way. @param path for messages */
+/** The same for callers that open it in another way. @param path for messages */
 export async function toRegularFile(path: string, openIt: () => Promise<FileHandle>): Promise<RegularFile> {
   const handle = await openIt().catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ELOOP") throw new FileProblem("it is a symbolic link, not a file");
@@ -62,7 +62,7 @@ export async function toRegularFile(path: string, openIt: () => Promise<FileHand
 }
 
 /**
- * Fills `target` from `offset` on, where the kernel gives less at once, too; ends at the end of the file. Throws the
+ * Fills `target` from `offset` on, also if the kernel returns less at once; stops at the end of the file. Throws the
  * system's error.
  *
  * @returns how many bytes were read
@@ -78,9 +78,9 @@ export async function readInto(handle: FileHandle, target: Buffer, offset: numbe
 }
 
 /**
- * Reads all of a file of at most `maxBytes`.
+ * Reads a whole file of at most `maxBytes`.
  *
- * @throws FileProblem if it is larger or becomes shorter meanwhile; the system's error
+ * @throws FileProblem if it is larger or gets shorter meanwhile; the system's error
  */
 export async function readWhole({ handle, fileBytes }: RegularFile, maxBytes: number): Promise<Buffer> {
   if (fileBytes > maxBytes) throw new FileProblem(`it is larger than ${maxBytes} bytes`);
@@ -89,30 +89,30 @@ export async function readWhole({ handle, fileBytes }: RegularFile, maxBytes: nu
   return bytes;
 }
 
-/** Reads a whole file by a path that nobody else can change. @throws as openRegularFile() and readWhole() */
+/** Reads a whole file by a path that only we can change. @throws as openRegularFile() and readWhole() */
 export async function readRegularFile(path: string, maxBytes: number): Promise<Buffer> {
   await using file = await openRegularFile(path);
   return await readWhole(file, maxBytes);
 }
 
-/** A file that is about to be made, by whoever knows where. */
+/** A file that is about to be created; the implementation knows where. */
 export interface NewFile {
   /** For messages. */
   readonly path: string;
   /** Creates it, empty, for reading and writing; the name must be free. Throws the system's error. */
   create(): Promise<FileHandle>;
-  /** Removes its name, whatever has it by then. */
+  /** Removes its name, whatever has that name by then. */
   remove(): Promise<void>;
 }
 
-/** Opens what a descriptor is open on once more, with flags of its own; its name is not asked. */
+/** Opens the file of a descriptor once more, with separate flags; its name is not used. */
 export async function reopen(handle: FileHandle, flags: number): Promise<FileHandle> {
   return await open(`/proc/self/fd/${handle.fd}`, flags);
 }
 
 /**
- * Opens a file again, only for reading and with a position of its own: for a program that inherits it. It moves the
- * position as it reads, and must not write even where the first open allows it. The caller closes it.
+ * Opens a file again, only for reading and with its own position: for a program that inherits it. The program moves the
+ * position as it reads, and must not write even if the first open allows it. The caller closes it.
  *
  * @throws EnvironmentError
  */
@@ -125,26 +125,26 @@ export async function openAgain({ handle, path }: RegularFile): Promise<FileHand
   }
 }
 
-/** Tells one state of a file from another: whoever changes its content or its size changes this, too. */
+/** Tells one state of a file from another: a change of its content or its size changes this, too. */
 export interface FileStamp extends FileIdentity {
   readonly size: bigint;
   readonly mtimeNs: bigint;
   readonly ctimeNs: bigint;
 }
 
-/** Of a file that was opened a moment ago. */
+/** The stamp of a file that was opened a moment ago. */
 export async function readStamp(handle: FileHandle): Promise<FileStamp> {
   const { dev, ino, size, mtimeNs, ctimeNs } = await handle.stat({ bigint: true });
   return { dev, ino, size, mtimeNs, ctimeNs };
 }
 
-/** Of a file that has been open for a while: opened anew, for on a network share only that asks the server. */
+/** The stamp of a file that has been open for a while. It is opened again: only that asks the server of a share. */
 export async function readStampAgain(handle: FileHandle): Promise<FileStamp> {
   await using again = await reopen(handle, constants.O_RDONLY | constants.O_NONBLOCK);
   return await readStamp(again);
 }
 
-/** One stamp as a text that equals that of the same state only. */
+/** One stamp as text; only the same state gives the same text. */
 export function formatStamp({ dev, ino, size, mtimeNs, ctimeNs }: FileStamp): string {
   return [dev, ino, size, mtimeNs, ctimeNs].join(":");
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The wait for the end of child processes, which a cancelled job leaves at once.
+// Waits for the end of child processes; a cancelled job stops waiting at once.
 import type { ChildProcess } from "./child-process.ts";
 
 /** Waits for all of them. @throws the abort reason of `signal` at once; disposing the children is the caller's task */
