@@ -5,7 +5,7 @@ export class AbortGroups<T> {
   readonly #groups = new Map<AbortSignal, { readonly members: Set<T>; readonly listener: () => void }>();
   readonly #onAbort: (members: readonly T[], reason: unknown) => void;
 
-  /** `onAbort` gets all members of a signal at once, when it aborts. */
+  /** When a signal aborts, `onAbort` gets all its members at once. */
   constructor(onAbort: (members: readonly T[], reason: unknown) => void) {
     this.#onAbort = onAbort;
   }
@@ -21,7 +21,7 @@ export class AbortGroups<T> {
     group.members.add(member);
   }
 
-  /** Takes a member out; with the last one the listener goes too. */
+  /** Removes a member; with the last one the listener is removed, too. */
   remove(signal: AbortSignal, member: T): void {
     const group = this.#groups.get(signal);
     if (group === undefined) return;

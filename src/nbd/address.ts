@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Where an NBD server listens, and the checks on names that go to it.
+// Where an NBD server listens, and the checks of names that are sent to it.
 
 import { RequestError } from "../core/index.ts";
 import { MAX_STRING_BYTES } from "./constants.ts";
@@ -15,7 +15,7 @@ export function describeAddress(address: NbdAddress): string {
   return `tcp:${host}:${address.port}`;
 }
 
-/** @throws RequestError for an empty or NUL-carrying path or host, or a port outside 1..65535 */
+/** @throws RequestError for a path or host that is empty or contains NUL, or a port outside 1..65535 */
 export function checkAddress(address: NbdAddress): void {
   const place = address.transport === "unix" ? address.path : address.host;
   if (place === "" || place.includes("\0")) {
@@ -27,10 +27,10 @@ export function checkAddress(address: NbdAddress): void {
 }
 
 /**
- * Checks a string the protocol carries: at most 4096 bytes of UTF-8, no NUL.
+ * Checks a string for the protocol: at most 4096 bytes of UTF-8, no NUL.
  *
- * @param what names it in the message, e.g. "export name"
- * @throws RequestError if it is not
+ * @param what names the string in the message, e.g. "export name"
+ * @throws RequestError if it is not that
  */
 export function checkName(what: string, name: string): void {
   const bytes = Buffer.byteLength(name);

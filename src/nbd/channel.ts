@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The socket: feeds a Receiver with bytes and sends what it is given. The first failure ends it.
-// Traps of net's `onread`: a zero-length buffer destroys the socket, `undefined` reads into the old
+// The socket: feeds bytes to a Receiver and sends what it is given. The first failure ends it.
+// Pitfalls of net's `onread`: a zero-length buffer destroys the socket, `undefined` reads into the old
 // buffer again, and a throw inside `buffer()` freezes the event loop; so none of the three happens here.
 
 import { connect, type NetConnectOpts, type Socket } from "node:net";
@@ -9,11 +9,11 @@ import { describeAddress, type NbdAddress } from "./address.ts";
 import { NbdConnectionError } from "./errors.ts";
 import type { Receiver, Send } from "./receiver.ts";
 
-/** How long a farewell may take before the socket is closed the hard way. */
+/** How long a farewell may take before the socket is closed forcibly. */
 const CLOSE_TIMEOUT_MS = 2_000;
-/** Where bytes go that nobody wants any more. */
+/** Where bytes go that are no longer needed. */
 const DISCARD_BYTES = 4096;
-/** How it shows that the server's process ended while it owed us something. */
+/** The error codes that show that the server's process ended while an answer was due. */
 const GONE = new Set(["ECONNRESET", "EPIPE"]);
 
 export class NbdChannel {
@@ -22,7 +22,7 @@ export class NbdChannel {
   readonly #receiver: Receiver<void>;
   readonly #socket: Socket;
   readonly #closed: Promise<void>;
-  /** The buffer being filled; undefined when the receiver has ended. */
+  /** The buffer that is being filled; undefined once the receiver has ended. */
   #wanted: Buffer | undefined;
   #filledBytes = 0;
   #failure: { readonly error: unknown } | undefined;
@@ -31,8 +31,8 @@ export class NbdChannel {
   lastByteMs = performance.now();
 
   /**
-   * Starts to connect. `makeReceiver` gets the function to send with; its receiver runs from the
-   * first byte on. `onFailure` is called once, with the first failure; never after close().
+   * Starts to connect. `makeReceiver` gets the function that sends; its receiver runs from the first
+   * byte on. `onFailure` is called once, with the first failure; never after close().
    */
   constructor(address: NbdAddress, makeReceiver: (send: Send) => Receiver<void>, onFailure: (error: unknown) => void) {
     this.#address = address;
@@ -60,7 +60,7 @@ export class NbdChannel {
     return this.#closing !== undefined;
   }
 
-  /** Queues `bytes`, and `payload` behind them; both are borrowed until they are sent. */
+  /** Queues `bytes`, and `payload` after them; both are borrowed until they have been sent. */
   send(bytes: Buffer, payload?: Uint8Array): void {
     if (this.#failure !== undefined || this.#closing !== undefined) return;
     if (payload !== undefined) this.#socket.cork();
@@ -71,7 +71,7 @@ export class NbdChannel {
     }
   }
 
-  /** Ends the connection at once: after this call no byte goes into any buffer. First call wins. */
+  /** Ends the connection at once: after this call no byte goes into any buffer. The first call wins. */
   fail(error: unknown): void {
     if (this.#failure !== undefined) return;
     this.#failure = { error };
@@ -79,7 +79,7 @@ export class NbdChannel {
     if (this.#closing === undefined) this.#onFailure(error);
   }
 
-  /** Sends `farewell`, waits for the server to hang up, bounded. Idempotent, never rejects. */
+  /** Sends `farewell` and waits, for a bounded time, for the server to hang up. Idempotent, never rejects. */
   close(farewell: Buffer): Promise<void> {
     this.#closing ??= this.#hangUp(farewell);
     return this.#closing;
@@ -115,7 +115,7 @@ export class NbdChannel {
     return true;
   }
 
-  /** Lets the receiver use what it has, and asks what it wants next. */
+  /** Lets the receiver use what it has, and gets the next buffer to fill from it. */
   #advance(): void {
     this.#filledBytes = 0;
     do {

@@ -15,15 +15,15 @@ const COMMAND_WORDS: Readonly<Record<number, string>> = {
   [CommandType.BlockStatus]: "query the block status of",
 };
 
-/** One command in flight. The first error wins; it is told when the last chunk has come. */
+/** One command in flight. The first error wins; it is reported when the last chunk has arrived. */
 export class PendingCommand {
   readonly request: NbdRequest;
   /** Where the payload of a READ goes; borrowed until `done` settles. */
   readonly target: Buffer | undefined;
-  /** Whether a buffer of the caller is in use, to read into or to write from. */
+  /** Whether one of the caller's buffers is in use, for reading into or writing from. */
   readonly isBorrowing: boolean;
   readonly coverage = new Coverage();
-  /** Answers of a BLOCK_STATUS by context id. */
+  /** Answers to a BLOCK_STATUS, by context id. */
   readonly statuses = new Map<number, readonly BlockStatusExtent[]>();
   readonly done: Promise<void>;
   readonly #resolve: () => void;
@@ -51,7 +51,7 @@ export class PendingCommand {
     return type === CommandType.Flush ? word : `${word} ${length} bytes at ${offset}`;
   }
 
-  /** Notes a refusal of the server; the command fails with the first one. */
+  /** Records that the server refused; the command fails with the first refusal. */
   noteServerError(error: number, text: string, offset: number | undefined): void {
     const errno = errnoName(error);
     const place = offset === undefined ? "" : ` at offset ${offset}`;
@@ -61,18 +61,18 @@ export class PendingCommand {
     });
   }
 
-  /** Notes a reply that is malformed, but within an intact frame. */
+  /** Records a reply that is malformed, but whose frame is intact. */
   noteProtocolError(state: string): void {
     this.#error ??= new NbdProtocolError(`Cannot ${this.description}: ${state}`);
   }
 
-  /** The last chunk has come: settles with success or the first error noted. */
+  /** The last chunk has arrived: settles with success or the first error recorded. */
   finish(): void {
     if (this.#error === undefined) this.#resolve();
     else this.#reject(this.#error);
   }
 
-  /** Settles at once: the connection is dead, or nobody waits any more. */
+  /** Settles at once: the connection is dead, or the caller no longer waits. */
   abandon(error: unknown): void {
     this.#reject(error);
   }
@@ -90,7 +90,7 @@ export class CommandTable {
     this.#commands.set(command.request.cookie, command);
   }
 
-  /** @throws NbdProtocolError for a cookie no command in flight has */
+  /** @throws NbdProtocolError for a cookie that no command in flight has */
   get(cookie: bigint): PendingCommand {
     const command = this.#commands.get(cookie);
     if (command === undefined) {
@@ -104,7 +104,7 @@ export class CommandTable {
     command.finish();
   }
 
-  /** The connection is dead: everything in flight fails with the same error. */
+  /** The connection is dead: every command in flight fails with the same error. */
   abandonAll(error: unknown): void {
     const commands = [...this.#commands.values()];
     this.#commands.clear();

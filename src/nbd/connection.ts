@@ -21,13 +21,13 @@ const DEFAULT_REPLY_TIMEOUT_MS = 120_000;
 export interface NbdOpenOptions {
   readonly address: NbdAddress;
   readonly exportName: string;
-  /** Metadata contexts to ask for by their full names; see `metaContexts` for those granted. */
+  /** Full names of the metadata contexts to ask for; see `metaContexts` for those granted. */
   readonly metaContexts?: readonly string[];
-  /** For connect and handshake together; 30 s if absent. */
+  /** Time limit for connect and handshake together; 30 s if absent. */
   readonly connectTimeoutMs?: number;
-  /** How long commands may wait without one byte from the server; 120 s if absent. */
+  /** How long commands may wait without a single byte from the server; 120 s if absent. */
   readonly replyTimeoutMs?: number;
-  /** Aborts the opening. Each command has a signal of its own. */
+  /** Aborts the opening. Each command has its own signal. */
   readonly signal: AbortSignal;
 }
 
@@ -38,8 +38,8 @@ export interface NbdOpenOptions {
  * Every command throws: RequestError for a wrong range; UnsupportedError for what the server does
  * not offer; NbdServerError if the server refuses; NbdProtocolError and NbdConnectionError if the
  * connection died, and then all commands fail with the same error; the reason of its signal.
- * Aborting a read or a write in flight closes the connection: only so the caller's buffer is free
- * at once. Aborting any other command leaves the connection usable.
+ * Aborting a read or a write in flight closes the connection: there is no other way to free the
+ * caller's buffer at once. Aborting any other command leaves the connection usable.
  */
 export class NbdConnection implements AsyncDisposable {
   readonly sizeBytes: number;
@@ -48,7 +48,7 @@ export class NbdConnection implements AsyncDisposable {
   readonly canWriteZeroes: boolean;
   readonly canFlush: boolean;
   readonly canMultiConn: boolean;
-  /** In bytes; the protocol's defaults where the server says nothing. */
+  /** In bytes; the protocol's defaults if the server says nothing. */
   readonly blockSize: BlockSize;
   /** Names of the metadata contexts the server accepted. */
   readonly metaContexts: readonly string[];
@@ -102,7 +102,7 @@ export class NbdConnection implements AsyncDisposable {
     return new NbdConnection(channel, commands, result, options);
   }
 
-  /** Fills `target`, wholly or it throws. `target` is borrowed until the promise settles, not longer. */
+  /** Fills `target` completely, or throws. `target` is borrowed until the promise settles, no longer. */
   async read(offset: number, target: Buffer, signal: AbortSignal): Promise<void> {
     checkRange("read", { offset, length: target.length }, this);
     await allSettled(
@@ -125,7 +125,7 @@ export class NbdConnection implements AsyncDisposable {
     );
   }
 
-  /** Tells the server that the range is not needed any more; it may ignore that. */
+  /** Tells the server that the range is no longer needed; it may ignore that. */
   async trim(offset: number, length: number, signal: AbortSignal): Promise<void> {
     this.#checkWritable("trim", this.canTrim);
     await this.#runRange("trim", CommandType.Trim, offset, length, signal);
@@ -137,17 +137,17 @@ export class NbdConnection implements AsyncDisposable {
     await this.#runRange("write zeroes", CommandType.WriteZeroes, offset, length, signal);
   }
 
-  /** Returns when all writes answered before are on stable storage. */
+  /** Returns when all writes that were answered before are on stable storage. */
   async flush(signal: AbortSignal): Promise<void> {
     this.#checkWritable("flush", this.canFlush);
     await this.#run(CommandType.Flush, 0, 0, signal);
   }
 
   /**
-   * What the server knows of the range, one list per negotiated metadata context, by its name. Each
-   * list starts at `offset`, is ascending, contiguous and clipped to the request, and neighbours
-   * differ in their flags. It covers at least one block and maybe only a prefix, each list its own:
-   * ask again from its end. At most 1 GiB is asked at once.
+   * What the server knows about the range: one list for each negotiated metadata context, by its name.
+   * Each list starts at `offset`, is ascending, contiguous and clipped to the request, and neighbours
+   * differ in their flags. It covers at least one block and perhaps only a prefix, which can differ
+   * between the lists: ask again from its end. A request covers at most 1 GiB.
    */
   async blockStatus(
     offset: number,
@@ -169,7 +169,7 @@ export class NbdConnection implements AsyncDisposable {
     return lists;
   }
 
-  /** Ends the connection: politely if nothing is pending, else at once, and pending commands fail. */
+  /** Ends the connection: politely if nothing is pending; otherwise at once, and pending commands fail. */
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#commands.size > 0) this.#channel.fail(this.#closedHere());
     this.#watch.disarm();

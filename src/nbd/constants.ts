@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The NBD wire format in the order of the specification (NBD doc/proto.md). All integers are
-// unsigned and big-endian. Limits that are ours and not the protocol's stand at the end.
+// unsigned and big-endian. Our own limits, which the protocol does not set, are at the end.
 
 /** "Newstyle negotiation": the server speaks first, with "NBDMAGIC" and "IHAVEOPT". */
 export const INIT_MAGIC = 0x4e42444d41474943n;
 export const OPTION_MAGIC = 0x49484156454f5054n;
-/** "Oldstyle negotiation": stands where newstyle has IHAVEOPT. */
+/** "Oldstyle negotiation": takes the place of newstyle's IHAVEOPT. */
 export const OLDSTYLE_MAGIC = 0x00420281861253n;
 export const OPTION_REPLY_MAGIC = 0x3e889045565a9n;
 
@@ -63,13 +63,13 @@ export const OptionReplyType = {
   ErrTooBig: 0x80000009,
 } as const;
 export type OptionReplyType = (typeof OptionReplyType)[keyof typeof OptionReplyType];
-/** Bit 31 marks every error reply, also the types this table has no name for. */
+/** Bit 31 marks every error reply, including types that this table has no name for. */
 export const isErrorOptionReply = (type: number): boolean => type >= 0x80000000;
 
 /** "NBD_INFO" information types of NBD_OPT_GO. */
 export const InfoType = { Export: 0, Name: 1, Description: 2, BlockSize: 3 } as const;
 
-/** "Metadata contexts" every server may offer, and the flags of base:allocation. */
+/** "Metadata contexts" that every server may offer, and the flags of base:allocation. */
 export const BASE_ALLOCATION = "base:allocation";
 /** Status flags of `base:allocation`: a hole may read as anything unless Zero is set too. */
 export const AllocationFlag = { Hole: 1 << 0, Zero: 1 << 1 } as const;
@@ -98,7 +98,7 @@ export const ChunkType = {
   Error: 0x8001,
   ErrorOffset: 0x8002,
 } as const;
-/** Bit 15 marks every error chunk, also the types this table has no name for. */
+/** Bit 15 marks every error chunk, including types that this table has no name for. */
 export const isErrorChunk = (type: number): boolean => (type & 0x8000) !== 0;
 
 /** "Error values". */
@@ -117,28 +117,28 @@ export const errnoName = (error: number): string => ERRNO_NAMES[error] ?? `ERRNO
 
 /** "Strings": names, descriptions and error texts are at most this long, in bytes. */
 export const MAX_STRING_BYTES = 4096;
-/** "Block size constraints": what holds where the server says nothing. */
+/** "Block size constraints": what applies if the server says nothing. */
 export const DEFAULT_BLOCK_SIZE = { minimum: 1, preferred: 4096, maximum: 32 * 1024 * 1024 } as const;
 /** "Block size constraints": the minimum is a power of two up to this. */
 export const MAX_MINIMUM_BLOCK_BYTES = 64 * 1024;
 
-// Limits of this client. A peer that goes beyond them is not believed.
+// Limits of this client. A peer that goes beyond them is not trusted.
 
-/** Payload of one READ or WRITE; what every server accepts without block size information. */
+/** Payload of one READ or WRITE; every server accepts this without block size information. */
 export const MAX_PAYLOAD_BYTES = DEFAULT_BLOCK_SIZE.maximum;
-/** Length of one TRIM, WRITE_ZEROES or BLOCK_STATUS; they carry no payload, so the cap is generous. */
+/** Length of one TRIM, WRITE_ZEROES or BLOCK_STATUS; these carry no payload, so the limit is generous. */
 export const MAX_RANGE_BYTES = 1024 * 1024 * 1024;
-/** One option reply: two strings and a few integers fit many times. */
+/** One option reply: two strings and a few integers fit many times over. */
 export const MAX_OPTION_REPLY_BYTES = 64 * 1024;
-/** Informational replies to one option before its final one: more than a node can export. */
+/** Informational replies to one option before the final one: more than a node can export. */
 export const MAX_OPTION_REPLIES = 65_536;
-/** One structured chunk: a whole READ and its offset. Beyond it the frame itself is not believed. */
+/** One structured chunk: a whole READ and its offset. Beyond this, the frame itself is not trusted. */
 export const MAX_CHUNK_BYTES = 2 * MAX_PAYLOAD_BYTES + 8;
 /** Extents of one BLOCK_STATUS chunk; the protocol's own advice to servers is 2^20. */
 export const MAX_STATUS_EXTENTS = 1024 * 1024;
-/** An error chunk: numbers, and a text that may be a whole string. */
+/** An error chunk: numbers, and a text that may be as long as a string. */
 export const MAX_ERROR_CHUNK_BYTES = 4 * MAX_STRING_BYTES;
 /** Separate pieces of one READ that may stand alone before their neighbours arrive. */
 export const MAX_READ_PIECES = 8192;
-/** What of a server's own error text goes into our message, in characters. */
+/** How much of a server's error text goes into our message, in characters. */
 export const MAX_QUOTED_TEXT = 300;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Which bytes of a READ have arrived. In order, which is how servers answer, it holds one piece.
+// Which bytes of a READ have arrived. If they come in order, as servers send them, this holds one piece.
 
 import { MAX_READ_PIECES } from "./constants.ts";
 
@@ -17,7 +17,7 @@ export class Coverage {
     return this.#coveredBytes;
   }
 
-  /** Takes in [start, end); false if a byte of it was there before, or the pieces are too many. */
+  /** Adds [start, end); false if one of its bytes was there before, or there are too many pieces. */
   add(start: number, end: number): boolean {
     const index = this.#indexAfter(start);
     const before = this.#pieces[index - 1];

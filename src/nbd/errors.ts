@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The three ways an NBD conversation fails: the server lies, the server refuses, the line is gone.
+// The three ways an NBD conversation fails: the server breaks the protocol, the server refuses, the connection is lost.
 
 import { HostError, type HostErrorOptions } from "../core/index.ts";
 
 const SERVER_BUG_HINT = "This is likely to be a bug in the NBD server";
 
-/** The server sent what the protocol does not allow. Never worth a retry. */
+/** The server sent something that the protocol does not allow. Never worth a retry. */
 export class NbdProtocolError extends HostError {
   override readonly code = "SOURCE";
 
@@ -14,12 +14,12 @@ export class NbdProtocolError extends HostError {
   }
 }
 
-/** The server understood and refused. The connection stays usable, except while it is opened. */
+/** The server understood and refused. The connection stays usable, except while it is being opened. */
 export class NbdServerError extends HostError {
   override readonly code = "SOURCE";
   /**
    * Name of the refusal: a POSIX name for commands ("EINVAL", "ENOSPC"; "ERRNO_<n>" for a number
-   * the protocol does not define), the spec's name for options ("NBD_REP_ERR_UNKNOWN").
+   * that the protocol does not define), the spec's name for options ("NBD_REP_ERR_UNKNOWN").
    */
   readonly errno: string;
 
@@ -29,10 +29,10 @@ export class NbdServerError extends HostError {
   }
 }
 
-/** No connection, or it was lost, or the server hangs. Every pending command fails with the same one. */
+/** There is no connection, it was lost, or the server hangs. Every pending command fails with the same error. */
 export class NbdConnectionError extends HostError {
   override readonly code = "SOURCE";
-  /** Name of the system error that caused it, e.g. "ECONNREFUSED"; "ECONNRESET" also if the server hung up. */
+  /** Name of the system error that caused this, e.g. "ECONNREFUSED"; also "ECONNRESET" if the server hung up. */
   readonly errno: string | undefined;
 
   constructor(message: string, options: HostErrorOptions & { errno?: string | undefined } = {}) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The handshake phase: greeting, flags, then options up to the transmission phase.
+// The handshake phase: greeting, flags, then options until the transmission phase.
 
 import { UnsupportedError } from "../core/index.ts";
 import { HandshakeFlag } from "./constants.ts";
@@ -20,7 +20,7 @@ export function* greet(send: Send): Receiver<boolean> {
 
 export interface Negotiated extends OpenedExport {
   readonly hasStructuredReplies: boolean;
-  /** Metadata contexts the server accepted: id to name. */
+  /** Metadata contexts that the server accepted: id to name. */
   readonly contexts: ReadonlyMap<number, string>;
 }
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Notices a server that hangs: commands wait and no byte comes.
+// Notices that a server hangs: commands wait and no byte arrives.
 
 interface IdleWatchOptions {
   readonly timeoutMs: number;
   /** Time of the last byte, on the scale of performance.now(). */
   readonly lastByteMs: () => number;
-  /** Whether bytes are expected; asked when the time is up. */
+  /** Whether bytes are expected; checked when the time is up. */
   readonly isWaiting: () => boolean;
-  /** Called when, while waiting, the last byte is `timeoutMs` old. */
+  /** Called when bytes are expected and the last one is `timeoutMs` old. */
   readonly onIdle: () => void;
 }
 
@@ -20,7 +20,7 @@ export class IdleWatch {
     this.#options = options;
   }
 
-  /** From now on bytes are expected. Call when the first command goes out; cheap to repeat. */
+  /** Bytes are expected from now on. Call this when the first command is sent; repeating it is cheap. */
   arm(): void {
     this.#armedMs = performance.now();
     if (this.#timer === undefined) this.#wakeIn(this.#options.timeoutMs);
@@ -43,8 +43,8 @@ export class IdleWatch {
   #wake(): void {
     if (!this.#options.isWaiting()) this.#timer = undefined;
     else if (this.#leftMs() > 0) this.#wakeIn(this.#leftMs());
-    // This process may have been the one that slept. Let the event loop read what lies in the
-    // socket before the verdict: immediates run after it has polled.
+    // It may be this process that was asleep. Let the event loop read what is waiting in the socket
+    // before judging the server: immediates run after it has polled.
     else setImmediate(() => this.#judge());
   }
 

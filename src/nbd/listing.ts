@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What a server offers, asked on a connection of its own: exports and metadata contexts.
+// What a server offers, asked on a separate connection: exports and metadata contexts.
 
 import { checkName } from "./address.ts";
 import { NbdServerError } from "./errors.ts";
@@ -14,7 +14,7 @@ interface NbdExportEntry {
 }
 
 /**
- * NBD_OPT_LIST: the exports the server tells of, in its order.
+ * NBD_OPT_LIST: the exports that the server lists, in its order.
  *
  * @throws NbdServerError if the server refuses to list; NbdConnectionError, NbdProtocolError
  */
@@ -27,14 +27,14 @@ export function listNbdExports(options: SessionOptions): Promise<NbdExportEntry[
 
 interface ListMetaContextsOptions extends SessionOptions {
   readonly exportName: string;
-  /** E.g. "qemu:dirty-bitmap:" for all of a kind; empty or absent: every context. */
+  /** E.g. "qemu:dirty-bitmap:" for all contexts of that kind; empty or absent: every context. */
   readonly queries?: readonly string[];
 }
 
 /**
- * NBD_OPT_LIST_META_CONTEXT: names of the metadata contexts of one export.
+ * NBD_OPT_LIST_META_CONTEXT: the names of one export's metadata contexts.
  *
- * @throws NbdServerError if the server refuses, e.g. because it has no such export
+ * @throws NbdServerError if the server refuses, e.g. because the export does not exist
  */
 export async function listMetaContexts(options: ListMetaContextsOptions): Promise<string[]> {
   const { exportName, queries = [] } = options;

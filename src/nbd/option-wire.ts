@@ -28,9 +28,9 @@ export function encodeGreeting(handshakeFlags: number): Buffer {
 }
 
 /**
- * Inverse of encodeGreeting(); answers the handshake flags.
+ * Inverse of encodeGreeting(); returns the handshake flags.
  *
- * @throws NbdProtocolError if this is no NBD server, or one of the oldstyle negotiation
+ * @throws NbdProtocolError if this is not an NBD server, or one that uses oldstyle negotiation
  */
 export function decodeGreeting(bytes: Buffer): number {
   const magic = bytes.readBigUInt64BE(0);
@@ -72,7 +72,7 @@ export function encodeOption(option: OptionType, data: Buffer): Buffer {
 
 interface OptionReplyHeader {
   readonly option: number;
-  /** A value of OptionReplyType, or one this client does not know. */
+  /** A value of OptionReplyType, or one that this client does not know. */
   readonly type: number;
   readonly dataBytes: number;
 }
@@ -96,7 +96,7 @@ export function decodeOptionReplyHeader(bytes: Buffer): OptionReplyHeader {
   return { option: bytes.readUInt32BE(8), type: bytes.readUInt32BE(12), dataBytes: bytes.readUInt32BE(16) };
 }
 
-/** length u32 | bytes: how options carry names. */
+/** length u32 | bytes: the form of names in options. */
 function encodeString(text: string): Buffer {
   const bytes = Buffer.from(text);
   const length = Buffer.alloc(4);
@@ -121,7 +121,7 @@ export function encodeMetaContextData(exportName: string, queries: readonly stri
   return Buffer.concat([encodeString(exportName), count, ...queries.map(encodeString)]);
 }
 
-/** NBD_REP_META_CONTEXT: context id u32 | name up to the end. */
+/** NBD_REP_META_CONTEXT: context id u32 | name, up to the end. */
 export function decodeMetaContext(data: Buffer): { id: number; name: string } {
   if (data.length < 5) {
     throw new NbdProtocolError(
@@ -131,7 +131,7 @@ export function decodeMetaContext(data: Buffer): { id: number; name: string } {
   return { id: data.readUInt32BE(0), name: data.toString("utf8", 4) };
 }
 
-/** NBD_REP_SERVER: name length u32 | name | description up to the end. */
+/** NBD_REP_SERVER: name length u32 | name | description, up to the end. */
 export function decodeServerEntry(data: Buffer): { name: string; description: string } {
   const nameBytes = data.length >= 4 ? data.readUInt32BE(0) : 0;
   if (data.length < 4 + nameBytes) {
@@ -148,7 +148,7 @@ export interface ExportInfo {
 }
 
 /**
- * Export size u64 | transmission flags u16: the body of NBD_INFO_EXPORT, and of the answer to
+ * Export size u64 | transmission flags u16: the body of NBD_INFO_EXPORT and of the answer to
  * NBD_OPT_EXPORT_NAME.
  *
  * @throws NbdProtocolError for another length, or a size that is not below 2^53
@@ -163,7 +163,7 @@ export function decodeExportInfo(bytes: Buffer): ExportInfo {
   }
 }
 
-/** In bytes. Requests keep to it: aligned to the minimum, payload up to the maximum. */
+/** In bytes. Requests respect it: aligned to the minimum, payload up to the maximum. */
 export interface BlockSize {
   readonly minimum: number;
   readonly preferred: number;
@@ -171,8 +171,8 @@ export interface BlockSize {
 }
 
 /**
- * minimum u32 | preferred u32 | maximum u32: the body of NBD_INFO_BLOCK_SIZE. The maximum comes
- * out as a multiple of the minimum, and no larger than this client's own limit of a payload.
+ * minimum u32 | preferred u32 | maximum u32: the body of NBD_INFO_BLOCK_SIZE. The returned maximum is
+ * a multiple of the minimum, and no larger than this client's own payload limit.
  *
  * @throws NbdProtocolError if the three contradict each other or the specification
  */

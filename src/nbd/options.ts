@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Option haggling: one function per option, each sends its request and reads replies to the end.
+// Option haggling: one function per option; each sends its request and reads replies to the end.
 // Source: NBD doc/proto.md, "Option types".
 
 import {
@@ -43,7 +43,7 @@ const ERROR_WORDS: Readonly<Record<number, readonly [name: string, meaning: stri
   [OptionReplyType.ErrTooBig]: ["NBD_REP_ERR_TOO_BIG", "the server calls the request too big"],
 };
 
-/** The error that ends an option: kept as a value, because some have a fallback. */
+/** The error that ends an option: returned as a value, because some options have a fallback. */
 interface Refusal {
   readonly type: number;
   readonly text: string;
@@ -54,7 +54,7 @@ interface OptionReply {
   readonly data: Buffer;
 }
 
-/** Sends one option and hands each informational reply to `take`; ends with undefined for ACK. */
+/** Sends one option and passes each informational reply to `take`; returns undefined for ACK. */
 function* runOption(
   send: Send,
   option: OptionType,
@@ -84,14 +84,14 @@ function* runOption(
   throw new NbdProtocolError(`Cannot read NBD option reply: more than ${MAX_OPTION_REPLIES} replies to one option`);
 }
 
-/** NBD_OPT_STRUCTURED_REPLY; false if the server has none, for whatever reason. */
+/** NBD_OPT_STRUCTURED_REPLY; false if the server does not have it, for whatever reason. */
 export function* requestStructuredReplies(send: Send): Receiver<boolean> {
   return (yield* runOption(send, OptionType.StructuredReply, NO_DATA, rejectReply)) === undefined;
 }
 
 /**
- * NBD_OPT_SET_META_CONTEXT; answers those of `names` the server accepted, id to name. A server that
- * refuses the option as such has none; whether the export exists is left for NBD_OPT_GO to say.
+ * NBD_OPT_SET_META_CONTEXT; returns those of `names` that the server accepted, id to name. A server
+ * that refuses the option as such has none; NBD_OPT_GO will tell whether the export exists.
  */
 export function* setMetaContexts(
   send: Send,
@@ -144,10 +144,10 @@ export interface OpenedExport extends ExportInfo {
 }
 
 /**
- * NBD_OPT_GO, asking for block sizes; a server without it gets NBD_OPT_EXPORT_NAME, which can
- * report no error: it just hangs up.
+ * NBD_OPT_GO, asking for block sizes; a server without it gets NBD_OPT_EXPORT_NAME, which cannot
+ * report errors: the server just hangs up.
  *
- * @param hasNoZeroes both sides agreed to leave out the 124 zero bytes of NBD_OPT_EXPORT_NAME
+ * @param hasNoZeroes both sides agreed to omit the 124 zero bytes of NBD_OPT_EXPORT_NAME
  * @throws NbdServerError if the server refuses the export
  */
 export function* go(send: Send, exportName: string, hasNoZeroes: boolean): Receiver<OpenedExport> {

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// How one call becomes several requests, and how their answers come together again.
+// How one call becomes several requests, and how their answers are put together again.
 
 import { RequestError } from "../core/index.ts";
 import type { BlockSize } from "./option-wire.ts";
 import type { BlockStatusExtent } from "./wire.ts";
 
 /**
- * Checks what a caller asks for.
+ * Checks the range that a caller asks for.
  *
- * @param limits without `blockSize`, alignment is not asked for
- * @throws RequestError if the range is not inside the export, or not on the server's block size;
- *   the end of the export counts as aligned
+ * @param limits without `blockSize`, alignment is not checked
+ * @throws RequestError if the range is not inside the export, or not aligned to the server's block
+ *   size; the end of the export counts as aligned
  */
 export function checkRange(
   act: string,
@@ -28,7 +28,7 @@ export function checkRange(
   }
 }
 
-/** The pieces of a range, none longer than `maximum`; none at all of an empty one. */
+/** The pieces of a range, each no longer than `maximum`; an empty range has no pieces. */
 export function cut(offset: number, length: number, maximum: number): Array<{ offset: number; length: number }> {
   const parts: Array<{ offset: number; length: number }> = [];
   for (let done = 0; done < length; done += maximum) {
@@ -37,14 +37,14 @@ export function cut(offset: number, length: number, maximum: number): Array<{ of
   return parts;
 }
 
-/** Throws the first failure, but only when all have settled: until then buffers are in use. */
+/** Throws the first failure, but only once all have settled: until then buffers are in use. */
 export async function allSettled(parts: ReadonlyArray<Promise<unknown>>): Promise<void> {
   for (const result of await Promise.allSettled(parts)) {
     if (result.status === "rejected") throw result.reason;
   }
 }
 
-/** What of ascending extents lies in [start, end); the list itself where all does. */
+/** The parts of ascending extents that lie in [start, end); the list itself if all of it does. */
 export function clip(extents: readonly BlockStatusExtent[], start: number, end: number): readonly BlockStatusExtent[] {
   const first = extents[0];
   const last = extents[extents.length - 1];

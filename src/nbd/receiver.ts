@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// How protocol code reads without knowing a socket: a generator yields a buffer and goes on when it
-// is full. So payload lands where it belongs, and tests feed bytes in any portions.
+// How protocol code reads without knowing a socket: a generator yields a buffer and continues when it
+// is full. So payload lands where it belongs, and tests can feed bytes in any portions.
 
-/** Yields buffers to be filled wholly; a zero-length one counts as full at once. */
+/** Yields buffers to be filled completely; a zero-length one counts as full at once. */
 export type Receiver<T> = Generator<Buffer, T, undefined>;
 
 /** Queues bytes for the server. */
@@ -17,7 +17,7 @@ export function* receiveBytes(length: number): Receiver<Buffer> {
 
 const SCRATCH_BYTES = 64 * 1024;
 
-/** Reads over `length` bytes without keeping them. Needs no cap: memory does not follow `length`. */
+/** Skips `length` bytes without keeping them. It needs no limit: its memory does not grow with `length`. */
 export function* skipBytes(length: number): Receiver<void> {
   const scratch = Buffer.allocUnsafe(Math.min(length, SCRATCH_BYTES));
   for (let left = length; left > 0; ) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The transmission phase from the client's side: reads replies for ever and settles commands.
-// Two kinds of fault, never mixed: an error reply, or a reply that ends incomplete, fails its command;
-// what breaks a rule of framing or of content is thrown and kills the connection, as the protocol
+// The transmission phase from the client's side: reads replies forever and settles commands.
+// There are two kinds of fault, never mixed: an error reply, or a reply that ends incomplete, fails its command;
+// a violation of the rules of framing or content is thrown and kills the connection, as the protocol
 // demands ("the client MUST initiate a hard disconnect"). Source: NBD doc/proto.md, "Transmission".
 
 import type { CommandTable, PendingCommand } from "./command.ts";
@@ -122,7 +122,7 @@ function* receiveHole(command: PendingCommand, target: Buffer, payloadBytes: num
   claim(command, target, decodeOffset(payload, 0), length).fill(0);
 }
 
-/** The part of the target a content chunk fills. @throws NbdProtocolError unless it is all new and inside */
+/** The part of the target that a content chunk fills. @throws NbdProtocolError unless all of it is new and inside */
 function claim(command: PendingCommand, target: Buffer, offset: number, length: number): Buffer {
   const start = offset - command.request.offset;
   if (start < 0 || start + length > target.length) {
@@ -160,7 +160,7 @@ function* receiveError(command: PendingCommand, header: ChunkHeader): Receiver<v
   else command.noteServerError(chunk.error, chunk.text, chunk.offset);
 }
 
-/** A reply that ends must be whole; if the server said why it is not, that error was noted first. */
+/** A reply that ends must be complete; if the server said why it is not, that error was recorded first. */
 function checkComplete(session: ReplySession, command: PendingCommand): void {
   const { target, coverage, statuses, request } = command;
   if (target !== undefined && coverage.coveredBytes !== target.length) {

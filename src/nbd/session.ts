@@ -10,23 +10,23 @@ const DEFAULT_CONNECT_TIMEOUT_MS = 30_000;
 
 export interface SessionOptions {
   readonly address: NbdAddress;
-  /** For connect and handshake together; 30 s if absent. */
+  /** Time limit for connect and handshake together; 30 s if absent. */
   readonly connectTimeoutMs?: number;
   readonly signal: AbortSignal;
 }
 
 interface SessionPhases<T> {
   readonly handshake: (send: Send) => Receiver<T>;
-  /** Runs from the moment the handshake is done. */
+  /** Runs from the end of the handshake on. */
   readonly transmission?: (result: T) => Receiver<void>;
-  /** Called once if the session dies, also while it opens. */
+  /** Called once if the session dies, even while it is being opened. */
   readonly onFailure?: (error: unknown) => void;
 }
 
 /**
  * Opens a channel and runs the handshake.
  *
- * @throws NbdConnectionError if nobody listens, the server hangs up, or the deadline passes
+ * @throws NbdConnectionError if no server listens, the server hangs up, or the deadline passes
  * @throws NbdProtocolError, NbdServerError as the handshake does; the reason of `signal` if aborted
  */
 export function openSession<T>(

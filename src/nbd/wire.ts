@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Codecs of the transmission phase: requests, simple replies, structured chunks. Pure, each decoder
-// beside its encoder. Whether a message fits the conversation is decided in replies.ts.
+// beside its encoder. replies.ts decides whether a message fits the conversation.
 
 import { toSafeNumber } from "../core/index.ts";
 import {
@@ -63,7 +63,7 @@ export function decodeSimpleReply(bytes: Buffer): SimpleReply {
 
 export interface ChunkHeader {
   readonly flags: number;
-  /** A value of ChunkType, or one this client does not know. */
+  /** A value of ChunkType, or one that this client does not know. */
   readonly type: number;
   readonly cookie: bigint;
   readonly payloadBytes: number;
@@ -91,7 +91,7 @@ export function decodeChunkHeader(bytes: Buffer): ChunkHeader {
   };
 }
 
-/** Both kinds of reply begin with a magic; it says which one this is. */
+/** Both kinds of reply begin with a magic number, which tells which kind this is. */
 export const readReplyMagic = (bytes: Buffer): number => bytes.readUInt32BE(0);
 
 function checkReplyMagic(magic: number, wanted: number): void {
@@ -121,7 +121,7 @@ export interface BlockStatusExtent {
   readonly flags: number;
 }
 
-/** @throws NbdProtocolError unless the length is that of a context id and 1 to 2^20 entries */
+/** @throws NbdProtocolError unless the length fits a context id and 1 to 2^20 entries */
 export function checkStatusPayloadBytes(payloadBytes: number): void {
   const entryBytes = payloadBytes - 4;
   const isWhole = entryBytes >= STATUS_ENTRY_BYTES && entryBytes % STATUS_ENTRY_BYTES === 0;
@@ -173,7 +173,7 @@ export function decodeStatusPayload(
 interface ErrorChunk {
   readonly error: number;
   readonly text: string;
-  /** Where it happened; only in NBD_REPLY_TYPE_ERROR_OFFSET. */
+  /** Where the error happened; only in NBD_REPLY_TYPE_ERROR_OFFSET. */
   readonly offset: number | undefined;
 }
 
@@ -189,8 +189,8 @@ export function encodeErrorPayload(chunk: ErrorChunk): Buffer {
 }
 
 /**
- * Inverse of encodeErrorPayload(). `bytes` is borrowed. What follows the known fields is ignored:
- * error types this client does not know may carry more.
+ * Inverse of encodeErrorPayload(). `bytes` is borrowed. Anything after the known fields is ignored:
+ * error types that this client does not know may carry more.
  *
  * @throws NbdProtocolError if the payload is shorter than its fields
  */
