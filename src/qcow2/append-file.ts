@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A file that only grows: digested in file order, written with O_DIRECT where the file system has it.
-// Its first 64 KiB come last. One write is in flight at a time, of all that waits by then: a file system
-// lets only one write make a file longer, and more of them at once spend a core on waiting for each other.
+// A file that only grows: digested in file order, written with O_DIRECT where the file system has it. Its
+// first 64 KiB come last. One write is in flight at a time, with everything that waits by then: a file system
+// lets only one write extend a file, and several at once use up a core waiting for each other.
 import { constants } from "node:fs";
 import type { FileHandle } from "node:fs/promises";
 import { AlignedPool, type Slot } from "../block/index.ts";
@@ -11,21 +11,21 @@ import { type NewFile, reopen } from "../host/index.ts";
 import { HEAD_BYTES } from "./constants.ts";
 import { writeAllFully, writeFully } from "./file-io.ts";
 
-/** What O_DIRECT asks of memory, offset and length; fits every disk in use. */
+/** The alignment that O_DIRECT requires of memory, offset and length; fits every disk in use. */
 const DIRECT_ALIGNMENT = 4096;
 const STAGE_BYTES = MIB;
 const STAGE_SLOTS = 4;
-/** Longest write; what waits beyond it goes with the next one. */
+/** Longest write; whatever waits beyond this goes with the next write. */
 const MAX_WRITE_BYTES = 8 * MIB;
-/** Below this a copy into the stage costs less than a write of its own. */
+/** Below this, a copy into the stage costs less than a separate write. */
 const MIN_BORROWED_BYTES = 256 * KIB;
 
-/** What append() took over: `released` settles when its bytes are the caller's again. */
+/** What append() has accepted: `released` settles when the bytes belong to the caller again. */
 export interface Appended {
   readonly released: Promise<void>;
 }
 
-/** A piece on its way to the file; the pieces of the queue follow each other without a gap. */
+/** A piece on its way to the file; the pieces in the queue follow each other without gaps. */
 interface Queued {
   readonly bytes: Buffer;
   readonly offset: number;
@@ -34,7 +34,7 @@ interface Queued {
 
 const DONE = Promise.resolve();
 
-/** Owner of a new file. Calls of append() must not overlap: the caller has an order anyway. */
+/** Owns a new file. Calls of append() must not overlap: the caller has an order anyway. */
 export class AppendFile implements AsyncDisposable {
   readonly path: string;
   readonly #file: NewFile;
@@ -68,14 +68,14 @@ export class AppendFile implements AsyncDisposable {
   /**
    * Creates the file; it must not exist.
    *
-   * @param isAligned every append ends at a multiple of 4096 whenever a borrowed one follows, and so does the file
+   * @param isAligned every append that a borrowed one follows ends at a multiple of 4096, and so does the file
    * @throws EnvironmentError if it exists or cannot be created
    */
   static async create(file: NewFile, isAligned: boolean, signal: AbortSignal): Promise<AppendFile> {
     const handle = await file.create().catch((error: unknown) => {
       throw environmentError("create", file.path, error);
     });
-    // Opened apart: a file system without O_DIRECT may create the file and then refuse it.
+    // Opened separately: a file system without O_DIRECT may create the file and then refuse to open it.
     const direct = isAligned
       ? await reopen(handle, constants.O_WRONLY | constants.O_DIRECT).catch(() => undefined)
       : undefined;
@@ -87,15 +87,15 @@ export class AppendFile implements AsyncDisposable {
     return this.#position;
   }
 
-  /** Every byte below has reached the file. */
+  /** Every byte below this has reached the file. */
   get writtenBelow(): number {
     return this.#writtenBelow;
   }
 
   /**
-   * Appends `bytes`: large page-aligned shared memory is borrowed, anything else copied.
+   * Appends `bytes`: borrows large page-aligned shared memory, copies anything else.
    *
-   * @throws the first error of any write before, or the abort reason
+   * @throws the first error of any earlier write, or the abort reason
    */
   async append(bytes: Buffer): Promise<Appended> {
     this.#check();
@@ -122,7 +122,7 @@ export class AppendFile implements AsyncDisposable {
     if (missing > 0) await this.append(Buffer.alloc(missing));
   }
 
-  /** Sends what the stage holds on its way; nobody has to wait. */
+  /** Sends what the stage holds on its way, without waiting for it. */
   flush(): void {
     const stage = this.#stage;
     if (stage === undefined) return;
@@ -133,7 +133,7 @@ export class AppendFile implements AsyncDisposable {
   }
 
   /**
-   * Writes the head after everything else is safely on the disk. The digest covers the bytes from
+   * Writes the head once everything else is safely on the disk. The digest covers the bytes from
    * 65536 to the end, then the first 65536.
    */
   async finish(head: Buffer): Promise<Digest> {
@@ -154,7 +154,7 @@ export class AppendFile implements AsyncDisposable {
     return this.#digester.finish();
   }
 
-  /** Remembers the first error of all; returns it. */
+  /** Records the first of all errors and returns it. */
   #fail(error: unknown): unknown {
     this.#failure ??= {
       error: this.#signal.aborted ? this.#signal.reason : environmentError("write", this.path, error),
@@ -214,7 +214,7 @@ export class AppendFile implements AsyncDisposable {
     this.#pump = undefined;
   }
 
-  /** The pieces that go with one write: contiguous, and all fit for O_DIRECT or a single one that is not. */
+  /** The pieces that go into one write: contiguous, and either all fit for O_DIRECT or a single one that is not. */
   #takeBatch(): Queued[] {
     const isDirect = ({ bytes, offset }: Queued): boolean =>
       bytes.length % DIRECT_ALIGNMENT === 0 && offset % DIRECT_ALIGNMENT === 0;
@@ -238,7 +238,7 @@ export class AppendFile implements AsyncDisposable {
     try {
       await writeAllFully(direct, pieces, offset);
     } catch (error) {
-      // Refused by the file system, or the rest of a short write is not aligned: once more, buffered.
+      // The file system refused, or the rest of a short write is not aligned: try once more, buffered.
       if (errnoOf(error) !== "EINVAL") throw error;
       await writeAllFully(this.#handle, pieces, offset);
     }
@@ -255,7 +255,7 @@ export class AppendFile implements AsyncDisposable {
     }
   }
 
-  /** Without finish(): waits for writes in flight, whose memory is borrowed, and deletes the file. */
+  /** Without finish(): waits for writes in flight, because their memory is borrowed, and deletes the file. */
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#isFinished || this.#isDisposed) return;
     this.#isDisposed = true;
@@ -263,7 +263,7 @@ export class AppendFile implements AsyncDisposable {
     this.#stage?.release();
     this.#stage = undefined;
     await this.#pump;
-    // Unlink first: that works on an open file, and a failing close must not keep the partial one.
+    // Unlink first: that works on an open file, and a failing close must not leave the partial file behind.
     try {
       await this.#file.remove();
     } finally {

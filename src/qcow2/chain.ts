@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A disk as the guest saw it: an image over its backing images, each given as an open file. What a
-// header names is never opened.
+// A disk as the guest saw it: an image over its backing images, each given as an open file. Names in
+// headers are never opened.
 import { MIB, RequestError } from "../core/index.ts";
 import type { RegularFile } from "../host/index.ts";
 import { Qcow2FormatError } from "./errors.ts";
 import type { Qcow2Header } from "./header.ts";
 import { Qcow2Image } from "./image.ts";
 
-/** Longer chains are a mistake of somebody: every image costs a file handle and its L1 table. */
+/** A longer chain is a mistake: every image costs a file handle and its L1 table. */
 const MAX_CHAIN_IMAGES = 1024;
-/** All L1 tables of a chain together: 256 images of a disk of 64 TiB, at 64 KiB a cluster. */
+/** All L1 tables of a chain together: 256 images of a 64 TiB disk, with 64 KiB clusters. */
 const MAX_CHAIN_L1_BYTES = 256 * MIB;
 
 export class Qcow2Chain {
@@ -20,12 +20,12 @@ export class Qcow2Chain {
   }
 
   /**
-   * Reads a chain, the top image first, the base last. The files are borrowed: whoever opened them closes them.
+   * Reads a chain, top image first, base last. The files are borrowed: the caller closes them.
    *
-   * @param known headers of these very files, where they were read already
-   * @throws Qcow2FormatError if an image is unsound or comes twice, if their L1 tables are too large, if one that is
-   *   not the last has no backing file or a format other than qcow2 for it, or if the last one has a backing file;
-   *   EnvironmentError if one cannot be read
+   * @param known headers of these very files, if they were read already
+   * @throws Qcow2FormatError if an image is unsound or appears twice, if the L1 tables are too large, if an image
+   *   before the last has no backing file or gives it a format other than qcow2, or if the last one has a backing
+   *   file; EnvironmentError if one cannot be read
    */
   static async over(
     files: readonly RegularFile[],
@@ -66,8 +66,8 @@ export class Qcow2Chain {
   }
 
   /**
-   * Fills `target` with the guest's bytes from `guestOffset` on. Beyond the end of the disk, and of a
-   * backing image that is smaller, there are zeroes.
+   * Fills `target` with the guest's bytes from `guestOffset` on. Beyond the end of the disk, and beyond
+   * the end of a smaller backing image, there are zeroes.
    *
    * @throws Qcow2FormatError if a table or a compressed cluster is damaged, EnvironmentError if reading fails
    */
@@ -91,7 +91,7 @@ export class Qcow2Chain {
   }
 }
 
-/** A missing image would read as zeroes: the header must agree on whether there is one below. */
+/** A missing image would read as zeroes, so the header must agree on whether there is one below. */
 function checkLink(path: string, { backing }: Qcow2Header, isLast: boolean): void {
   if (isLast && backing !== undefined) {
     throw new Qcow2FormatError(

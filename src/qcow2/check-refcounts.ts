@@ -13,7 +13,7 @@ const CACHE_BYTES = 4 * 1024 * 1024;
 const MIN_CACHED_BLOCKS = 2;
 
 export class RecordedRefcounts {
-  /** Host offset of each block; 0 where there is none. */
+  /** Host offset of each block; 0 if there is none. */
   readonly blockOffsets: readonly number[];
   readonly clustersPerBlock: number;
   readonly #file: RegularFile;
@@ -38,7 +38,7 @@ export class RecordedRefcounts {
     return new RecordedRefcounts(file, header, offsets);
   }
 
-  /** The windows of `clusters` clusters each, by number, in which anything is counted. */
+  /** Numbers of the windows, of `clusters` clusters each, in which anything is counted. */
   windows(clusters: number): Set<number> {
     const windows = new Set<number>();
     for (const [index, offset] of this.blockOffsets.entries()) {
@@ -50,7 +50,7 @@ export class RecordedRefcounts {
     return windows;
   }
 
-  /** The block that counts `cluster`, or undefined where nothing is counted. */
+  /** The block that counts `cluster`; undefined if nothing is counted there. */
   async block(cluster: number): Promise<Buffer | undefined> {
     const index = Math.floor(cluster / this.clustersPerBlock);
     const cached = this.#blocks.get(index);

@@ -3,12 +3,12 @@
 /** More errors than this are only counted. */
 const MAX_REPORTED_ERRORS = 20;
 
-/** What a check found. The image is sound if `errorCount` is 0; leaks only waste space. */
+/** The result of a check. The image is sound if `errorCount` is 0; leaks only waste space. */
 export interface CheckReport {
   /** The first errors, one line each. */
   readonly errors: readonly string[];
   readonly errorCount: number;
-  /** Clusters whose refcount is higher than the references there are. */
+  /** Clusters whose refcount is higher than the number of references. */
   readonly leakedClusters: number;
   readonly dataClusters: number;
   readonly compressedClusters: number;

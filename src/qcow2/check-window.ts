@@ -5,14 +5,14 @@
 /** 32 MiB of counters; 1 TiB of a file with 64 KiB clusters. */
 export const WINDOW_CLUSTERS = 2 ** 24;
 
-/** Set where a table or a data cluster lives, which nothing else may refer to. */
+/** Set for a cluster that holds a table or data: nothing else may refer to it. */
 const EXCLUSIVE = 0x8000;
 const COUNT_MASK = 0x7fff;
 
 export class ReferenceWindow {
   readonly start: number;
   readonly end: number;
-  /** The windows of this one's size behind it, by number, that were referred to. */
+  /** Numbers of the later windows, of this one's size, that were referred to. */
   readonly windowsBeyond = new Set<number>();
   readonly #counts: Uint16Array;
 
@@ -23,7 +23,7 @@ export class ReferenceWindow {
     this.#counts = new Uint16Array(end - start);
   }
 
-  /** Counts one reference to a cluster; false if it is already somebody else's alone. */
+  /** Counts one reference to a cluster; false if the cluster already has an exclusive owner. */
   addExclusive(cluster: number): boolean {
     if (this.#isElsewhere(cluster)) return true;
     const at = cluster - this.start;
@@ -33,7 +33,7 @@ export class ReferenceWindow {
     return before === 0;
   }
 
-  /** Counts one reference to a cluster that compressed clusters share. */
+  /** Counts one reference to a cluster that compressed clusters may share. */
   addShared(cluster: number): boolean {
     if (this.#isElsewhere(cluster)) return true;
     const at = cluster - this.start;
@@ -41,7 +41,7 @@ export class ReferenceWindow {
     return ((this.#counts[at] as number) & EXCLUSIVE) === 0;
   }
 
-  /** References to a cluster of the window. */
+  /** The number of references to a cluster of the window. */
   references(cluster: number): number {
     return (this.#counts[cluster - this.start] as number) & COUNT_MASK;
   }

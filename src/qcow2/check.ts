@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Checks the tables of an image as `qemu-img check` does: every reference against the refcounts, in
-// the file, in nobody else's place. Streamed; memory is bounded by the window of clusters.
+// Checks the tables of an image as `qemu-img check` does: every reference must match the refcounts, lie
+// inside the file, and not overlap another owner. Streamed; the window of clusters bounds the memory.
 import { UnsupportedError } from "../core/index.ts";
 import type { RegularFile } from "../host/index.ts";
 import { RecordedRefcounts } from "./check-refcounts.ts";
@@ -15,21 +15,21 @@ import { decodeL1Entry, decodeL2Entry, type L2Entry } from "./tables.ts";
 
 export interface CheckOptions {
   readonly signal: AbortSignal;
-  /** Called now and then with the part that is done, 0 to 1. */
+  /** Called now and then with the fraction that is done, 0 to 1. */
   readonly onProgress?: (part: number) => void;
-  /** Of this very file, where it was read already. */
+  /** The header of this very file, if it was read already. */
   readonly header?: Qcow2Header;
   /** Clusters per pass; for tests. */
   readonly windowClusters?: number;
 }
 
-/** A check of more errors than this is not worth its time. */
+/** With more errors than this, a check is not worth the time. */
 const MAX_ERRORS = 1000;
 
 /**
- * Checks the tables of one open image; its data, and its backing file, are not read.
+ * Checks the tables of one open image; reads neither its data nor its backing file.
  *
- * @throws Qcow2FormatError if header, L1 or refcount table are unusable; UnsupportedError for an image with
+ * @throws Qcow2FormatError if the header, L1 table or refcount table is unusable; UnsupportedError for an image with
  *   internal snapshots or bitmaps, whose clusters we do not count; EnvironmentError if reading fails
  */
 export async function checkQcow2(file: RegularFile, options: CheckOptions): Promise<CheckReport> {
@@ -45,7 +45,7 @@ export async function checkQcow2(file: RegularFile, options: CheckOptions): Prom
   const step = options.windowClusters ?? WINDOW_CLUSTERS;
   const first = new ReferenceWindow(0, Math.min(step, fileClusters));
   await check.pass(first, fileClusters);
-  // A file may be a hole of exabytes: where nothing is counted and nothing refers to, nothing can be wrong.
+  // A file may be a hole of exabytes: where nothing is counted and nothing is referred to, nothing can be wrong.
   const further = new Set([...refcounts.windows(step), ...first.windowsBeyond]);
   for (const start of [...further].map((window) => window * step).sort((a, b) => a - b)) {
     if (start === 0 || start >= fileClusters || errors.count > MAX_ERRORS) continue;
@@ -87,7 +87,7 @@ class Check {
     this.#options = options;
   }
 
-  /** Counts all references to the clusters of `window`; what needs no counting is checked in the first pass. */
+  /** Counts all references to the clusters of `window`; the first pass also checks what needs no counting. */
   async pass(window: ReferenceWindow, fileClusters: number): Promise<void> {
     const { clusterBytes, l1Offset, refcountTableOffset, refcountTableClusters } = this.#header;
     this.#window = window;
@@ -105,7 +105,7 @@ class Check {
     await this.#compare();
   }
 
-  /** True in the pass that reports what does not depend on the window. */
+  /** True in the pass that reports what is independent of the window. */
   get #isFirst(): boolean {
     return this.#window.start === 0;
   }
@@ -116,7 +116,7 @@ class Check {
     const entry = this.#decode(`L1 entry ${index}`, () => decodeL1Entry(raw, clusterBytes));
     if (entry === undefined || entry.l2Offset === 0) return;
     if (!this.#isInside(entry.l2Offset, clusterBytes, `L2 table ${index}`)) return;
-    // Somebody else's cluster is no table: what would be read from it means nothing.
+    // A cluster with another owner is not a table: what would be read from it means nothing.
     if (!this.#own(entry.l2Offset, 1, `L2 table ${index}`)) return;
     await this.#checkCopied(entry.l2Offset, entry.isCopied, `L2 table ${index}`);
     this.#options.signal.throwIfAborted();
@@ -152,7 +152,7 @@ class Check {
     else if (entry.kind === "zero") this.counts.zeroClusters++;
   }
 
-  /** Claims clusters for one owner; false if one of them has an owner already. */
+  /** Claims clusters for one owner; false if any of them already has one. */
   #own(offset: number, clusters: number, what: string | (() => string)): boolean {
     const first = offset / this.#header.clusterBytes;
     let isFree = true;
@@ -175,7 +175,7 @@ class Check {
     return false;
   }
 
-  /** "Copied" promises that the refcount is exactly one: QEMU writes in place where it is set. */
+  /** "Copied" promises that the refcount is exactly one: QEMU writes in place if it is set. */
   async #checkCopied(offset: number, isCopied: boolean, what: string | (() => string)): Promise<void> {
     const cluster = offset / this.#header.clusterBytes;
     if (cluster < this.#window.start || cluster >= this.#window.end) return;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What travels between the compressor and its workers. The bytes themselves stay in shared memory.
+// The messages between the compressor and its workers. The data itself stays in shared memory.
 
 export type CompressionKind = "zlib" | "zstd";
 
 /** `workerData` of a worker. */
 export interface WorkerSetup {
   readonly kind: CompressionKind;
-  /** The memory that every result is written to, and inputs that were not shared before. */
+  /** The memory for every result, and for inputs that were not shared before. */
   readonly memory: SharedArrayBuffer;
   /** File URL that koffi is resolved from. */
   readonly base: string;
@@ -15,12 +15,12 @@ export interface WorkerSetup {
 /** One run of whole clusters. */
 export interface CompressJob {
   readonly id: number;
-  /** undefined: the input is in the worker's own memory. */
+  /** undefined: the input is in the worker's memory. */
   readonly input: SharedArrayBuffer | undefined;
   readonly inputOffset: number;
   readonly inputBytes: number;
   readonly clusterBytes: number;
-  /** Where the streams go, one behind the other, in the worker's own memory; as long as the input. */
+  /** Where the streams go, one after another, in the worker's memory; as long as the input. */
   readonly outputOffset: number;
 }
 
@@ -28,6 +28,6 @@ export type WorkerMessage =
   | { readonly ready: true }
   /** The worker cannot work at all. */
   | { readonly broken: string }
-  /** Bytes of each cluster's stream; 0 where compressing does not make it smaller. */
+  /** Length of each cluster's stream in bytes; 0 if compression does not make it smaller. */
   | { readonly id: number; readonly sizes: readonly number[] }
   | { readonly id: number; readonly error: string };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A worker thread that compresses clusters. Bundled into one file of its own; compressor.ts starts it
+// A worker thread that compresses clusters. It is bundled into a separate file; compressor.ts starts it
 // from that file's text, so that nothing is loaded later.
 import { createRequire } from "node:module";
 import { parentPort, workerData } from "node:worker_threads";
@@ -8,22 +8,22 @@ import type Koffi from "koffi";
 import type { CompressJob, WorkerMessage, WorkerSetup } from "./compress-protocol.ts";
 import { ZLIB_WINDOW_BITS } from "./constants.ts";
 
-/** QEMU uses 6: 4 costs two thirds of the time for one percent of size (64 KiB clusters, 4 KiB window). */
+/** QEMU uses 6: 4 takes two thirds of the time for one percent more size (64 KiB clusters, 4 KiB window). */
 const ZLIB_LEVEL = 4;
 const ZLIB_MEMORY_LEVEL = 9;
-/** QEMU streams at level 3: one call per cluster at 2 comes to its size, one percent more, in three quarters of the time. */
+/** QEMU streams at level 3: one call per cluster at 2 gives one percent more size in three quarters of the time. */
 const ZSTD_LEVEL = 2;
 
 /** Compresses `input` to the start of `output`; 0 if the stream would not be shorter than `input`. */
 type Codec = (input: Buffer, output: Buffer) => number;
 
-/** Fills the young generation, see collectGarbage(). */
+/** Fills the young generation; see collectGarbage(). */
 const LITTER_ENTRIES = 2048;
 let litter: readonly number[] = [];
 
 /**
- * Node's zlib leaves its result outside the JavaScript heap, where V8 lets some 32 MiB pile up per worker
- * before it looks. A collection comes when the young generation (1 MiB, see compressor.ts) is full: so fill it.
+ * Node's zlib leaves its result outside the JavaScript heap, where V8 lets some 32 MiB pile up per worker before it
+ * collects. It also collects when the young generation (1 MiB, see compressor.ts) is full, so this fills it.
  */
 function collectGarbage(): void {
   litter = new Array<number>(LITTER_ENTRIES).fill(litter.length);
@@ -35,7 +35,7 @@ const zlibCodec: Codec = (input, output) => {
     level: ZLIB_LEVEL,
     windowBits: ZLIB_WINDOW_BITS,
     memLevel: ZLIB_MEMORY_LEVEL,
-    chunkSize: Math.max(64, input.length / 2), // most streams fit, and it is garbage right afterwards
+    chunkSize: Math.max(64, input.length / 2), // most streams fit, and it is garbage immediately afterwards
   });
   return stream.length < input.length ? stream.copy(output) : 0;
 };
@@ -51,7 +51,7 @@ function loadZstdCodec(base: string): Codec {
   );
   const context: unknown = createContext();
   return (input, output) => {
-    // An output one byte shorter than the input: what does not fit is stored as it is.
+    // The output is one byte shorter than the input: a stream that does not fit is stored uncompressed.
     const code: unknown = compress(context, output, input.length - 1, input, input.length, ZSTD_LEVEL);
     return isError(code) !== 0 ? 0 : Number(code);
   };

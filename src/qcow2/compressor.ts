@@ -8,31 +8,31 @@ import { AlignedPool } from "../block/index.ts";
 import { EnvironmentError, MIB, oneLine } from "../core/index.ts";
 import type { CompressionKind, CompressJob, WorkerMessage, WorkerSetup } from "./compress-protocol.ts";
 
-/** The most bytes of one compress() call. */
+/** The maximum number of bytes in one compress() call. */
 export const MAX_COMPRESS_BYTES = MIB;
-/** Each costs about 10 MiB, and all of Node must stay below 200. QEMU stops at 4. */
+/** Each worker costs about 10 MiB, and all of Node must stay below 200 MiB. QEMU stops at 4. */
 const MAX_WORKERS = 6;
-/** A worker makes much short-lived garbage and keeps nothing: a small young generation bounds it. */
+/** A worker produces much short-lived garbage and keeps nothing: a small young generation bounds it. */
 const WORKER_LIMITS = { maxYoungGenerationSizeMb: 1, maxOldGenerationSizeMb: 64 };
-/** Results that wait for their turn in the file, besides those being made. */
+/** Results that wait for their turn in the file, in addition to those in progress. */
 const SPARE_SLOTS = 4;
 
 /** The result of one compress() call; `bytes` is borrowed until release(). */
 export interface CompressedRun {
-  /** Stream length of each cluster in bytes; 0 means: store it as it is. */
+  /** Stream length of each cluster in bytes; 0 means: store it uncompressed. */
   readonly sizes: readonly number[];
-  /** The streams, one behind the other. */
+  /** The streams, one after another. */
   readonly bytes: Buffer;
   release(): void;
 }
 
-/** Shared by every writer of a job. */
+/** All writers of a job share it. */
 export interface ClusterCompressor extends AsyncDisposable {
   readonly kind: CompressionKind;
-  /** A worker failed: every later compress() fails too. Dispose it and make another. */
+  /** A worker failed: every later compress() fails, too. Dispose it and create another. */
   readonly hasFailed: boolean;
   /**
-   * Compresses up to 1 MiB of clusters; a short last one counts as filled up with zeroes.
+   * Compresses up to 1 MiB of clusters; a short last one counts as padded with zeroes.
    * `bytes` is borrowed until the promise settles; shared memory is not copied.
    *
    * @throws EnvironmentError if a worker has failed, or the abort reason
@@ -45,7 +45,7 @@ interface Pending {
   reject(error: unknown): void;
 }
 
-/** A worker and the jobs it has. */
+/** A worker and its jobs. */
 interface Member {
   readonly worker: Worker;
   readonly pending: Map<number, Pending>;
@@ -54,7 +54,7 @@ interface Member {
 /**
  * Starts the workers and waits until each has its codec.
  *
- * @throws EnvironmentError if the worker file is missing, or libzstd for "zstd"
+ * @throws EnvironmentError if the worker file is missing, or, for "zstd", libzstd
  */
 export async function createCompressor(
   kind: CompressionKind,
@@ -145,7 +145,7 @@ class WorkerPool implements ClusterCompressor {
       worker.on("error", (error) => fail(String(error)));
       worker.on("exit", (code) => fail(`it ended with code ${code}`));
     });
-    ready.catch(() => undefined); // whenReady() reports it, later failures reach compress()
+    ready.catch(() => undefined); // whenReady() reports it; later failures reach compress()
     this.#ready.push(ready);
   }
 
@@ -156,7 +156,7 @@ class WorkerPool implements ClusterCompressor {
     else pending?.resolve(message.sizes);
   }
 
-  /** The first failure of any worker ends the pool: a missing cluster cannot be made up for. */
+  /** The first failure of any worker ends the pool: nothing can replace a missing cluster. */
   #fail(why: string, error = new EnvironmentError(`Cannot compress: a worker failed: ${oneLine(why)}`)): unknown {
     this.#failure ??= error;
     for (const { pending } of this.#members) {
@@ -170,7 +170,7 @@ class WorkerPool implements ClusterCompressor {
     if (this.#isDisposed) return;
     this.#isDisposed = true;
     await Promise.all(this.#members.map(({ worker }) => worker.terminate()));
-    this.#slots[Symbol.dispose](); // not before: a worker may have written there until now
+    this.#slots[Symbol.dispose](); // not earlier: a worker may have written there until now
   }
 }
 
@@ -183,7 +183,7 @@ function brokenError(kind: CompressionKind, why: string): EnvironmentError {
 
 let loadedText: string | undefined;
 
-/** Beside the running bundle, or in dist/ when running from the sources. Read once. */
+/** Next to the running bundle, or in dist/ when running from the sources. Read once. */
 function workerText(): string {
   if (loadedText !== undefined) return loadedText;
   const paths = ["./compress-worker.cjs", "../../dist/compress-worker.cjs"].map((at) =>
@@ -194,7 +194,7 @@ function workerText(): string {
       loadedText = readFileSync(path, "utf8");
       return loadedText;
     } catch {
-      // the next place
+      // try the next place
     }
   }
   throw new EnvironmentError(`Cannot start compression: "${paths[0]}" is missing, the installation is incomplete`);

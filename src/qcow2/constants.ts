@@ -4,9 +4,9 @@
 /** "QFI\xfb". */
 export const QCOW2_MAGIC = 0x514649fb;
 export const HEADER_BYTES_V2 = 72;
-/** The least a version 3 header may have. */
+/** The minimum length of a version 3 header. */
 export const HEADER_MIN_BYTES_V3 = 104;
-/** With the compression type and its padding; what QEMU writes since 5.1. */
+/** The length with the compression type and its padding; QEMU has written this since 5.1. */
 export const HEADER_BYTES_V3 = 112;
 
 /** Byte positions of the header fields. Source: "Header". */
@@ -32,7 +32,7 @@ export const HeaderField = {
   compressionType: 104,
 } as const;
 
-/** Bits of the incompatible features field: who does not know one must not open the image. */
+/** Bits of the incompatible features field: a program that does not know one must not open the image. */
 export const Incompatible = {
   dirty: 1n << 0n,
   corrupt: 1n << 1n,
@@ -41,7 +41,7 @@ export const Incompatible = {
   extendedL2: 1n << 4n,
 } as const;
 
-/** Bits of the autoclear features field: who does not know one ignores it, and clears it when he writes. */
+/** Bits of the autoclear features field: a program that does not know one ignores it, and clears it when writing. */
 export const Autoclear = { rawExternalData: 1n << 1n } as const;
 
 /** Values of the compression type field. */
@@ -70,7 +70,7 @@ export const REFCOUNT_TABLE_RESERVED_MASK = 0x1ffn;
 export const TABLE_ENTRY_BYTES = 8;
 export const SECTOR_BYTES = 512;
 
-// Limits. QEMU refuses beyond these too (block/qcow2.h), so no image in use can be above them.
+// Limits. QEMU, too, refuses anything beyond these (block/qcow2.h), so no image in use can exceed them.
 export const MIN_CLUSTER_BITS = 9;
 export const MAX_CLUSTER_BITS = 21;
 export const MAX_REFCOUNT_ORDER = 6;
@@ -81,15 +81,15 @@ export const MAX_REFCOUNT_TABLE_BYTES = 8 * 1024 * 1024;
 /** "Must not be longer than 1023 bytes." */
 export const MAX_BACKING_FILE_BYTES = 1023;
 export const MAX_BACKING_FORMAT_BYTES = 15;
-/** The largest virtual size whose every offset still fits a table entry. */
+/** The largest virtual size at which every offset still fits into a table entry. */
 export const MAX_VIRTUAL_BYTES = 2 ** 53 - 2 ** MAX_CLUSTER_BITS;
 
-// Our own files.
+// Our files.
 /** The head of a file: written last, digested last, whatever the cluster size. */
 export const HEAD_BYTES = 64 * 1024;
 export const DEFAULT_CLUSTER_BITS = 16;
 export const REFCOUNT_ORDER = 4;
 export const REFCOUNT_BYTES = 2;
 
-/** zlib's own -12: the window that QEMU compresses and inflates with. */
+/** zlib's -12: the window that QEMU compresses and inflates with. */
 export const ZLIB_WINDOW_BITS = 12;

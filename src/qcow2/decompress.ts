@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Compressed clusters back to bytes. A stream can never make more than one cluster.
+// Turns compressed clusters back into bytes. A stream can never produce more than one cluster.
 import { inflateRawSync } from "node:zlib";
 import { EnvironmentError, messageOf } from "../core/index.ts";
 import { loadNativeLibrary } from "../host/index.ts";
@@ -8,7 +8,7 @@ import { ZLIB_WINDOW_BITS } from "./constants.ts";
 import { Qcow2FormatError } from "./errors.ts";
 
 /**
- * Fills `target`, one cluster, from `stream`; what follows the stream in its last sector is ignored.
+ * Fills `target`, one cluster, from `stream`; ignores what follows the stream in its last sector.
  *
  * @throws Qcow2FormatError if the stream is damaged, or is longer or shorter than the cluster;
  *   EnvironmentError if this system has no libzstd
@@ -57,7 +57,7 @@ function loadZstd(): ZstdLibrary {
   return library;
 }
 
-/** A cluster may be more than one frame; QEMU writes one. */
+/** A cluster may consist of more than one frame; QEMU writes one. */
 function zstd(stream: Buffer, target: Buffer): void {
   const zstdLibrary = loadZstd();
   const checked = (code: number | bigint): number => {

@@ -8,10 +8,10 @@ import { HEAD_BYTES } from "./constants.ts";
 import { readUpTo } from "./file-io.ts";
 
 /**
- * Digests an open file of any kind: `(tail -c +65537 F; head -c 65536 F) | xxhsum -H2` prints the same.
+ * Digests an open file of any kind: `(tail -c +65537 F; head -c 65536 F) | xxhsum -H2` prints the same value.
  *
  * @param onProgress called with the bytes read so far
- * @throws UnsupportedError if this system lacks the algorithm, EnvironmentError if reading fails
+ * @throws UnsupportedError if this system does not have the algorithm, EnvironmentError if reading fails
  */
 export async function digestQcow2File(
   file: RegularFile,

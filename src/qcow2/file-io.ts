@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Reads and writes that finish what the kernel left short.
+// Reads and writes that finish what the kernel did only in part.
 import type { FileHandle } from "node:fs/promises";
 import { environmentError } from "../core/index.ts";
 import { type RegularFile, readInto } from "../host/index.ts";
@@ -22,7 +22,7 @@ function endsBefore(file: RegularFile, end: number, offset: number, wanted: numb
 }
 
 /**
- * Reads a table whose place and length the file itself names: nothing is allocated for what is not there.
+ * Reads a table whose position and length come from the file itself: allocates nothing for what does not exist.
  *
  * @throws Qcow2FormatError if the file ends before, EnvironmentError if reading fails
  */
@@ -33,7 +33,7 @@ export async function readTable(file: RegularFile, offset: number, length: numbe
   return table;
 }
 
-/** As readExactly(), but ends at the end of the file. Returns the number of bytes read. */
+/** As readExactly(), but stops at the end of the file. Returns the number of bytes read. */
 export async function readUpTo(file: RegularFile, target: Buffer, offset: number): Promise<number> {
   try {
     return await readInto(file.handle, target, offset);
@@ -44,7 +44,7 @@ export async function readUpTo(file: RegularFile, target: Buffer, offset: number
 
 const NOTHING_WRITTEN = "the file system takes nothing more, and does not say why";
 
-/** Writes all of `bytes` at `offset`; throws Node's own error, or one if the file takes nothing more. */
+/** Writes all of `bytes` at `offset`; throws Node's error, or another one if the file accepts no more. */
 export async function writeFully(handle: FileHandle, bytes: Buffer, offset: number): Promise<void> {
   for (let done = 0; done < bytes.length; ) {
     const { bytesWritten } = await handle.write(bytes, done, bytes.length - done, offset + done);
@@ -53,7 +53,7 @@ export async function writeFully(handle: FileHandle, bytes: Buffer, offset: numb
   }
 }
 
-/** writeFully() for several pieces that follow each other in the file, in one call where the system takes it. */
+/** writeFully() for several pieces that follow each other in the file; in one call if the system accepts it. */
 export async function writeAllFully(handle: FileHandle, pieces: readonly Buffer[], offset: number): Promise<void> {
   let rest = pieces.filter((piece) => piece.length > 0);
   let at = offset;

@@ -3,14 +3,14 @@
 import { Extension, HeaderField, MAX_BACKING_FILE_BYTES, MAX_BACKING_FORMAT_BYTES } from "./constants.ts";
 import { Qcow2FormatError } from "./errors.ts";
 
-/** A backing file as the header names it. Nobody here ever opens that name. */
+/** A backing file as the header names it. This library never opens that name. */
 export interface BackingReference {
   readonly file: string;
-  /** undefined where the header leaves the format open. */
+  /** undefined if the header does not state the format. */
   readonly format: string | undefined;
 }
 
-/** Makes the error of a header field, with the path in it. */
+/** Makes the error for a header field, with the path in it. */
 export type Fail = (state: string) => Qcow2FormatError;
 export const failure =
   (path: string): Fail =>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The header and its extensions: bytes <-> value. Strict: who passes decodeQcow2Header() is a plain
-// image that the reader understands completely.
+// The header and its extensions: bytes <-> value. Strict: an image that passes decodeQcow2Header() is
+// a plain one that the reader understands completely.
 import {
   Autoclear,
   CompressionType,
@@ -32,7 +32,7 @@ import {
 } from "./header-extensions.ts";
 import { l2CoverageBytes } from "./tables.ts";
 
-/** What a header says, checked. Offsets in bytes from the start of the file. */
+/** The content of a header, checked. Offsets are in bytes from the start of the file. */
 export interface Qcow2Header {
   readonly version: 2 | 3;
   readonly virtualBytes: number;
@@ -43,29 +43,29 @@ export interface Qcow2Header {
   readonly refcountTableOffset: number;
   readonly refcountTableClusters: number;
   readonly refcountOrder: number;
-  /** Codec of compressed clusters, if there are any. */
+  /** Codec of the compressed clusters, if there are any. */
   readonly compression: "zlib" | "zstd";
   readonly backing: BackingReference | undefined;
-  /** Internal snapshots; the reader sees only the active state. */
+  /** The number of internal snapshots; the reader sees only the active state. */
   readonly snapshots: number;
-  /** Refcounts may be stale ("lazy refcounts", not closed cleanly); the data is good. */
+  /** The refcounts may be stale ("lazy refcounts", not closed cleanly); the data is good. */
   readonly isDirty: boolean;
   readonly hasBitmaps: boolean;
-  /** It holds the feature name table, which QEMU writes into every version 3 image. */
+  /** The header has the feature name table, which QEMU writes into every version 3 image. */
   readonly hasFeatureNames: boolean;
 }
 
-/** The fields that our writer decides; everything else is fixed. */
+/** The fields that our writer chooses; everything else is fixed. */
 export type NewHeader = Pick<
   Qcow2Header,
   "virtualBytes" | "clusterBits" | "l1Entries" | "l1Offset" | "refcountTableOffset" | "refcountTableClusters"
 > & { readonly compression: "zlib" | "zstd"; readonly backing?: { readonly file: string; readonly format: string } };
 
 /**
- * Encodes a version 3 header with its extensions and backing file name; as long as it needs to be.
- * The caller pads it to the cluster with zeroes.
+ * Encodes a version 3 header with its extensions and backing file name, as long as it needs to be. The
+ * caller pads it with zeroes to a whole cluster.
  *
- * @throws Qcow2FormatError if a name is longer than the format allows or does not fit the first cluster
+ * @throws Qcow2FormatError if a name is longer than the format allows, or does not fit into the first cluster
  */
 export function encodeQcow2Header(header: NewHeader): Buffer {
   const fixed = Buffer.alloc(HEADER_BYTES_V3);
@@ -118,7 +118,7 @@ export function decodeClusterBits(bytes: Buffer, path: string): number {
 /**
  * Decodes a header.
  *
- * @param bytes the first cluster of the file, or the whole file where it is shorter
+ * @param bytes the first cluster of the file, or the whole file if it is shorter
  * @param path for messages only
  * @throws Qcow2FormatError if a field is impossible, or the image has an external data file, encryption,
  *   extended L2 entries, an unknown incompatible feature, or is marked corrupt
@@ -152,7 +152,7 @@ export function decodeQcow2Header(bytes: Buffer, path: string): Qcow2Header {
   if (refcountTableClusters * clusterBytes > Math.max(MAX_REFCOUNT_TABLE_BYTES, clusterBytes)) {
     throw fail(`its refcount table has ${refcountTableClusters} clusters, too many`);
   }
-  offsetAt(HeaderField.snapshotsOffset, "snapshot table"); // QEMU looks at it also where there are no snapshots
+  offsetAt(HeaderField.snapshotsOffset, "snapshot table"); // QEMU checks it even if there are no snapshots
   const extensions = decodeExtensions(bytes, v3.headerBytes, clusterBytes, fail);
   return {
     version,
@@ -174,8 +174,8 @@ export function decodeQcow2Header(bytes: Buffer, path: string): Qcow2Header {
 }
 
 /**
- * True for images as Qcow2Writer leaves them, false for those that QEMU made: it names the features in the
- * header and puts the refcount table in front. Ours comes last, because the file was only ever appended to.
+ * True for images as Qcow2Writer leaves them, false for those that QEMU made: QEMU names the features in the header
+ * and puts the refcount table first. Ours comes last, because the writer only ever appends to the file.
  */
 export function isAppendedImage(header: Qcow2Header): boolean {
   return header.version === 3 && !header.hasFeatureNames && header.refcountTableOffset > header.l1Offset;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Decides what kind of cluster each piece becomes and in which order things reach the file.
-// Calls must not overlap and come in guest order; the writer sees to that.
+// Decides which kind of cluster each piece becomes and in which order things reach the file.
+// Calls must not overlap and must come in guest order; the writer ensures that.
 import { type Extent, splitAt } from "../block/index.ts";
 import type { Digest } from "../digest/index.ts";
 import type { AppendFile } from "./append-file.ts";
@@ -10,14 +10,14 @@ import { type ImageShape, TableBuilder } from "./table-builder.ts";
 import { l2CoverageBytes } from "./tables.ts";
 import { Watermark } from "./watermark.ts";
 
-/** Clusters by kind. */
+/** Cluster counts by kind. */
 export interface ClusterCounts {
   dataClusters: number;
   compressedClusters: number;
   zeroClusters: number;
 }
 
-/** Settles when the bytes that were handed in are the caller's again. */
+/** Settles when the bytes that were passed in belong to the caller again. */
 type Released = Promise<void>;
 
 export class ImageLayout implements Disposable {
@@ -43,7 +43,7 @@ export class ImageLayout implements Disposable {
     return this.#watermark.guestEnd(this.#file.writtenBelow);
   }
 
-  /** Appends data clusters as they are. Adds to `released` also when it fails halfway. */
+  /** Appends data clusters uncompressed. Adds to `released` even if it fails halfway. */
   async placePlain(extent: Extent, bytes: Buffer, released: Released[]): Promise<void> {
     for (const piece of splitAt(extent, l2CoverageBytes(this.#clusterBytes))) {
       await this.#leavePackFor(piece.offset);
@@ -55,7 +55,7 @@ export class ImageLayout implements Disposable {
     this.#laidOut(extent);
   }
 
-  /** Packs the streams of `run`; clusters without a stream are appended as they are. */
+  /** Packs the streams of `run`; appends clusters without a stream uncompressed. */
   async placeCompressed(extent: Extent, bytes: Buffer, run: CompressedRun, released: Released[]): Promise<void> {
     let streamAt = 0;
     for (let index = 0; index < run.sizes.length; ) {
@@ -78,7 +78,7 @@ export class ImageLayout implements Disposable {
     this.#laidOut(extent);
   }
 
-  /** Zero clusters over a backing file; without one, nothing: what is not there reads as zero. */
+  /** Writes zero clusters over a backing file; without one, nothing: what is absent reads as zero. */
   async placeZero(extent: Extent): Promise<void> {
     if (this.#hasBacking) {
       for (const piece of splitAt(extent, l2CoverageBytes(this.#clusterBytes))) {
@@ -99,7 +99,7 @@ export class ImageLayout implements Disposable {
     this.#pack[Symbol.dispose]();
   }
 
-  /** A pack goes into the file before anything of the next L2 table does. */
+  /** A pack goes into the file before anything that belongs to the next L2 table. */
   async #leavePackFor(guestOffset: number): Promise<void> {
     if (this.#pack.mustFlushBefore(guestOffset)) await this.#flushPack();
   }

@@ -10,11 +10,11 @@ import type { Qcow2Header } from "./header.ts";
 import { readQcow2Header } from "./read-header.ts";
 import { decodeL1Entry, decodeL2Entry, type L2Entry, l2CoverageBytes } from "./tables.ts";
 
-/** L2 tables of one image that stay in memory, in bytes. */
+/** The size of the L2 tables of one image that stay in memory, in bytes. */
 const L2_CACHE_BYTES = 1024 * 1024;
 const MIN_CACHED_TABLES = 2;
 
-/** A guest range of one kind: for data, contiguous in the file; for a compressed one, within its cluster. */
+/** A guest range of one kind: data is contiguous in the file; a compressed range lies within its cluster. */
 interface ImageRun {
   readonly offset: number;
   readonly length: number;
@@ -26,7 +26,7 @@ export class Qcow2Image {
   readonly file: RegularFile;
   readonly #l1: Buffer;
   readonly #l2Bytes: number;
-  /** In order of use: the first is the oldest. */
+  /** In order of use: the first is the least recently used. */
   readonly #tables = new Map<number, Buffer>();
   readonly #maxTables: number;
   #lastCluster: { readonly hostOffset: number; readonly bytes: Buffer } | undefined;
@@ -40,9 +40,9 @@ export class Qcow2Image {
   }
 
   /**
-   * Reads header and L1 table. The file is borrowed: whoever opened it closes it.
+   * Reads the header and the L1 table. The file is borrowed: the caller closes it.
    *
-   * @param known the header of this very file, where it was read already
+   * @param known the header of this very file, if it was read already
    * @throws EnvironmentError if the file cannot be read, Qcow2FormatError if it is not a sound plain image
    */
   static async over(file: RegularFile, known?: Qcow2Header): Promise<Qcow2Image> {
@@ -52,12 +52,12 @@ export class Qcow2Image {
     return new Qcow2Image(file, header, l1);
   }
 
-  /** What the L1 table takes in memory. */
+  /** How much memory the L1 table takes. */
   get l1Bytes(): number {
     return this.#l1.length;
   }
 
-  /** Cuts [offset, offset + length), which must be within the disk, into runs of one kind. */
+  /** Cuts [offset, offset + length), which must be inside the disk, into runs of one kind. */
   async *runs(offset: number, length: number, signal: AbortSignal): AsyncGenerator<ImageRun, void, undefined> {
     const end = offset + length;
     const { clusterBytes } = this.header;
@@ -76,7 +76,7 @@ export class Qcow2Image {
     if (held !== undefined) yield held;
   }
 
-  /** Fills `target` with the data of a run: kind "data" or "compressed". */
+  /** Fills `target` with the data of a run of kind "data" or "compressed". */
   async readRun(run: ImageRun, target: Buffer): Promise<void> {
     const within = run.offset % this.header.clusterBytes;
     if (run.entry.kind === "data") {
@@ -91,7 +91,7 @@ export class Qcow2Image {
     const last = this.#lastCluster;
     if (last?.hostOffset === hostOffset) return last.bytes;
     const stream = Buffer.alloc(length);
-    // QEMU may end the file with the stream, before the end of its last sector.
+    // QEMU may end the file where the stream ends, before the end of its last sector.
     const got = await readUpTo(this.file, stream, hostOffset);
     const bytes = Buffer.alloc(this.header.clusterBytes);
     try {
@@ -130,7 +130,7 @@ export class Qcow2Image {
   }
 }
 
-/** True if `entry`, of the cluster right behind `run`, makes it longer. */
+/** True if `entry`, of the cluster right after `run`, extends it. */
 function continues(run: ImageRun, entry: L2Entry, clusterBytes: number): boolean {
   if (run.entry.kind !== entry.kind || entry.kind === "compressed") return false;
   if (entry.kind !== "data" || run.entry.kind !== "data") return true;

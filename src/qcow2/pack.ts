@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Collects compressed clusters into one run of whole host clusters. Plain clusters pass it by, so
-// that data which compresses badly here and there leaves no half-empty clusters behind.
+// Collects compressed clusters into one run of whole host clusters. Plain clusters bypass it, so that
+// data that compresses badly in places does not leave half-empty clusters behind.
 import { AlignedPool, type Slot } from "../block/index.ts";
 import { alignUp, MIB } from "../core/index.ts";
 import type { PackedCluster, TableBuilder } from "./table-builder.ts";
 
 const PACK_BYTES = 4 * MIB;
-/** One fills while the other is on its way into the file. */
+/** One is filled while the other is on its way into the file. */
 const PACK_SLOTS = 2;
 
-/** The pack being filled. All its clusters belong to one L2 table. Dispose drops what was not flushed. */
+/** The pack that is being filled. All its clusters belong to one L2 table. Dispose drops what was not flushed. */
 export class Pack implements Disposable {
   readonly #tables: TableBuilder;
   readonly #clusterBytes: number;
@@ -29,18 +29,18 @@ export class Pack implements Disposable {
     return this.#clusters.length === 0;
   }
 
-  /** True if this pack has to go before anything of `guestOffset` is laid out. */
+  /** True if this pack must be flushed before anything at `guestOffset` is laid out. */
   mustFlushBefore(guestOffset: number): boolean {
     const first = this.#clusters[0];
     return first !== undefined && guestOffset >= this.#tables.tableEnd(first.guestOffset);
   }
 
-  /** True if a stream of `length` bytes does not fit any more. */
+  /** True if a stream of `length` bytes no longer fits. */
   isFull(length: number): boolean {
     return this.#used + length > PACK_BYTES;
   }
 
-  /** Takes the stream of one cluster; `stream` is copied. */
+  /** Adds the stream of one cluster; `stream` is copied. */
   async add(guestOffset: number, stream: Buffer): Promise<void> {
     this.#slot ??= await this.#pool.acquire(this.#signal);
     stream.copy(this.#slot.bytes, this.#used);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What the header of a new image will say, checked before anything is written.
+// The content of a new image's header, checked before anything is written.
 import { alignUp, RequestError } from "../core/index.ts";
 import type { CompressionKind } from "./compress-protocol.ts";
 import { DEFAULT_CLUSTER_BITS, MAX_L1_BYTES, MIN_CLUSTER_BITS, SECTOR_BYTES, TABLE_ENTRY_BYTES } from "./constants.ts";
@@ -13,7 +13,7 @@ export type Compression = "none" | CompressionKind;
 export interface ShapeOptions {
   /** Size of the disk in bytes; rounded up to a sector of 512, QEMU's unit. */
   readonly virtualBytes: number;
-  /** As it will stand in the header; a relative name counts from the image's own directory. */
+  /** As the header will name it; a relative name starts at the image's directory. */
   readonly backing?: { readonly file: string; readonly format: "qcow2" } | undefined;
   readonly compression: Compression;
   /** 9 to 16; default 16, which is 64 KiB. */
@@ -21,9 +21,9 @@ export interface ShapeOptions {
 }
 
 /**
- * What the header of a new image will say.
+ * Determines the content of a new image's header.
  *
- * @throws RequestError if the cluster size is not ours, or the disk is too large for it;
+ * @throws RequestError if we do not support the cluster size, or the disk is too large for it;
  *   Qcow2FormatError if the backing name does not fit
  */
 export function planShape(options: ShapeOptions): ImageShape {
@@ -41,7 +41,7 @@ export function planShape(options: ShapeOptions): ImageShape {
     compression: options.compression === "none" ? "zlib" : options.compression,
     ...(options.backing === undefined ? {} : { backing: options.backing }),
   };
-  // Names are checked now, not after hours of copying.
+  // Checks names now, not after hours of copying.
   encodeQcow2Header({ ...shape, l1Entries: 0, l1Offset: 0, refcountTableOffset: 0, refcountTableClusters: 0 });
   return shape;
 }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Refcounts of a file that only grows: blocks are complete, and leave memory, once the file has
-// grown past what they cover.
+// Refcounts of a file that only grows: a block is complete, and leaves memory, once the file has
+// grown past what it covers.
 
 import { REFCOUNT_BYTES, TABLE_ENTRY_BYTES } from "./constants.ts";
 import { Qcow2FormatError } from "./errors.ts";
 
 /** Where the refcount structures at the end of the file go; offsets and counts in clusters. */
 interface RefcountTail {
-  /** Blocks not yet written, in order; each is one cluster. */
+  /** Blocks that are not written yet, in order; each is one cluster. */
   readonly blocks: readonly Buffer[];
   readonly table: Buffer;
   readonly tableCluster: number;
@@ -16,11 +16,11 @@ interface RefcountTail {
 
 const MAX_REFCOUNT = 2 ** (8 * REFCOUNT_BYTES) - 1;
 
-/** Counts references to host clusters, in 16 bits each. */
+/** Counts references to host clusters, 16 bits each. */
 export class RefcountBuilder {
   readonly #clusterBytes: number;
   readonly #perBlock: number;
-  /** Host cluster of each block that is written. */
+  /** Host cluster of each block that has been written. */
   readonly #written: number[] = [];
   /** Blocks in memory; the first is block number `#written.length`. */
   readonly #open: Buffer[] = [];
@@ -45,9 +45,9 @@ export class RefcountBuilder {
 
   /**
    * The next complete block, if the file has grown past what it covers. The caller writes it to
-   * host cluster `nextCluster`; its own reference is counted here.
+   * host cluster `nextCluster`; this call counts the reference to that cluster.
    *
-   * @param nextCluster the first cluster that is not yet used
+   * @param nextCluster the first cluster that is not used yet
    */
   takeComplete(nextCluster: number): Buffer | undefined {
     if (nextCluster < (this.#written.length + 1) * this.#perBlock) return undefined;
@@ -58,7 +58,7 @@ export class RefcountBuilder {
     return block;
   }
 
-  /** Lays out the remaining blocks from `nextCluster` on, then the table; they count themselves. */
+  /** Lays out the remaining blocks from `nextCluster` on, then the table, and counts their own clusters. */
   finish(nextCluster: number): RefcountTail {
     let blockCount = this.#written.length;
     let tableClusters = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Lays an image out in an AppendFile: data in guest order, each L2 table behind its data, a refcount
+// Lays out an image in an AppendFile: data in guest order, each L2 table after its data, a refcount
 // block as soon as it is complete; L1, the remaining refcounts and the header at the end.
 import type { Digest } from "../digest/index.ts";
 import type { Appended, AppendFile } from "./append-file.ts";
@@ -8,7 +8,7 @@ import { decodeQcow2Header, encodeQcow2Header, type NewHeader } from "./header.t
 import { RefcountBuilder } from "./refcount-builder.ts";
 import { encodeCompressedEntry, encodeDataEntry, encodeL1Entry, encodeZeroEntry, l2CoverageBytes } from "./tables.ts";
 
-/** One compressed cluster in a pack: which guest cluster it is, and its bytes within the pack. */
+/** One compressed cluster in a pack: its guest cluster, and its bytes within the pack. */
 export interface PackedCluster {
   readonly guestOffset: number;
   readonly at: number;
@@ -17,7 +17,7 @@ export interface PackedCluster {
 
 export type ImageShape = Pick<NewHeader, "virtualBytes" | "clusterBits" | "compression" | "backing">;
 
-/** Calls must not overlap and come in ascending guest order, one L2 table after the other. */
+/** Calls must not overlap and must come in ascending guest order, one L2 table after another. */
 export class TableBuilder {
   readonly #file: AppendFile;
   readonly #shape: ImageShape;
@@ -36,17 +36,17 @@ export class TableBuilder {
     this.#l2Bytes = l2CoverageBytes(this.#clusterBytes);
     this.#refcounts = new RefcountBuilder(this.#clusterBytes);
     this.#refcounts.add(0, this.#clusterBytes);
-    // An empty disk gets a table too: "no L1 table" is a case that few readers test.
+    // An empty disk gets a table, too: few readers test the case "no L1 table".
     this.#l1 = Buffer.alloc(Math.max(1, Math.ceil(shape.virtualBytes / this.#l2Bytes)) * TABLE_ENTRY_BYTES);
     this.#l2 = Buffer.alloc(this.#clusterBytes);
   }
 
-  /** True if `guestOffset` belongs to another L2 table than the clusters before. */
+  /** True if `guestOffset` belongs to a different L2 table than the clusters before. */
   isNewTable(guestOffset: number): boolean {
     return this.#l2Index >= 0 && Math.floor(guestOffset / this.#l2Bytes) !== this.#l2Index;
   }
 
-  /** The first guest offset behind the L2 table that `guestOffset` belongs to. */
+  /** The first guest offset after the L2 table that `guestOffset` belongs to. */
   tableEnd(guestOffset: number): number {
     return (Math.floor(guestOffset / this.#l2Bytes) + 1) * this.#l2Bytes;
   }
@@ -64,7 +64,7 @@ export class TableBuilder {
     return appended;
   }
 
-  /** Appends compressed clusters, all of the current L2 table; `pack` is whole clusters of the file. */
+  /** Appends compressed clusters, all in the current L2 table; `pack` consists of whole clusters of the file. */
   async appendPack(pack: Buffer, clusters: readonly PackedCluster[]): Promise<Appended> {
     const first = clusters[0];
     if (first === undefined) throw new Error("unreachable: an empty pack");
@@ -78,14 +78,14 @@ export class TableBuilder {
     return appended;
   }
 
-  /** Marks clusters as zero, so that a backing file does not shine through; within one L2 table. */
+  /** Marks clusters as zero, so that a backing file does not show through; within one L2 table. */
   async markZero(guestOffset: number, length: number): Promise<void> {
     await this.#select(guestOffset);
     const end = Math.min(guestOffset + length, this.#shape.virtualBytes);
     for (let at = guestOffset; at < end; at += this.#clusterBytes) this.#set(at, encodeZeroEntry());
   }
 
-  /** Writes every table, then the header; the file is valid afterwards. */
+  /** Writes all tables, then the header; after that the file is valid. */
   async finish(): Promise<Digest> {
     await this.#leaveTable();
     const l1Offset = this.#file.position;
@@ -106,7 +106,7 @@ export class TableBuilder {
     };
     const head = Buffer.alloc(HEAD_BYTES);
     encodeQcow2Header(header).copy(head);
-    decodeQcow2Header(head.subarray(0, this.#clusterBytes), this.#file.path); // what we write, we can read
+    decodeQcow2Header(head.subarray(0, this.#clusterBytes), this.#file.path); // we must be able to read what we write
     return await this.#file.finish(head);
   }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// L1, L2 and refcount table entries: numbers in, values out, no I/O.
+// L1, L2 and refcount table entries: numbers in, values out; no I/O.
 import {
   ENTRY_COMPRESSED,
   ENTRY_COPIED,
@@ -16,13 +16,13 @@ import { Qcow2FormatError } from "./errors.ts";
 /** Where a guest cluster lives. Offsets and lengths are bytes from the start of the file. */
 export type L2Entry =
   | { readonly kind: "unallocated" }
-  /** Reads as zero and hides the backing file; `hostOffset` 0 where no cluster is kept for it. */
+  /** Reads as zero and hides the backing file; `hostOffset` is 0 if no cluster is kept for it. */
   | { readonly kind: "zero"; readonly hostOffset: number; readonly isCopied: boolean }
   | { readonly kind: "data"; readonly hostOffset: number; readonly isCopied: boolean }
   /** `length` counts whole sectors: the stream ends somewhere in the last one. */
   | { readonly kind: "compressed"; readonly hostOffset: number; readonly length: number };
 
-/** An L1 entry: 0 where there is no L2 table. */
+/** An L1 entry: 0 if there is no L2 table. */
 interface L1Entry {
   readonly l2Offset: number;
   readonly isCopied: boolean;
@@ -68,8 +68,8 @@ export function encodeZeroEntry(): bigint {
 /**
  * The entry of a compressed cluster.
  *
- * @param hostOffset where its stream begins, any byte
- * @param length of the stream in bytes, at least 1 and below the cluster size
+ * @param hostOffset the byte where its stream begins; need not be aligned
+ * @param length of the stream in bytes, at least 1 and less than the cluster size
  *
  * Source: "Compressed Clusters Descriptor".
  */
@@ -85,7 +85,7 @@ export function encodeCompressedEntry(hostOffset: number, length: number, cluste
  *
  * @param entry the big-endian u64 as read from the table
  * @param clusterBytes cluster size in bytes, a power of two, 512 or more
- * @param version of the image: version 2 knows no zero clusters
+ * @param version of the image: version 2 does not have zero clusters
  * @throws Qcow2FormatError if reserved bits are set or the offset is not cluster-aligned
  *
  * Source: QEMU docs/interop/qcow2, "Standard Cluster Descriptor".
@@ -115,13 +115,13 @@ function decodeCompressedEntry(entry: bigint, clusterBytes: number): L2Entry {
   return { kind: "compressed", hostOffset, length };
 }
 
-/** Offset of a refcount block, 0 where there is none. Source: "Refcount table entry". */
+/** Offset of a refcount block; 0 if there is none. Source: "Refcount table entry". */
 export function decodeRefcountTableEntry(entry: bigint, clusterBytes: number): number {
   if ((entry & REFCOUNT_TABLE_RESERVED_MASK) !== 0n) throw badEntry("refcount table", entry, "reserved bits are set");
   return alignedOffset("refcount table", entry, entry, clusterBytes);
 }
 
-/** The `index`-th refcount of a block; entries have 2^`order` bits, those below 8 from the low bit on. */
+/** The `index`-th refcount of a block; entries have 2^`order` bits; those below 8 bits start at the low bit. */
 export function decodeRefcount(block: Buffer, index: number, order: number): number {
   if (order >= 3) {
     const bytes = 2 ** (order - 3);

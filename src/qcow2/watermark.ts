@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Which part of the guest is safely in the file: guest order and file order are the same.
+// Tells which part of the guest is safely in the file: guest order and file order are the same.
 
 /** Steps smaller than this are joined, which bounds the list. */
 const STEP_BYTES = 64 * 1024;
@@ -9,12 +9,12 @@ interface Step {
   fileEnd: number;
 }
 
-/** Pairs of positions: once the file is written up to `fileEnd`, the guest is safe up to `guestEnd`. */
+/** Pairs of positions: once the file has been written up to `fileEnd`, the guest is safe up to `guestEnd`. */
 export class Watermark {
   readonly #steps: Step[] = [];
   #guestEnd = 0;
 
-  /** Everything of the guest below `guestEnd` is laid out in the file below `fileEnd`. Both ascend. */
+  /** All guest data below `guestEnd` is laid out in the file below `fileEnd`. Both ascend. */
   add(guestEnd: number, fileEnd: number): void {
     const last = this.#steps.at(-1);
     if (last !== undefined && Math.floor(last.fileEnd / STEP_BYTES) === Math.floor(fileEnd / STEP_BYTES)) {
@@ -25,7 +25,7 @@ export class Watermark {
     }
   }
 
-  /** The guest offset below which everything is safe, now that the file is written up to `writtenBelow`. */
+  /** The guest offset below which everything is safe, now that the file has been written up to `writtenBelow`. */
   guestEnd(writtenBelow: number): number {
     let passed = 0;
     for (const step of this.#steps) {

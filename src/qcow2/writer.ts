@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The appending qcow2 writer: checks and keeps the order of its calls, and poisons itself at the
-// first error. The layout is ImageLayout's, the bytes are AppendFile's.
+// first error. ImageLayout decides the layout, AppendFile writes the bytes.
 import { type Extent, splitAt } from "../block/index.ts";
 import { CleanupStack, RequestError } from "../core/index.ts";
 import type { Digest } from "../digest/index.ts";
@@ -15,20 +15,20 @@ import type { ImageShape } from "./table-builder.ts";
 export interface Qcow2WriterOptions extends ShapeOptions {
   /** Created by the writer; must not exist. */
   readonly file: NewFile;
-  /** Workers to share with other writers; without it the writer starts its own. */
+  /** Workers that are shared with other writers; without this the writer starts its own. */
   readonly compressor?: ClusterCompressor | undefined;
   readonly signal: AbortSignal;
 }
 
 export interface Qcow2Summary extends Readonly<ClusterCounts> {
   readonly fileBytes: number;
-  /** Of the bytes from 65536 to the end, then the first 65536. */
+  /** Covers the bytes from 65536 to the end, then the first 65536. */
   readonly digest: Digest;
-  /** As the header says it. */
+  /** As the header states it. */
   readonly virtualBytes: number;
 }
 
-/** A piece whose compression has begun. */
+/** A piece whose compression has started. */
 interface Started {
   readonly extent: Extent;
   readonly bytes: Buffer;
@@ -37,7 +37,7 @@ interface Started {
 
 /**
  * Writes one image, in guest order. `await using`: without finish() the file is deleted.
- * After a failure every call, finish() too, rejects with that first error.
+ * After a failure every call, including finish(), rejects with that first error.
  */
 export class Qcow2Writer implements AsyncDisposable {
   readonly path: string;
@@ -74,7 +74,7 @@ export class Qcow2Writer implements AsyncDisposable {
   /**
    * Creates the file and, for compression without a shared compressor, the workers.
    *
-   * @throws RequestError if a size or a name cannot stand in a qcow2 header, EnvironmentError if the
+   * @throws RequestError if a qcow2 header cannot hold a size or a name, EnvironmentError if the
    *   file exists or cannot be created
    */
   static async create(options: Qcow2WriterOptions): Promise<Qcow2Writer> {
@@ -93,21 +93,21 @@ export class Qcow2Writer implements AsyncDisposable {
   }
 
   /**
-   * Everything handed in below this guest offset is completely in the file. It moves in steps of up to
+   * Everything passed in below this guest offset is completely in the file. It advances in steps of up to
    * some MiB in the file, and reaches the end with finish().
    */
   get writtenWatermark(): number {
     return this.#layout.writtenWatermark;
   }
 
-  /** Bytes of the file so far. */
+  /** Size of the file so far, in bytes. */
   get fileBytes(): number {
     return this.#file.position;
   }
 
   /**
-   * Takes data. Calls come in ascending guest order and may overlap in time; offsets and lengths are
-   * whole clusters, except for the end of the disk. `bytes` is borrowed until the promise settles;
+   * Accepts data. Calls come in ascending guest order and may overlap in time; offsets and lengths are
+   * whole clusters, except at the end of the disk. `bytes` is borrowed until the promise settles;
    * page-aligned shared memory (AlignedPool) goes to the disk without a copy.
    *
    * @throws RequestError if order or alignment is wrong: that call has no effect
@@ -120,14 +120,14 @@ export class Qcow2Writer implements AsyncDisposable {
     else await this.#writeCompressed(extent, bytes, this.#compressor);
   }
 
-  /** Takes zeroes, of any length, in the same order. They hide the backing file, if there is one. */
+  /** Accepts zeroes, of any length, in the same order. They hide the backing file, if there is one. */
   async writeZero(guestOffset: number, length: number): Promise<void> {
     const extent = { offset: guestOffset, length };
     this.#accept(extent);
     await this.#inOrder(() => this.#layout.placeZero(extent));
   }
 
-  /** Writes the tables and, after an fsync, the header; then the image is valid and durable. */
+  /** Writes the tables and, after an fsync, the header; after that the image is valid and durable. */
   async finish(): Promise<Qcow2Summary> {
     const digest = await this.#inOrder(() => this.#layout.finish());
     this.#failure = { error: new Error(`"${this.path}" is finished`) };
@@ -135,14 +135,14 @@ export class Qcow2Writer implements AsyncDisposable {
     return { fileBytes: this.#file.position, digest, virtualBytes: this.virtualBytes, ...this.#layout.counts };
   }
 
-  /** Waits for what is in flight; without finish() deletes the file. */
+  /** Waits for what is in flight; without finish(), deletes the file. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#failure ??= { error: new Error(`"${this.path}" is closed`) };
     await this.#order;
     await this.#owned[Symbol.asyncDispose]();
   }
 
-  /** Runs `act` when every call before is laid out; its failure is the failure of all that follow. */
+  /** Runs `act` when every earlier call has been laid out; if it fails, all later calls fail, too. */
   #inOrder<T>(act: () => Promise<T>): Promise<T> {
     const turn = this.#order.then(async () => {
       if (this.#failure !== undefined) throw this.#failure.error;
@@ -160,7 +160,7 @@ export class Qcow2Writer implements AsyncDisposable {
 
   #accept({ offset, length }: Extent): void {
     const end = offset + length;
-    // A disk that ends within a sector may be handed in up to its own end.
+    // A disk that ends within a sector may be passed in up to its own end.
     const isTail = end <= this.virtualBytes && this.virtualBytes - end < SECTOR_BYTES;
     const isWhole = offset % this.clusterBytes === 0 && (length % this.clusterBytes === 0 || isTail);
     if (!isWhole || length <= 0 || offset < this.#acceptedEnd || end > this.virtualBytes) {
@@ -177,12 +177,12 @@ export class Qcow2Writer implements AsyncDisposable {
     try {
       await this.#inOrder(() => this.#layout.placePlain(extent, bytes, released));
     } finally {
-      await Promise.allSettled(released); // `bytes` is borrowed, also after a failure
+      await Promise.allSettled(released); // `bytes` is borrowed, even after a failure
     }
     await Promise.all(released);
   }
 
-  /** The workers begin at once; only the layout waits for its turn. */
+  /** The workers start at once; only the layout waits for its turn. */
   async #writeCompressed(extent: Extent, bytes: Buffer, compressor: ClusterCompressor): Promise<void> {
     const started: Started[] = [];
     for (const piece of splitAt(extent, MAX_COMPRESS_BYTES)) {
