@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Page-aligned buffers for O_DIRECT, visible to workers without a copy.
 //
-// A shared WebAssembly.Memory is the one page-aligned memory that Node hands out. It is never grown:
-// growing would empty every view of it. V8 does not count it, so nothing hurries to free it: memories of
-// disposed pools are kept and used again.
+// A shared WebAssembly.Memory is the only page-aligned memory that Node provides. It never grows: growing
+// would empty every view of it. V8 does not count it and so is in no hurry to free it: the memories of
+// disposed pools are kept and reused.
 import { setMaxListeners } from "node:events";
 import { CancelledError } from "../core/index.ts";
 
 const WASM_PAGE_BYTES = 64 * 1024;
 
-/** The part we use: TypeScript knows WebAssembly only together with the whole DOM. */
+/** The part that we use: TypeScript knows WebAssembly only together with the whole DOM. */
 declare const WebAssembly: {
   Memory: new (pages: { initial: number; maximum: number; shared: true }) => { readonly buffer: SharedArrayBuffer };
 };
@@ -26,12 +26,12 @@ interface Waiter {
   refuse(error: Error): void;
 }
 
-/** Memories of this process that belong to no pool now, by their size in bytes. */
+/** Memories of this process that no pool uses now, by size in bytes. */
 const spareMemories = new Map<number, SharedArrayBuffer[]>();
 
 /**
- * A fixed number of equal buffers; acquire() waits while all are taken. Dispose hands the memory on to a
- * later pool, but not before every buffer is released.
+ * A fixed number of equal buffers; acquire() waits while all are taken. Dispose passes the memory on to a
+ * later pool, but not before every buffer has been released.
  */
 export class AlignedPool implements Disposable {
   readonly slotBytes: number;
@@ -49,7 +49,7 @@ export class AlignedPool implements Disposable {
   }
 
   /**
-   * Takes a buffer; its content is whatever the last holder left.
+   * Takes a buffer; its content is whatever the last holder left there.
    *
    * @throws the abort reason of `signal` while it waits; an error once the pool is disposed
    */
@@ -85,7 +85,7 @@ export class AlignedPool implements Disposable {
   #takeBack(index: number): void {
     const next = this.#waiting.shift();
     if (next !== undefined) {
-      next.give(index); // held on
+      next.give(index); // stays taken
       return;
     }
     this.#held--;
@@ -93,7 +93,7 @@ export class AlignedPool implements Disposable {
     this.#handOn();
   }
 
-  /** Whoever still holds a buffer, a write in flight perhaps, must stay its only user. */
+  /** Whatever still holds a buffer, perhaps a write in flight, must remain its only user. */
   #handOn(): void {
     if (this.#isDisposed && this.#held === 0) keepMemory(this.memory);
   }
@@ -116,7 +116,7 @@ export class AlignedPool implements Disposable {
           reject(error);
         },
       };
-      setMaxListeners(0, signal); // many waiters are no leak: each one leaves
+      setMaxListeners(0, signal); // many waiters are not a leak: each one is removed again
       signal.addEventListener("abort", onAbort, { once: true });
       this.#waiting.push(waiter);
     });

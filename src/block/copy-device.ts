@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Copies one volume into one image: many reads in flight, zeroes found, writes in guest order,
-// discards behind what is safely written.
+// Copies one volume into one image: keeps many reads in flight, finds zeroes, writes in guest order, and
+// discards what has been safely written.
 import { setMaxListeners } from "node:events";
 import type { LogFunction } from "../core/index.ts";
 import { MIB, orderedMap } from "../core/index.ts";
@@ -16,10 +16,10 @@ export const CLUSTER_BYTES = 64 * 1024;
 /** Size of one read, and of one buffer. */
 export const READ_BYTES = MIB;
 export const READS_IN_FLIGHT = 16;
-/** More than are read into: the rest is being compressed or written. */
+/** More than reads in flight need: the others are being compressed or written. */
 export const POOL_SLOTS = 28;
 
-/** What is copied. Implemented by NbdSource and FileHandleSource. */
+/** The source of a copy. Implemented by NbdSource and FileHandleSource. */
 export interface CopySource {
   readonly sizeBytes: number;
   readonly canDiscard: boolean;
@@ -29,17 +29,17 @@ export interface CopySource {
   discard(range: Extent, signal: AbortSignal): Promise<void>;
 }
 
-/** Where it goes. Implemented by Qcow2Writer. */
+/** The target of a copy. Implemented by Qcow2Writer. */
 export interface CopyTarget {
   /** Calls come in guest order; `bytes` is borrowed until the promise settles. */
   writeData(guestOffset: number, bytes: Buffer): Promise<void>;
   writeZero(guestOffset: number, length: number): Promise<void>;
-  /** What was handed in below this guest offset is completely in the file. */
+  /** Everything passed in below this guest offset is completely in the file. */
   readonly writtenWatermark: number;
   readonly fileBytes: number;
 }
 
-/** Reads the state of the base; needed only for clusters that are dirty in part. */
+/** Reads the state of the base; needed only for clusters that are partly dirty. */
 interface BaseReader {
   read(guestOffset: number, target: Buffer, signal: AbortSignal): Promise<void>;
 }
@@ -52,7 +52,7 @@ export interface CopyOptions {
   readonly pool: AlignedPool;
   readonly throttle: Throttle;
   readonly log: LogFunction;
-  /** Called once, with the bytes that the copy will go through: all of the disk, or what changed. */
+  /** Called once, with the bytes that the copy will process: the whole disk, or what changed. */
   readonly onStart?: (totalBytes: number) => void;
   readonly signal: AbortSignal;
 }
@@ -62,9 +62,9 @@ interface CopyResult extends CopyCounters {
 }
 
 /**
- * Copies every extent of the source. The target is complete but not finished: the caller closes it.
+ * Copies every extent of the source. After that the target is complete but not finished: the caller closes it.
  *
- * @throws the first failure of source or target; all buffers are back in the pool by then
+ * @throws the first failure of source or target; by then all buffers are back in the pool
  */
 export async function copyDevice(options: CopyOptions): Promise<CopyResult> {
   const abort = new AbortController();
@@ -90,7 +90,7 @@ class DeviceCopy {
   readonly #writes = new Set<Promise<void>>();
   readonly #discards: DiscardQueue;
   readonly #slots = new Set<Slot>();
-  /** The first failure ends all: reads still in flight must not wait for a server that may be gone. */
+  /** The first failure ends everything: reads still in flight must not wait for a server that may be gone. */
   readonly #abort: (error: unknown) => void;
 
   constructor(options: CopyOptions, signal: AbortSignal, abort: (error: unknown) => void) {
@@ -105,7 +105,7 @@ class DeviceCopy {
       return await this.#copy();
     } catch (error) {
       this.#abort(error);
-      throw this.#signal.reason; // the first failure, not what it led to
+      throw this.#signal.reason; // the first failure, not its consequences
     }
   }
 
@@ -128,7 +128,7 @@ class DeviceCopy {
     return { ...this.#counters, summary: reporter.finish(this.#counters, performance.now()) };
   }
 
-  /** Ends when no buffer of ours is in use any more. Never rejects. */
+  /** Ends when none of our buffers is in use any more. Never rejects. */
   async settle(): Promise<void> {
     await Promise.allSettled(this.#writes);
     for (const slot of this.#slots) slot.release(); // read, but never written
@@ -168,7 +168,7 @@ class DeviceCopy {
     this.#counters.readBytes += piece.length;
   }
 
-  /** The base first, then over it what the source says: outside of that, reads would fail. */
+  /** Reads the base first, then overwrites it with the source's extents: outside of those, reads would fail. */
   async #readPartial(step: Extract<CopyStep, { kind: "partial" }>, bytes: Buffer): Promise<void> {
     const cluster = bytes.subarray(0, step.length);
     if (this.#options.base === undefined) cluster.fill(0);
@@ -203,7 +203,7 @@ class DeviceCopy {
     this.#discards.add(step.kind === "partial" ? step.extents : [step]);
   }
 
-  /** The slot is free again when all that was made of it is in the file, or has failed. */
+  /** The slot is free again when everything made from it is in the file or has failed. */
   #track(writes: readonly Promise<void>[], slot: Slot | undefined): void {
     const settled = Promise.allSettled(writes).then((results) => {
       slot?.release();

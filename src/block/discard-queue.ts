@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Gives the fleecing image back what is safely copied.
+// Returns space to the fleecing image once its content has been safely copied.
 import { type LogFunction, MIB } from "../core/index.ts";
 import { type Extent, endOf } from "./extents.ts";
 
 const DISCARD_BATCH_BYTES = 32 * MIB;
 
-/** What is copied, as far as its discards go. */
+/** The source of a copy, as far as discards are concerned. */
 interface DiscardOptions {
   readonly device: string;
   readonly source: {
@@ -15,7 +15,7 @@ interface DiscardOptions {
   readonly log: LogFunction;
 }
 
-/** Ranges that were handed to the target, discarded in batches once it has written them. */
+/** Ranges that were passed to the target; they are discarded in batches once the target has written them. */
 export class DiscardQueue {
   readonly #options: DiscardOptions;
   readonly #signal: AbortSignal;
@@ -42,7 +42,7 @@ export class DiscardQueue {
     }
   }
 
-  /** Discards what lies below `watermark`, if it is worth a request. Never fails the copy. */
+  /** Discards what lies below `watermark` if it is worth a request. Never makes the copy fail. */
   async advance(watermark: number): Promise<void> {
     if (!this.#isOn || this.#pendingBytes < DISCARD_BATCH_BYTES) return;
     while (this.#isOn) {
@@ -50,7 +50,7 @@ export class DiscardQueue {
       if (first === undefined || first.offset >= watermark) return;
       const length = Math.min(endOf(first), watermark) - first.offset;
       const isWhole = length === first.length;
-      // The head of a long range waits until it is long enough itself.
+      // The head of a long range waits until it is long enough by itself.
       if (!isWhole && length < DISCARD_BATCH_BYTES) return;
       if (isWhole) this.#queue.shift();
       else this.#queue[0] = { offset: first.offset + length, length: first.length - length };
@@ -64,7 +64,7 @@ export class DiscardQueue {
       await this.#options.source.discard(range, this.#signal);
     } catch (error) {
       this.#signal.throwIfAborted();
-      // A fleecing image that keeps its space is no reason to lose the backup; a dead server shows at the next read.
+      // A fleecing image that keeps its space is no reason to lose the backup; the next read reveals a dead server.
       this.#isOn = false;
       const text = error instanceof Error ? error.message : String(error);
       this.#options.log("warn", `${this.#options.device}: no more discards of the fleecing image: ${text}`);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Ranges of a disk: half-open, in bytes, ascending. The seam between what is read and what is written.
+// Ranges of a disk: half-open, in bytes, ascending. The interface between reading and writing.
 
 /** Half-open range of a disk: [offset, offset + length), in bytes. */
 export interface Extent {
@@ -7,7 +7,7 @@ export interface Extent {
   readonly length: number;
 }
 
-/** A range of a source and whether it is known to read as zeroes, so that nobody has to read it. */
+/** A range of a source, and whether it is known to read as zeroes and so need not be read. */
 export interface SourceExtent extends Extent {
   readonly zero: boolean;
 }
@@ -16,7 +16,7 @@ export const endOf = (extent: Extent): number => extent.offset + extent.length;
 
 /**
  * Cuts `extent` at every multiple of `unit`, so that no piece crosses one. The pieces of an
- * aligned extent are whole units; only the first and the last of an unaligned one are shorter.
+ * aligned extent are whole units; in an unaligned one only the first and the last are shorter.
  */
 export function* splitAt(extent: Extent, unit: number): Generator<Extent, void, undefined> {
   let offset = extent.offset;

@@ -2,9 +2,9 @@
 // The progress line that PVE's users know, at most one a second, every few seconds.
 import { formatBytes } from "../core/index.ts";
 
-/** What a copy has done so far, in bytes. */
+/** The progress of a copy, in bytes. */
 export interface CopyCounters {
-  /** What the copy will go through: the dirty ranges, or the whole disk. */
+  /** What the copy will process: the dirty ranges, or the whole disk. */
   totalBytes: number;
   /** Read, skipped as zero, or found to be zero. */
   doneBytes: number;
@@ -16,10 +16,10 @@ export interface CopyCounters {
 
 const FIRST_LINE_MS = 3_000;
 const LINE_EVERY_MS = 10_000;
-/** A new percent is news only if the last line is older than this. */
+/** A new percentage is worth a line only if the last line is older than this. */
 const NEWS_MS = 3_000;
 
-/** Decides when a line is due and words it. The clock comes from outside: milliseconds, monotonic. */
+/** Decides when a line is due and words it. The caller supplies the clock: milliseconds, monotonic. */
 export class ProgressReporter {
   readonly #label: string;
   readonly #deviceBytes: number;
@@ -29,7 +29,7 @@ export class ProgressReporter {
   #lastReadBytes = 0;
   #lastWrittenBytes = 0;
 
-  /** @param deviceBytes size of the whole disk: a copy of less is one of what changed, and says so */
+  /** @param deviceBytes size of the whole disk: a copy of less is a copy of what changed, and says so */
   constructor(label: string, deviceBytes: number, nowMs: number) {
     this.#label = label;
     this.#deviceBytes = deviceBytes;
@@ -37,7 +37,7 @@ export class ProgressReporter {
     this.#lastMs = nowMs;
   }
 
-  /** A line if one is due now, else undefined. Never two within a second. */
+  /** A line if one is due now, otherwise undefined. Never two within a second. */
   update(counters: CopyCounters, nowMs: number): string | undefined {
     const percent = percentOf(counters);
     const sinceMs = nowMs - this.#lastMs;
@@ -59,7 +59,7 @@ export class ProgressReporter {
     return line;
   }
 
-  /** The closing line: always said, with the averages of the whole copy. */
+  /** The closing line, which is always printed, with the averages of the whole copy. */
   finish(counters: CopyCounters, nowMs: number): string {
     if (counters.totalBytes === 0) return `${this.#label}: nothing changed`;
     const ms = Math.max(1, nowMs - this.#startMs);
@@ -79,7 +79,7 @@ function amounts({ readBytes, zeroBytes, writtenBytes }: CopyCounters): string {
   return `read: ${formatBytes(readBytes)}, zero: ${formatBytes(zeroBytes)}, written: ${formatBytes(writtenBytes)}`;
 }
 
-/** 100 only when everything is done: a copy at 99.9 % is not finished. */
+/** 100 only when everything is done: a copy at 99.9% is not finished. */
 function percentOf({ doneBytes, totalBytes }: CopyCounters): number {
   return totalBytes === 0 ? 100 : Math.floor((doneBytes / totalBytes) * 100);
 }

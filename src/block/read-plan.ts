@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Turns what a source says of itself (dirty ranges, zero or data, any alignment) into what an image
-// is written in: whole clusters.
+// Turns the extents that a source reports (dirty ranges, zero or data, any alignment) into the unit in
+// which an image is written: whole clusters.
 import { type Extent, endOf, type SourceExtent, splitAt } from "./extents.ts";
 
 /**
  * One step of a copy, in guest order.
- * - `zero`: whole clusters that read as zeroes; nobody reads them.
- * - `data`: whole clusters (the last one of the disk may be short), all of it may be read.
- * - `partial`: one cluster of which only `extents` may be read from the source; the rest of it is
- *   unchanged since the base and has to be completed from there.
+ * - `zero`: whole clusters that read as zeroes; they are not read.
+ * - `data`: whole clusters (the last one of the disk may be short), all of which may be read.
+ * - `partial`: one cluster of which only `extents` may be read from the source; the rest is unchanged
+ *   since the base and must be completed from there.
  */
 export type CopyStep =
   | (Extent & { readonly kind: "zero" | "data" })
@@ -25,8 +25,8 @@ type ClusterRange = Extent & { readonly kind: "zero" | "data" };
 
 /**
  * Plans a copy. `source` is ascending and does not overlap; what it leaves out is not read at all.
- * A cluster that is wholly covered and zero only in part is read whole: fewer requests, same bytes.
- * Memory: one cluster's extents.
+ * A cluster that is completely covered and only partly zero is read whole: fewer requests, same bytes.
+ * Memory: the extents of one cluster.
  */
 export async function* planCopy(
   source: AsyncIterable<SourceExtent>,
@@ -36,7 +36,7 @@ export async function* planCopy(
   for await (const range of alignToClusters(source, options)) {
     if (range.kind !== "partial" && held?.kind === range.kind && endOf(held) === range.offset) {
       held = { kind: held.kind, offset: held.offset, length: held.length + range.length };
-      // A long run of data leaves as it grows: the copy must not wait for its end.
+      // A long run of data is passed on as it grows: the copy must not wait for its end.
       if (held.kind === "data" && held.length >= 2 * options.maxReadBytes) {
         const end = endOf(held) - (endOf(held) % options.maxReadBytes);
         yield* cut({ kind: "data", offset: held.offset, length: end - held.offset }, options);
@@ -60,7 +60,7 @@ function* cut(range: ClusterRange, { maxReadBytes }: ReadPlanOptions): Generator
   for (const piece of splitAt(range, maxReadBytes)) yield { kind: "data", ...piece };
 }
 
-/** Splits the extents at cluster borders; gathers the pieces of a cluster that is covered in part. */
+/** Splits the extents at cluster borders; gathers the pieces of a cluster that is partly covered. */
 async function* alignToClusters(
   source: AsyncIterable<SourceExtent>,
   { sizeBytes, clusterBytes }: ReadPlanOptions,
@@ -91,7 +91,7 @@ async function* alignToClusters(
   if (open !== undefined) yield finishCluster(clusterAt(open.offset), pieces);
 }
 
-/** End of the last cluster that lies wholly below `end`; the short last one of the disk counts. */
+/** End of the last cluster that lies completely below `end`; a short last cluster of the disk counts. */
 function lastWholeCluster(end: number, first: Extent, clusterBytes: number, sizeBytes: number): number {
   if (end >= sizeBytes) return sizeBytes;
   return Math.max(endOf(first), end - (end % clusterBytes));

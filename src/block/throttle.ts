@@ -2,10 +2,10 @@
 // Keeps a copy below a number of bytes per second.
 import { setTimeout as sleep } from "node:timers/promises";
 
-/** Debt is forgiven after a stall, or the copy would race to catch up with the average. */
+/** After a stall the backlog is dropped; otherwise the copy would race to catch up with the average. */
 const MAX_CREDIT_MS = 100;
 
-/** Paces calls of `pass()`: over any longer time no more than `bytesPerSecond` get through. */
+/** Paces calls of `pass()`: over any longer period no more than `bytesPerSecond` get through. */
 export class Throttle {
   readonly #bytesPerSecond: number;
   #dueMs = 0;

@@ -14,12 +14,12 @@ export function isZero(bytes: Buffer): boolean {
   return true;
 }
 
-/** A run of units inside a buffer; `offset` counts bytes from the buffer's start. */
+/** A run of units inside a buffer; `offset` is in bytes from the start of the buffer. */
 interface ZeroRun extends Extent {
   readonly zero: boolean;
 }
 
-/** Splits `bytes` into maximal runs of `unit`-sized pieces that are all zero or are not. */
+/** Splits `bytes` into maximal runs of `unit`-sized pieces that are all zero, or are all not zero. */
 export function* zeroRuns(bytes: Buffer, unit: number): Generator<ZeroRun, void, undefined> {
   let start = 0;
   let zero = false;

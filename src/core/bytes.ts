@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Byte arithmetic shared by every format: alignment, u64 to number, sizes for people.
+// Byte arithmetic that all formats share: alignment, u64 to number, human-readable sizes.
 
 export const KIB = 1024;
 export const MIB = 1024 * KIB;
 export const GIB = 1024 * MIB;
 
-/** Largest multiple of `alignment` that is not above `value`. Plain numbers, exact to 2^53. */
+/** Largest multiple of `alignment` that is not above `value`. Plain numbers, exact up to 2^53. */
 export function alignDown(value: number, alignment: number): number {
   return value - (value % alignment);
 }
@@ -30,7 +30,7 @@ export function toSafeNumber(value: bigint, what: string): number {
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"] as const;
 
-/** "1.5 GiB", in PVE's own manner: binary units, one decimal where it says something. */
+/** "1.5 GiB", as PVE prints it: binary units, one decimal where it is meaningful. */
 export function formatBytes(bytes: number): string {
   let value = bytes;
   let unit = 0;

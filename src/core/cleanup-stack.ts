@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Several resources, released in reverse order; the first failure wins, the rest is still released.
+// Several resources, released in reverse order; the first failure wins, and the rest are still released.
 
 /** AsyncDisposableStack for Node 20. `await using stack = new CleanupStack()`. */
 export class CleanupStack implements AsyncDisposable {
@@ -10,7 +10,7 @@ export class CleanupStack implements AsyncDisposable {
     this.#actions.push(action);
   }
 
-  /** Registers a resource and hands it back. */
+  /** Registers a resource and returns it. */
   use<T extends AsyncDisposable>(resource: T): T {
     this.defer(async () => {
       await resource[Symbol.asyncDispose]();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The errors this software raises on purpose. Everything else is a bug and surfaces as INTERNAL.
+// The errors that this software raises on purpose. Everything else is a bug and surfaces as INTERNAL.
 import { oneLine, shortPath } from "./text.ts";
 
-/** Stable for programs: an RPC peer and the exit code table act on these. */
+/** Stable for programs: RPC peers and the exit code table act on these. */
 export type ErrorCode =
   | "CANCELLED"
   | "ENVIRONMENT"
@@ -24,11 +24,11 @@ export interface HostErrorOptions {
   hint?: string;
 }
 
-/** Base of every error we raise on purpose. `message` is one line, fit for the PVE task log. */
+/** Base of every error that we raise on purpose. `message` is one line, suitable for the PVE task log. */
 export abstract class HostError extends Error {
   /** Stable for programs; `message` may change between releases. */
   abstract readonly code: ErrorCode;
-  /** What the admin can do next, if we know it. */
+  /** What the administrator can do next, if we know. */
   readonly hint: string | undefined;
 
   constructor(message: string, options: HostErrorOptions = {}) {
@@ -38,17 +38,17 @@ export abstract class HostError extends Error {
   }
 }
 
-/** The caller asked for something that is wrong in itself: a bad name, an impossible value. */
+/** The caller asked for something that is invalid in itself: a bad name, an impossible value. */
 export class RequestError extends HostError {
   override readonly code = "INVALID_PARAMS";
 }
 
-/** The request is sound, but this version does not do it. */
+/** The request is valid, but this version does not support it. */
 export class UnsupportedError extends HostError {
   override readonly code = "NOT_SUPPORTED";
 }
 
-/** A newer version of this software wrote it: sound, as far as this one can tell, and not to be guessed at. */
+/** A newer version of this software wrote it: it is sound as far as this version can tell, and must not be guessed at. */
 export class NewerFormatError extends HostError {
   override readonly code = "NEWER_FORMAT";
 }
@@ -58,7 +58,7 @@ export class CancelledError extends HostError {
   override readonly code = "CANCELLED";
 }
 
-/** A child process that could not be started, died, or did not answer. */
+/** A child process could not be started, died, or did not answer. */
 export class ChildProcessError extends HostError {
   override readonly code = "CHILD_PROCESS";
 }
@@ -90,7 +90,7 @@ const ERRNO_SENTENCES: Readonly<Record<string, string>> = {
 
 const MAX_UNWRAP = 16;
 
-/** The failure that came first: a SuppressedError adds that giving something back failed too, and has no words. */
+/** The failure that came first: a SuppressedError says that a release failed, too, and has no message. */
 export function firstError(error: unknown): unknown {
   let at = error;
   for (let depth = 0; depth < MAX_UNWRAP && at instanceof Error && "suppressed" in at; depth++) at = at.suppressed;
@@ -109,7 +109,7 @@ export function errnoOf(error: unknown): string | undefined {
 
 /**
  * Words a system error: `Cannot <act> "<path>": no space left on the device (ENOSPC)`.
- * A `HostError` passes unchanged: the layer that raised it said it better.
+ * A `HostError` passes unchanged: the layer that raised it worded it better.
  */
 export function environmentError(act: string, path: string, thrown: unknown): HostError {
   const cause = firstError(thrown);

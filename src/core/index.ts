@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What everything else is built on: errors with stable codes, bytes and text for messages, cleanup in reverse
-// order, bounded concurrency. It only computes: no files, no sockets, no processes. What touches the operating
-// system is in host, and what knows Proxmox VE's names is in pve.
+// The base of everything else: errors with stable codes, bytes and text for messages, cleanup in reverse order,
+// bounded concurrency. It only computes: no files, no sockets, no processes. Code that touches the operating system
+// is in host, and code that knows Proxmox VE's names is in pve.
 export { alignDown, alignUp, formatBytes, GIB, KIB, MIB, toSafeNumber } from "./bytes.ts";
 export { CleanupStack } from "./cleanup-stack.ts";
 export {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The one bounded, order-keeping concurrency helper: many reads in flight, results in order.
+// The only bounded, order-keeping concurrency helper: many reads in flight, results in order.
 
 /**
  * Runs `work` for up to `limit` items of `source` at once and yields the results in source order.
- * On a failure or an early `return()` it starts nothing more, and ends only when all that is in
- * flight has settled: the caller may then release the buffers that the work wrote into.
+ * On a failure or an early `return()` it starts nothing more, and ends only when everything in flight
+ * has settled: the caller may then release the buffers that the work wrote into.
  *
  * @throws the first failure in source order, or of `source` itself
  */

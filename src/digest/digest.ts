@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Digests of archive files. XXH3-128 where the system has libxxhash (12 GB/s here), else SHA-256.
+// Digests of archive files: XXH3-128 where the system has libxxhash (12 GB/s here), otherwise SHA-256.
 import { createHash } from "node:crypto";
 import { UnsupportedError } from "../core/index.ts";
 import { loadKoffi, loadNativeLibrary } from "../host/index.ts";
 
-/** "xxh3-128" prints what `xxhsum -H2` prints; "sha256" what `sha256sum` does. */
+/** "xxh3-128" gives what `xxhsum -H2` prints; "sha256" gives what `sha256sum` prints. */
 export type DigestAlgorithm = "xxh3-128" | "sha256";
 
-/** As recorded in manifests: algorithm by name, value in lower-case hex. */
+/** As recorded in manifests: the algorithm's name, the value in lower-case hex. */
 export interface Digest {
   readonly algorithm: DigestAlgorithm;
   readonly value: string;
 }
 
-/** Streaming digest. `update()` borrows its bytes only for the call. */
+/** A streaming digest. `update()` borrows its bytes only for the call. */
 export interface Digester {
   readonly algorithm: DigestAlgorithm;
   update(bytes: Uint8Array): void;
-  /** Ends the digest; the digester must not be used again. */
+  /** Completes the digest; the digester must not be used again. */
   finish(): Digest;
 }
 
-/** Loads the library of the fastest algorithm now, not with the first digest. */
+/** Loads the library of the fastest algorithm now instead of with the first digest. */
 export function loadDigestLibrary(): void {
   loadXxh3();
 }
@@ -42,7 +42,7 @@ export function tryCreateDigester(algorithm: DigestAlgorithm): Digester | undefi
   return library === undefined ? undefined : createXxh3(library);
 }
 
-/** Starts the digest that `path` is verified with. @throws UnsupportedError where tryCreateDigester() gives none */
+/** Starts the digest that verifies `path`. @throws UnsupportedError where tryCreateDigester() returns undefined */
 export function mustCreateDigester(algorithm: DigestAlgorithm, path: string): Digester {
   const digester = tryCreateDigester(algorithm);
   if (digester !== undefined) return digester;

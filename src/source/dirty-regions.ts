@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The dirty regions that PVE reports for a file handle, and whether they can be believed. PVE reads them from
-// nbdinfo, and where nbdinfo fails it reports nothing: silence looks like "no changes".
+// The dirty regions that PVE reports for a file handle, and whether they can be trusted. PVE reads them from
+// nbdinfo, and if nbdinfo fails it reports nothing: silence looks like "no changes".
 import { type Extent, endOf } from "../block/index.ts";
 import { RequestError } from "../core/index.ts";
 import type { FileHandleCalls } from "../provider/index.ts";
 
-/** Asked of the Perl side at once: some hundred kilobytes of JSON. */
+/** Requested from the Perl side at a time: some hundred kilobytes of JSON. */
 export const REGIONS_PER_BATCH = 8192;
 
 const HINT = "vm-backup-mechanism nbd asks QEMU itself";
 
 /**
- * What PVE reports, batch by batch.
+ * The regions that PVE reports, batch by batch.
  *
  * @param timeoutMs how long each batch may take
  * @throws RequestError unless the regions are ascending, do not overlap, have a length, and lie inside the disk
@@ -41,9 +41,9 @@ export async function* reportedRegions(
 }
 
 /**
- * For a backup that starts a bitmap or uses none: everything counts as dirty.
+ * For a backup that starts a bitmap or does not use one: everything counts as dirty.
  *
- * @throws RequestError if the regions are not the whole disk
+ * @throws RequestError if the regions do not cover the whole disk
  */
 export async function mustBeWhole(device: string, sizeBytes: number, regions: AsyncIterable<Extent>): Promise<void> {
   let end = 0;
@@ -59,9 +59,9 @@ export async function mustBeWhole(device: string, sizeBytes: number, regions: As
 /**
  * For a backup that reuses a bitmap.
  *
- * @param bitmap the dirty ranges as QEMU itself gives them
+ * @param bitmap the dirty ranges as QEMU itself reports them
  * @returns how many bytes are dirty
- * @throws RequestError at the first difference, silence included
+ * @throws RequestError at the first difference; missing regions count
  */
 export async function mustMatchBitmap(
   device: string,
@@ -81,7 +81,7 @@ export async function mustMatchBitmap(
   }
 }
 
-/** Neighbours become one: where a run of dirty bytes is cut says nothing. */
+/** Joins neighbours: where a run of dirty bytes is cut has no meaning. */
 async function* joined(ranges: AsyncIterable<Extent>): AsyncGenerator<Extent, undefined, undefined> {
   let held: Extent | undefined;
   for await (const range of ranges) {

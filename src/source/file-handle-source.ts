@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// One volume of a running backup with mechanism "file-handle": its bytes come from PVE's FUSE file. What is
-// dirty, and what reads as zero, is asked of QEMU itself, on the NBD socket beside that file.
+// One volume of a running backup with mechanism "file-handle": its bytes come from PVE's FUSE file. QEMU itself is
+// asked what is dirty and what reads as zero, on the NBD socket next to that file.
 import path from "node:path";
 import type { CopySource } from "../block/index.ts";
 import { type Extent, type SourceExtent, splitAt } from "../block/index.ts";
@@ -12,8 +12,8 @@ import { FuseFile } from "./fuse-file.ts";
 import { DISCARD_MAX_BYTES, NbdSource, type NbdTimeouts } from "./nbd-source.ts";
 
 /**
- * Ranges wait until they are this much, or this many: each call stops the Perl side for a while. Not more, or a server
- * that is only slow is taken for one that hangs.
+ * Ranges wait until they are this many bytes or this many, because each call stops the Perl side for a while. The limits
+ * are not larger because a server that is merely slow would then be mistaken for one that hangs.
  */
 const DEALLOCATE_BATCH_BYTES = 32 * MIB;
 const DEALLOCATE_BATCH_RANGES = 64;
@@ -22,7 +22,7 @@ interface FileHandleVolume {
   readonly device: string;
   readonly volume: VmVolume;
   readonly handle: HandleReference;
-  /** Its bitmap carries the storage's name. */
+  /** The volume's bitmap has the storage's name. */
   readonly storeid: string;
   readonly calls: FileHandleCalls;
   readonly timeouts: NbdTimeouts;
@@ -35,7 +35,7 @@ export class FileHandleSource implements CopySource, AsyncDisposable {
   readonly #device: string;
   readonly #calls: FileHandleCalls;
   readonly #file: FuseFile;
-  /** Undefined when nobody can tell zeroes from data: then everything is read. */
+  /** Undefined if zeroes cannot be told from data: then everything is read. */
   readonly #map: NbdSource | undefined;
   readonly #dirtyBytes: number;
   readonly #owned: CleanupStack;
@@ -59,9 +59,9 @@ export class FileHandleSource implements CopySource, AsyncDisposable {
   }
 
   /**
-   * Opens the file and checks, before anything is read, that PVE's dirty regions are the whole truth.
+   * Opens the file and checks, before anything is read, that PVE's dirty regions are complete.
    *
-   * @throws RequestError if the size is not what PVE said, or the regions are not what they must be
+   * @throws RequestError if the size differs from what PVE said, or the regions from what they must be
    */
   static async open(options: FileHandleVolume, signal: AbortSignal): Promise<FileHandleSource> {
     const { calls, device, handle, timeouts, volume } = options;
@@ -97,7 +97,7 @@ export class FileHandleSource implements CopySource, AsyncDisposable {
     return this.#file.read(offset, target, signal);
   }
 
-  /** Only Perl has the handle that may write. Small ranges wait for others; the last ones are never given up. */
+  /** Only Perl has the handle that may write. Small ranges wait for others; the last ones are never discarded. */
   async discard(range: Extent, signal: AbortSignal): Promise<void> {
     for (const piece of splitAt(range, DISCARD_MAX_BYTES)) {
       this.#freed.push(piece);
@@ -106,19 +106,19 @@ export class FileHandleSource implements CopySource, AsyncDisposable {
       const ranges = this.#freed;
       this.#freed = [];
       this.#freedBytes = 0;
-      // Piece by piece, so that a server that is only slow is not taken for one that hangs.
+      // Piece by piece, so that a server that is merely slow is not mistaken for one that hangs.
       await this.#file.watch(() => this.#calls.deallocate(this.#device, ranges, signal), signal);
     }
   }
 
-  /** Closes the file: PVE unmounts it next. */
+  /** Closes the file: next, PVE unmounts it. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#owned[Symbol.asyncDispose]();
   }
 }
 
 /**
- * QEMU's own word about the volume. Without a bitmap to compare, a backup that needs none can do without.
+ * What QEMU itself says about the volume. If there is no bitmap to compare, a backup can do without this.
  *
  * @throws RequestError if a bitmap is reused and cannot be read
  */

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The file behind a handle of the Perl process: nbdfuse on QEMU's NBD export, opened once more here.
 //
-// O_DIRECT, because the kernel would read ahead otherwise, and outside of the dirty ranges every read fails.
-// FUSE passes such a read on as it is: offset, length and buffer need no alignment.
+// O_DIRECT, because otherwise the kernel would read ahead, and outside of the dirty ranges every read fails.
+// FUSE passes such a read on unchanged: offset, length and buffer need no alignment.
 import { constants } from "node:fs";
 import { type FileHandle, open, readlink } from "node:fs/promises";
 import { EnvironmentError, environmentError, errnoOf, HostError } from "../core/index.ts";
@@ -10,9 +10,9 @@ import { FuseCalls } from "../device/index.ts";
 import type { HandleReference } from "../provider/index.ts";
 import { brokenSnapshot } from "./source-failure.ts";
 
-/** What nbdfuse passes on when QEMU refuses what it offered; see source-failure.ts. */
+/** The errors that nbdfuse passes on when QEMU refuses what it offered; see source-failure.ts. */
 const BROKEN_SNAPSHOT = new Set(["EINVAL", "EACCES"]);
-/** What calls get once the server is gone, or its connection aborted. */
+/** The errors of calls once the server is gone or its connection has been aborted. */
 const GONE = new Set(["ENOTCONN", "ECONNABORTED", "ENODEV"]);
 
 export class FuseFile implements AsyncDisposable {
@@ -30,10 +30,10 @@ export class FuseFile implements AsyncDisposable {
   }
 
   /**
-   * Opens what is behind handle `fd` of process `pid`, for reading.
+   * Opens the file behind handle `fd` of process `pid` for reading.
    *
-   * @param silenceMs how long the file's server may be silent while it owes an answer
-   * @throws EnvironmentError if there is no such handle, or the file cannot be opened in time
+   * @param silenceMs how long the file's server may be silent while an answer is due
+   * @throws EnvironmentError if the handle does not exist, or the file cannot be opened in time
    */
   static async open(
     device: string,
@@ -66,7 +66,7 @@ export class FuseFile implements AsyncDisposable {
     return this.#sizeBytes;
   }
 
-  /** Fills `target`, wholly or it throws. `target` is borrowed until the promise settles, not longer. */
+  /** Fills `target` completely, or throws. `target` is borrowed until the promise settles, no longer. */
   async read(offset: number, target: Buffer, signal: AbortSignal): Promise<void> {
     const handle = this.#handle;
     if (handle === undefined) throw new Error(`the file of ${this.#device} is closed`);
@@ -83,12 +83,12 @@ export class FuseFile implements AsyncDisposable {
     }
   }
 
-  /** Waits for what the Perl side does with its handle: if the server hangs in it, its connection is aborted, too. */
+  /** Waits for the Perl side's call on its handle: if the server hangs there, its connection is aborted, too. */
   watch<T>(call: () => Promise<T>, signal: AbortSignal): Promise<T> {
     return this.#calls.watch(call, signal);
   }
 
-  /** Never fails: nothing was written, so nothing can be lost. */
+  /** Never fails: nothing was written, so nothing can get lost. */
   async [Symbol.asyncDispose](): Promise<void> {
     const handle = this.#handle;
     this.#handle = undefined;

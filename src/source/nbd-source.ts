@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One volume of a running backup, seen through QEMU's NBD export: which ranges to copy, their bytes,
-// and the discard of what is copied.
+// and the discard of what has been copied.
 //
 // Two connections, because a query that mixes the dirty bitmap with base:allocation fails outside
 // the dirty ranges: the first asks only for the bitmap, the second for everything inside it.
@@ -12,14 +12,14 @@ import { explainMapRefusal, explainRefusal } from "./source-failure.ts";
 
 /** Longest range of one block status query; the length field of NBD has 32 bits. */
 const STATUS_MAX_BYTES = 2 * GIB;
-/** Queries of single dirty ranges under way at once: a map may have a million of them. */
+/** Queries of single dirty ranges in flight at once: a map may have a million of them. */
 const STATUS_IN_FLIGHT = 16;
-/** Longest range of one discard: NBD requests, and those that nbdfuse makes of it, have 32 bits for it. */
+/** Longest range of one discard: NBD requests, also those that nbdfuse makes, have 32 bits for it. */
 export const DISCARD_MAX_BYTES = GIB;
 
 export interface NbdTimeouts {
   readonly connectTimeoutMs: number;
-  /** Longest silence of the server while it owes an answer. */
+  /** Longest silence of the server while an answer is due. */
   readonly replyTimeoutMs: number;
 }
 
@@ -27,7 +27,7 @@ export class NbdSource implements AsyncDisposable {
   readonly sizeBytes: number;
   readonly #device: string;
   readonly #data: NbdConnection;
-  /** Undefined when the whole disk is copied. */
+  /** Undefined if the whole disk is copied. */
   readonly #map: NbdConnection | undefined;
   readonly #bitmapContext: string;
   readonly #hasAllocation: boolean;
@@ -44,7 +44,7 @@ export class NbdSource implements AsyncDisposable {
   /**
    * Connects to the export named `device`.
    *
-   * @throws RequestError if the export has another size, or lacks the bitmap that `volume` names
+   * @throws RequestError if the export has a different size, or lacks the bitmap that `volume` names
    */
   static async open(device: string, volume: VmVolume, timeouts: NbdTimeouts, signal: AbortSignal): Promise<NbdSource> {
     if (volume.nbdPath === undefined) {
@@ -85,7 +85,7 @@ export class NbdSource implements AsyncDisposable {
     }
   }
 
-  /** Bytes that QEMU's bitmap calls dirty, or the size of the disk; one pass over the map. */
+  /** The number of bytes that are dirty in QEMU's bitmap, or the size of the disk; one pass over the map. */
   async dirtyBytes(signal: AbortSignal): Promise<number> {
     let sum = 0;
     for await (const range of this.dirtyRanges(signal)) sum += range.length;
@@ -93,14 +93,14 @@ export class NbdSource implements AsyncDisposable {
   }
 
   /**
-   * What has to be copied, ascending; everything else is unchanged since the base and must not be
-   * touched, not even asked about. Only what the server flags as zero is `zero`.
+   * What must be copied, ascending; everything else is unchanged since the base and must not be
+   * touched, or even queried. Only what the server flags as zero is `zero`.
    */
   async *extents(signal: AbortSignal): AsyncGenerator<SourceExtent, void, undefined> {
     const asked = orderedMap(this.dirtyRanges(signal), STATUS_IN_FLIGHT, (range) => this.#firstStatus(range, signal));
     for await (const { range, known } of asked) {
       yield* known;
-      // The server may describe only the beginning of what it was asked.
+      // The server may describe only the beginning of the range in question.
       let offset = known.reduce((_, extent) => endOf(extent), range.offset);
       while (offset < endOf(range)) {
         const rest = { offset, length: Math.min(endOf(range) - offset, STATUS_MAX_BYTES) };
@@ -124,7 +124,7 @@ export class NbdSource implements AsyncDisposable {
     return this.#data.canTrim;
   }
 
-  /** Gives the fleecing image back what it holds of `range`. The range cannot be read again. */
+  /** Frees what the fleecing image holds of `range`. After that the range cannot be read again. */
   async discard(range: Extent, signal: AbortSignal): Promise<void> {
     for (const piece of splitAt(range, DISCARD_MAX_BYTES)) await this.#data.trim(piece.offset, piece.length, signal);
   }
@@ -134,7 +134,7 @@ export class NbdSource implements AsyncDisposable {
     await this.#data[Symbol.asyncDispose]();
   }
 
-  /** The dirty ranges of the bitmap, or the whole disk; ascending, neighbours not always joined. */
+  /** The dirty ranges of the bitmap, or the whole disk; ascending; neighbours are not always joined. */
   async *dirtyRanges(signal: AbortSignal): AsyncGenerator<Extent, void, undefined> {
     if (this.#map === undefined) {
       for (let offset = 0; offset < this.sizeBytes; offset += STATUS_MAX_BYTES) {
@@ -176,11 +176,11 @@ export class NbdSource implements AsyncDisposable {
     return this.#mustKnow(status.get(BASE_ALLOCATION), range.offset).map(({ offset, length, flags }) => ({
       offset,
       length,
-      zero: (flags & AllocationFlag.Zero) !== 0, // a hole that is not flagged zero may hold anything
+      zero: (flags & AllocationFlag.Zero) !== 0, // a hole that is not flagged as zero may hold anything
     }));
   }
 
-  /** An answer without a single extent says nothing; it must never pass for "clean". */
+  /** An answer without a single extent says nothing; it must never count as "clean". */
   #mustKnow<T>(extents: readonly T[] | undefined, offset: number): readonly T[] {
     if (extents === undefined || extents.length === 0) {
       throw new SourceMapError(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What a refusal of QEMU's NBD server means for the backup of a disk, in words for the task log.
+// What a refusal by QEMU's NBD server means for the backup of a disk, worded for the task log.
 import { firstError, HostError } from "../core/index.ts";
 import { NbdConnectionError, NbdServerError } from "../nbd/index.ts";
 
@@ -9,14 +9,14 @@ class SourceReadError extends HostError {
 }
 
 /**
- * QEMU breaks the snapshot of a backup, not the guest, when it cannot keep a block's old content: every read from
- * then on fails with EACCES. NBD has no number for that, so it arrives as EINVAL. Other causes of EINVAL are ruled
- * out: nothing is asked outside the disk, off its block size, or outside the dirty ranges.
+ * When QEMU cannot keep a block's old content, it breaks the backup's snapshot, not the guest: every read from then on
+ * fails with EACCES. NBD has no number for that, so it arrives as EINVAL. Other causes of EINVAL are ruled out: no
+ * request is outside the disk, unaligned to its block size, or outside the dirty ranges.
  * Source: QEMU block/copy-before-write.c, on-cbw-error; nbd/server.c, system_errno_to_nbd_errno().
  */
 const BROKEN_SNAPSHOT = new Set(["EINVAL", "ERRNO_13"]);
 
-/** @returns `error` itself, unless it is a refusal to say of `device` what was offered */
+/** @returns `error` itself, unless it is a refusal to give for `device` what was offered */
 export function explainRefusal(device: string, error: unknown): unknown {
   if (!(error instanceof NbdServerError)) return error;
   if (BROKEN_SNAPSHOT.has(error.errno)) return brokenSnapshot(device, error.errno, error);
@@ -24,7 +24,7 @@ export function explainRefusal(device: string, error: unknown): unknown {
   return new SourceReadError(`Cannot read "${device}": ${lowerFirst(error.message)}`, options);
 }
 
-/** @returns `error` itself, unless it is a refusal to tell the bitmap of `device`; nothing is read for that */
+/** @returns `error` itself, unless it is a refusal to give the bitmap of `device`; that involves no read of data */
 export function explainMapRefusal(device: string, error: unknown): unknown {
   if (!(error instanceof NbdServerError)) return error;
   return new SourceReadError(`Cannot read the block map of "${device}": ${lowerFirst(error.message)}`, {
@@ -32,7 +32,7 @@ export function explainMapRefusal(device: string, error: unknown): unknown {
   });
 }
 
-/** The words for it; a FUSE file tells it by EINVAL or EACCES. */
+/** The wording; a FUSE file reports this as EINVAL or EACCES. */
 export function brokenSnapshot(device: string, errno: string, cause: unknown): SourceReadError {
   return new SourceReadError(
     `Cannot read "${device}": QEMU gave up the snapshot of the disk during the backup (${errno}), ` +
@@ -43,21 +43,21 @@ export function brokenSnapshot(device: string, errno: string, cause: unknown): S
 
 const DISK_HINT = "the VM's disk or its fleecing image has a read error; see the kernel log of the node";
 
-/** Not the first letter of an abbreviation. */
+/** Except for the first letter of an abbreviation. */
 const lowerFirst = (text: string): string =>
   /^[A-Z]{2}/.test(text) ? text : `${text.charAt(0).toLowerCase()}${text.slice(1)}`;
 
-/** Behind the NBD server stands the guest's QEMU: where the one is gone, so is the other. */
+/** The NBD server is part of the guest's QEMU: if one is gone, so is the other. */
 const SERVER_GONE = new Set(["ECONNRESET", "EPIPE", "ECONNREFUSED", "ENOENT"]);
 
-/** The connection to QEMU is lost, or there is nobody to connect to. */
+/** The connection to QEMU is lost, or no server listens. */
 class SourceGoneError extends HostError {
   override readonly code = "SOURCE";
 }
 
 /** @returns `thrown` itself, unless it says that QEMU's NBD server is gone or hangs */
 export function explainLoss(vmid: number, device: string, thrown: unknown): unknown {
-  const error = firstError(thrown); // where QEMU is gone, giving back what was opened may fail, too
+  const error = firstError(thrown); // if QEMU is gone, closing what was opened may fail, too
   if (!(error instanceof NbdConnectionError)) return thrown;
   if (error.errno === "ETIMEDOUT") {
     return new SourceGoneError(
