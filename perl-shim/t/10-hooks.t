@@ -1,6 +1,6 @@
 #!/usr/bin/perl -T
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Every hook, through the real bridge: arguments arrive as they were, results come back untainted.
+# Every hook, through the real bridge: arguments arrive unchanged, results come back untainted.
 use strict;
 use warnings;
 

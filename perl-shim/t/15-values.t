@@ -1,6 +1,6 @@
 #!/usr/bin/perl -T
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Text on its way to the task log and to Node: of one line, as bytes or as characters, cut between characters.
+# Text on its way to the task log and to Node: on one line, as bytes or as characters, cut between characters.
 use strict;
 use warnings;
 

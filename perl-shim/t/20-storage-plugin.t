@@ -1,6 +1,6 @@
 #!/usr/bin/perl -T
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# The storage plugin: names, options, the folder, listing, attributes, prune, and what it refuses.
+# The storage plugin: names, options, the directory, listing, attributes, prune, and what it refuses.
 use strict;
 use warnings;
 
@@ -56,7 +56,7 @@ for my $bad (4, 3601, 'long', '1.5', '') {
 }
 like(BridgeTest::failure(sub { $check->('nonsense' => 1) }), qr/nonsense/, 'an unknown option is refused');
 
-# The folder
+# The directory
 my $activate = sub { my (%more) = @_; return BridgeTest::failure(sub { $plugin->activate_storage('bk', { %$scfg, %more }, {}) }) };
 is($plugin->status('bk', $scfg, {}), undef, 'status of a missing folder is undef');
 like($activate->('create-base-path' => 0), qr/"\Q$dir\E\/bk" does not exist, and create-base-path is off$/, 'not created');
@@ -81,7 +81,7 @@ is($activate->(path => "$dir/link/bk"), '', 'what is there may be behind a link 
 PVE::Tools::file_set_contents("$dir/a-file", '');
 like($activate->(path => "$dir/a-file/bk"), qr/"\Q$dir\E\/a-file": Not a directory$/, 'nor below a file');
 {
-    # Which handles are synced, and what of a file system that cannot.
+    # Which handles are synced, and what happens on a file system that cannot sync.
     my ($sync, @synced) = \&IO::Handle::sync;
     my $fails;
     no warnings 'redefine';
@@ -120,7 +120,7 @@ like($activate->(path => "$dir/file"), qr/"\Q$dir\E\/file" is not a directory$/,
     ok(($plugin->status('bk', $scfg, {}))[3], 'status needs no Node');
 }
 
-# What looks into the store
+# What reads the store
 my $list = $plugin->list_volumes('bk', $scfg, undef, ['images', 'backup']);
 is_deeply(
     $list,

@@ -1,6 +1,6 @@
 #!/usr/bin/perl -T
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# What runs without signals gets none, and nothing that happens meanwhile leaves them held back.
+# Code that runs without signals gets none, and nothing that happens meanwhile leaves them held back.
 use strict;
 use warnings;
 
@@ -15,7 +15,7 @@ use PVE::BackupProvider::Bridge::Signals qw(without_signals);
 my $handled = 0;
 local $SIG{USR1} = sub { $handled++ };
 
-# Are signals delivered at once, as they were before?
+# Are signals delivered at once again?
 sub are_delivered {
     my $before = $handled;
     kill('USR1', $$);

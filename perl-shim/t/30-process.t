@@ -1,6 +1,6 @@
 #!/usr/bin/perl -T
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# The life of the Node process: errors, interruption, forks, its end; and reverse requests.
+# The life of the Node process: errors, interruption, forks, its end, and reverse requests.
 use strict;
 use warnings;
 
@@ -13,7 +13,7 @@ use POSIX ();
 use Test::More;
 use Time::HiRes qw(time ualarm);
 
-# A process may go while its file is read.
+# A process may end while its file is read.
 sub slurp {
     my ($file) = @_;
 
@@ -176,7 +176,7 @@ for my $behaviour (qw(hang hang-deaf)) {
     if ($child == 0) {
         $provider->backup_get_mechanism(100, 'qemu');
         syswrite($write, BridgeTest::node_pid($provider));
-        undef($provider); # its DESTROY ends the child's own Node only
+        undef($provider); # its DESTROY ends only the child's own Node
         POSIX::_exit(0);
     }
     close($write);
@@ -207,7 +207,7 @@ for my $behaviour (qw(hang hang-deaf)) {
     is($?, 0, 'backup_container in a child returns nothing and leaves no Node behind');
 }
 
-# The parent killed: Node goes, although a forked child keeps its input open
+# The parent is killed: Node ends, although a forked child keeps its input open
 {
     pipe(my $read, my $write);
     my $parent = fork();
@@ -247,7 +247,7 @@ for my $behaviour (qw(hang hang-deaf)) {
     is(BridgeTest::failure(sub { (BridgeTest::provider())[0]->job_init(1) }), '', 'and where children are not waited for');
 }
 
-# Somebody asked Node to end: it cleans up, and the end of the program must not hurry it on.
+# Another process asks Node to end: Node cleans up, and the end of the program must not hurry it.
 {
     local $ENV{PVE_BACKUP_HOST_BRIDGE} = $ENV{PVE_BACKUP_HOST_BRIDGE};
     my $done = File::Temp::tempdir(CLEANUP => 1) . '/done';

@@ -1,7 +1,7 @@
 #!/usr/bin/perl -T
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# backup_handle_log_file, which PVE does not protect: an interruption comes out of it whatever its words are, and
-# whatever else is wrong is a warning, whatever its words are.
+# backup_handle_log_file, which PVE does not protect: an interruption comes out of it whatever its text is, and any
+# other problem is a warning, whatever its text is.
 use strict;
 use warnings;
 
@@ -11,7 +11,8 @@ use BridgeTest;
 use Test::More;
 use Time::HiRes qw(ualarm);
 
-# What the hook dies with, and the log, if Node runs $code for each message; with an alarm after so many microseconds.
+# What the hook dies with, and the log, if Node runs $code for each message; an alarm comes after so many
+# microseconds.
 sub log_file {
     my ($code, $alarm, $log_line) = @_;
 
@@ -33,7 +34,7 @@ END
     return ($failure, $log);
 }
 
-# As PVE does it, and as it may do it one day.
+# As PVE does it now, and as it may do it one day.
 for my $words ("interrupted by signal\n", "received interrupt\n", "stopped by the administrator\n") {
     for my $method (qw(initialize backup_handle_log_file)) {
         local $SIG{ALRM} = sub { die $words };

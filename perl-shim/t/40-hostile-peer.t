@@ -1,6 +1,6 @@
 #!/usr/bin/perl -T
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# A peer that is not the bridge, or no longer: each way to lie gets one clear sentence, in bounded time.
+# A peer that is not the bridge, or no longer is: each kind of false answer gets one clear sentence, in bounded time.
 use strict;
 use warnings;
 
@@ -106,7 +106,7 @@ for my $oddity (@oddities) {
         for @calls;
 }
 {
-    # A share that hangs: the listing ends, and so does its Node.
+    # A share that hangs: the listing ends, and its Node ends, too.
     local $PVE::BackupProvider::Bridge::StoragePlugin::STORE_SECONDS = 1;
     my ($dir) = File::Temp::tempdir(CLEANUP => 1) =~ m/^(.*)$/;
     my $file = BridgeTest::use_script("

@@ -1,7 +1,7 @@
 #!/usr/bin/perl -T
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Generated peers: sound frames and sound answers with something wrong in them. Each becomes a message or a value
-# of the right kind, or one sentence. No process is started: the peer is an object in place of one.
+# Generated peers: valid frames and valid answers with something wrong in them. Each becomes a message or a value of
+# the right kind, or one sentence. No process is started: an object takes the place of the peer.
 use strict;
 use warnings;
 
@@ -23,7 +23,7 @@ local $SIG{__WARN__} = sub { push(@warnings, $_[0]) };
 
 sub one_of { return $_[rand(@_)] }
 
-# What stands in place of a value; some of it no encoder would write.
+# Replacements for a value, some of which no encoder would write.
 my @TOKENS = (
     qw(null true false 0 -1 1.5 1e400 9007199254740993 99999999999999999999 01 [] {} [[]] [{}] {"a":{}} NaN),
     '""', '"x"', '"../../etc/passwd"', '"a\u0000b"', '"a\nb\u001b[31m"', '"\ud800"', "\"\xc3\xa4\"", "\"\xff\"",
@@ -44,7 +44,7 @@ sub broken_text {
     return $text;
 }
 
-# References to all parts of a value, itself first.
+# References to all parts of a value, the value itself first.
 sub places {
     my ($place) = @_;
 
@@ -54,7 +54,7 @@ sub places {
     return ($place, map { places($_) } @below);
 }
 
-# One line for the task log, of Perl's own errors none.
+# One line for the task log, none of Perl's own errors.
 sub is_sentence {
     my ($text) = @_;
 
@@ -95,7 +95,7 @@ sub generated_frames {
     return $bytes;
 }
 
-# A second reading, at leisure: (messages as text, whether something is wrong).
+# A second, simple parser: (messages as text, whether something is wrong).
 sub read_by_hand {
     my ($rest) = @_;
 
@@ -147,7 +147,7 @@ for my $kind (
 
 # Answers
 
-# In place of a Node: answers each request with what the case at hand says.
+# Takes the place of Node: answers each request with what the current case says.
 package GeneratedPeer {
     our $answer;
     my $welcome = '{"result":{"protocol-version":' . PVE::BackupProvider::Bridge::PROTOCOL_VERSION() . '}}';
@@ -167,7 +167,7 @@ package GeneratedPeer {
         return $message;
     }
     sub problem { return $_[0]->{problem} }
-    sub step { $_[0]->{is_gone} = 1; return } # nothing more will come
+    sub step { $_[0]->{is_gone} = 1; return } # no more bytes will arrive
     sub is_gone { return $_[0]->{is_gone} }
     sub describe_end { return 'it ended' }
     sub stop { $_[0]->{is_gone} = 1; return }
@@ -185,7 +185,7 @@ my $volume = {
 sub is_path { return defined($_[0]) && !ref($_[0]) && $_[0] =~ m!\A/[^\x00-\x1f\x7f]*\z! }
 sub is_text { return !defined($_[0]) || !ref($_[0]) }
 
-# Name, what a sound Node answers, the call, and what PVE may be given.
+# Name, what a valid Node answers, the call, and what PVE may be given.
 my @calls = (
     ['job_init', undef, sub { $_[0]->job_init(1); 1 }, sub { 1 }],
     ['backup_init', { 'archive-name' => '100/qemu-1' }, sub { $_[0]->backup_init(100, 'qemu', 1) },
@@ -227,7 +227,7 @@ local *PVE::BackupProvider::Bridge::NodeProgram::find = sub { return ('/usr/bin/
 local *PVE::BackupProvider::Bridge::Process::spawn = sub { return GeneratedPeer->new() };
 use warnings;
 
-# The whole answer without its id: a result, or an error, or both.
+# The whole answer without its id: a result, an error, or both.
 sub generated_answer {
     my ($result) = @_;
 
@@ -249,7 +249,7 @@ for my $case (1 .. ANSWER_CASES) {
     my $value = eval { $call->($provider) };
     my $problem = $@;
     my $is_right = $problem ne '' ? is_sentence($problem) : $is_sound->($value);
-    # Where an object is taken for text, Perl's name of it shows.
+    # Where an object is taken for text, its Perl name shows.
     $is_right = 0 if ($problem . $json->encode([$value])) =~ m/(?:HASH|ARRAY)[(]0x/;
     push(@wrong, "case $case, $what: $problem: " . substr($GeneratedPeer::answer, 0, 300)) if !$is_right;
     $seen{ $problem eq '' ? "$what answers" : $problem =~ s/"[^"]*"/"..."/gr }++;

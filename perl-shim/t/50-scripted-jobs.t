@@ -15,7 +15,7 @@ BridgeTest::use_fake_bridge();
 my ($dir) = File::Temp::tempdir(CLEANUP => 1) =~ m/^(.*)$/;
 PVE::Tools::file_set_contents("$dir/100.conf", "name: x\n");
 
-# Output of the script and its exit code; the job file differs from the usual one by $more.
+# The script's output and its exit code; $more is what differs from the usual job file.
 sub run_job {
     my ($more, $script, @args) = @_;
 
@@ -37,7 +37,7 @@ sub run_job {
     return ($output, $? >> 8);
 }
 
-# The provider's own log lines tell which calls it got, in order.
+# The provider's own log lines show which calls it got, in order.
 sub calls {
     my ($output) = @_;
 

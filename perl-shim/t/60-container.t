@@ -1,7 +1,7 @@
 #!/usr/bin/perl -T
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# The two hooks of a container's backup: which handles travel, through a fork and without one, and what
-# PVE gets to see.
+# The two hooks of a container's backup: which handles are passed on, through a fork and without one, and what PVE
+# gets to see.
 use strict;
 use warnings;
 
@@ -17,7 +17,7 @@ BridgeTest::use_fake_bridge();
 my ($dir) = File::Temp::tempdir(CLEANUP => 1) =~ m/^(.*)$/;
 my $count = 0;
 
-# A provider and the info of a container whose archive the test double makes in a folder of its own.
+# A provider and the info of a container whose archive the test double makes in a separate directory.
 sub container {
     my (%section) = @_;
 

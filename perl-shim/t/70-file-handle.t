@@ -1,7 +1,7 @@
 #!/usr/bin/perl -T
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Volumes that are handed over as files: Node finds the handle, asks for regions, gives ranges up; and what a
-# closure, a handle or a signal can do meanwhile.
+# Volumes that are passed as files: Node finds the handle, requests regions, deallocates ranges; and what a closure, a
+# handle or a signal can do meanwhile.
 use strict;
 use warnings;
 
@@ -55,7 +55,7 @@ is(BridgeTest::failure(sub { backup({ %$volume, 'file-handle' => 'text' }) }), $
 open(my $in_memory, '<', \"text") or die;
 is(BridgeTest::failure(sub { backup({ %$volume, 'file-handle' => $in_memory }) }), $closed, 'and one without a file');
 
-# What dies in this process comes out, and Node has stopped working by then.
+# An error of this process comes out, and Node has stopped working by then.
 $volume = { %{ volume() }, 'next-dirty-region' => sub { die "unexpected output from nbdinfo\n" } };
 is(BridgeTest::failure(sub { backup($volume) }), "unexpected output from nbdinfo\n", 'the closure may die');
 $volume = { %{ volume() }, 'next-dirty-region' => sub { return ('many', 1) } };
@@ -78,7 +78,7 @@ is(BridgeTest::failure(sub { backup($volume) }), "Cannot use an offset: \"many\"
         'ranges that cannot be given up: Node is told, and decides');
 }
 {
-    # As long as Node says.
+    # For as long as Node says.
     local ($provider, $log) = BridgeTest::provider('test-behaviour' => 'file-handle', 'test-timeout-ms' => 700);
     my $hangs = { %{ volume() }, 'next-dirty-region' => sub { select(undef, undef, undef, 60) for 1 .. 10; return } };
     my $start = time();

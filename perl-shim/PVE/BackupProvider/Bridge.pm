@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Calls methods of the Node side over JSON-RPC: starts Node when it is first needed, answers its
-# reverse requests, cancels when a signal handler of the caller dies, ends Node when it goes itself.
+# Calls methods of the Node side over JSON-RPC: starts Node when it is first needed, answers its reverse requests,
+# cancels when the caller's signal handler dies, and ends Node when the object goes away.
 package PVE::BackupProvider::Bridge;
 
 use strict;
@@ -17,9 +17,9 @@ use PVE::BackupProvider::Bridge::Values;
 
 use constant PROTOCOL_VERSION => 3;
 
-# Node bounds its own cleanup with 10 seconds; then it leaves the hard way.
+# Node limits its cleanup to 10 seconds; then it exits without finishing.
 our $STOP_SECONDS = 15;
-# A cancelled backup still has to end its children and remove what it wrote.
+# A cancelled backup still has to end its child processes and remove what it wrote.
 our $CANCEL_SECONDS = 30;
 
 use constant RPC_METHOD_NOT_FOUND => -32601;
@@ -27,7 +27,7 @@ use constant RPC_HANDLER_FAILED => -32000;
 
 my %live;
 
-# Of a message of our own that answers whatever is waited for; no peer can send it.
+# The id of an internal message that answers whatever call is waiting; no peer can send it.
 my $any_id = [];
 
 # Keys: scfg, storeid, nodename, log (a function of level and message). Does not start Node.
@@ -40,7 +40,7 @@ sub new {
     return $self;
 }
 
-# Calls $method and returns its result; dies with why there is none, in one line, or as try_call() does.
+# Calls $method and returns its result; dies with the reason if there is none, in one line, or as try_call() does.
 sub call {
     my ($self, @request) = @_;
 
@@ -50,9 +50,9 @@ sub call {
     return $result;
 }
 
-# Calls $method: (its result), or (undef, why there is none), Node's message or one about it. $reverse: handlers by
-# name for what Node may ask meanwhile. $seconds: how long it may take; without it, as long as Node works. Dies only
-# if it is interrupted, with what a signal handler of the caller, or one of these handlers, died with.
+# Calls $method: returns (its result), or (undef, the reason), which is Node's message or one about Node. $reverse:
+# handlers by name for what Node may request meanwhile. $seconds: the time limit; without it, there is none. Dies only
+# if it is interrupted, with the error that the caller's signal handler, or one of these handlers, died with.
 sub try_call {
     my ($self, $method, $params, $reverse, $seconds) = @_;
 
@@ -72,7 +72,7 @@ sub try_call {
     return (undef, PVE::BackupProvider::Bridge::Values::unusable('it is not an object'));
 }
 
-# Ends Node in order. Also called by DESTROY and at the end of the program.
+# Ends Node in order. DESTROY and the end of the program call it, too.
 sub close {
     my ($self) = @_;
 
@@ -83,7 +83,7 @@ sub close {
             local $SIG{__DIE__};
             $process->is_gone() ? undef : $self->_request('shutdown', {}, undef, $STOP_SECONDS);
         };
-        # One that answers with an error is ending already: hurried on now, it would leave things behind.
+        # A Node that answers with an error is ending already: hurrying it now would leave things behind.
         $process->stop($answer && !$answer->{is_lost} ? $STOP_SECONDS : 0);
     }
     delete($self->{process});
@@ -107,14 +107,14 @@ END {
     }
 }
 
-# Which Node serves the calls of this object now; undef if none does.
+# The Node that serves the calls of this object now; undef if there is none.
 sub node_pid {
     my ($self) = @_;
 
     return $self->{process} ? $self->{process}->{pid} : undef;
 }
 
-# A fork took a copy of the object, but Node stays its parent's: the child gets a Node of its own.
+# A fork copied the object, but Node remains the parent's: the child gets a separate Node.
 sub _is_running {
     my ($self) = @_;
 
@@ -125,14 +125,14 @@ sub _is_running {
     return 0;
 }
 
-# undef once Node serves this object, or why it does not.
+# undef once Node serves this object, or the reason why it does not.
 sub _start {
     my ($self) = @_;
 
     my $log = $self->{log};
     my $warn = sub { $log->('warn', PVE::BackupProvider::Bridge::Values::one_line($_[0])) };
     my $node;
-    # Without signals, what dies here is no interruption.
+    # Signals are held back, so a die in here is not an interruption.
     my $problem = without_signals(sub {
         my $is_started = eval {
             ($node, my $bridge) = PVE::BackupProvider::Bridge::NodeProgram::find();
@@ -154,7 +154,7 @@ sub _start {
     return $problem;
 }
 
-# undef, or why this Node cannot be used.
+# undef, or the reason why this Node cannot be used.
 sub _initialize {
     my ($self, $node) = @_;
 
@@ -181,7 +181,7 @@ sub _initialize {
         . " a daemon that says this\n";
 }
 
-# Sends one request and waits for its answer: { result } or { error }. With $seconds, waits no longer.
+# Sends one request and waits for its answer: { result } or { error }. With $seconds, waits no longer than that.
 sub _request {
     my ($self, $method, $params, $reverse, $seconds) = @_;
 
@@ -200,7 +200,7 @@ sub _request {
     return $answer;
 }
 
-# The caller was interrupted: a signal, an alarm. Node must have stopped working when we return.
+# The caller was interrupted by a signal or an alarm. Node must have stopped working when this returns.
 sub _cancel {
     my ($self, $wait) = @_;
 
@@ -239,7 +239,7 @@ sub _await {
     }
 }
 
-# A peer that sends no messages cannot be talked to any more.
+# A peer that does not send messages can no longer be used.
 sub _next_message {
     my ($process) = @_;
 
@@ -256,7 +256,7 @@ sub _lost {
     return { is_lost => 1, error => { message => $sentence } };
 }
 
-# Deals with one message; returns it if it is the answer that $wait waits for.
+# Handles one message; returns it if it is the answer that $wait is waiting for.
 sub _handle {
     my ($self, $message, $wait) = @_;
 
@@ -282,8 +282,8 @@ sub _notified {
     return undef;
 }
 
-# A handler returns a result, or undef and why it could not do it. If it dies, the call that waits ends with
-# that: it may be a signal handler of the caller's, and it always says more than what Node would make of it.
+# A handler returns a result, or undef and the reason why it failed. If it dies, the waiting call ends with that
+# error: it may come from the caller's signal handler, and it always says more than what Node would make of it.
 sub _reverse {
     my ($self, $message, $wait) = @_;
 

@@ -18,7 +18,7 @@ use PVE::Tools;
 our ($root) = Cwd::abs_path(File::Basename::dirname(__FILE__) . '/../../..') =~ m/^(.*)$/;
 our $fake_bridge = "$root/dist/test/fake-bridge.mjs";
 
-# Other tests build the same file, perhaps at the same time: build aside, then rename.
+# Other tests build the same file, perhaps at the same time: build under another name, then rename.
 sub use_fake_bridge {
     my $made = "$fake_bridge.$$";
     system('node', "$root/scripts/build-fake-bridge.mjs", $made) == 0 or die "cannot build $fake_bridge\n";
@@ -27,8 +27,8 @@ sub use_fake_bridge {
     return;
 }
 
-# A Node script of one test in place of the bridge. `reply(id, result)`, `send(message)` and
-# `onMessage(handler)` are there for it, and `hello`, the result of a sound `initialize`.
+# A test's Node script in place of the bridge. It has `reply(id, result)`, `send(message)`, `onMessage(handler)` and
+# `hello`, the result of a valid `initialize`.
 sub use_script {
     my ($code) = @_;
 
@@ -72,14 +72,14 @@ sub provider {
     return ($provider, $log);
 }
 
-# The pid of the provider's Node, 0 while there is none.
+# The pid of the provider's Node; 0 while there is none.
 sub node_pid {
     my ($provider) = @_;
 
     return ($provider->{bridge}->{process} // { pid => 0 })->{pid};
 }
 
-# True once the process is gone, within some seconds. A zombie of ours is not gone.
+# True once the process is gone, within some seconds. Our zombie does not count as gone.
 sub ends_within {
     my ($pid, $seconds) = @_;
 
@@ -90,7 +90,7 @@ sub ends_within {
     return 0;
 }
 
-# What $code dies with, '' if it does not.
+# What $code dies with; '' if it does not die.
 sub failure {
     my ($code) = @_;
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# The folder that a storage section names: is it there, is it mounted, how full is it. Whatever
-# touches it runs in a child that is killed after a few seconds: a share whose server hangs must not
-# stop pvestatd.
+# The directory that a storage section names: whether it exists, whether it is mounted, how full it is. Everything
+# that touches it runs in a child that is killed after a few seconds: a share whose server hangs must not stop
+# pvestatd.
 package PVE::BackupProvider::Bridge::BackupFolder;
 
 use strict;
@@ -17,10 +17,10 @@ use PVE::ProcFSTools;
 use PVE::Tools;
 
 use constant TIMEOUT_SECONDS => 2;
-# Backups hold secrets.
+# Backups contain secrets.
 use constant FOLDER_MODE => 0700;
 
-# Makes sure that the folder can be used; creates it, but never what is above it. Dies with one sentence.
+# Makes sure that the directory can be used; creates it, but never its parents. Dies with one sentence.
 sub activate {
     my ($storeid, $scfg) = @_;
 
@@ -42,7 +42,7 @@ sub activate {
     return;
 }
 
-# (total, available, used, active) in bytes; undef while the folder cannot be used. Never dies.
+# (total, available, used, active) in bytes; undef while the directory cannot be used. Never dies.
 sub status {
     my ($storeid, $scfg) = @_;
 
@@ -53,13 +53,13 @@ sub status {
     return ($space->{total}, $space->{avail}, $space->{used}, 1);
 }
 
-# What is at the path; undef if it did not answer in time.
+# What is at the path; undef if there was no answer in time.
 sub inspect {
     my ($scfg) = @_;
 
     my $path = $scfg->{path};
     my $mount_point = mount_point($scfg);
-    # List context: a timeout is a result then, not a warning.
+    # List context: a timeout is then a result, not a warning.
     my ($state) = PVE::Tools::run_fork_with_timeout(
         TIMEOUT_SECONDS,
         sub {
@@ -76,7 +76,7 @@ sub inspect {
     return $state;
 }
 
-# The path that must be a mount point, if any: is_mountpoint is a boolean or such a path.
+# The path that must be a mount point, if there is one: is_mountpoint is a boolean or such a path.
 sub mount_point {
     my ($scfg) = @_;
 
@@ -95,9 +95,9 @@ sub is_mounted {
     return scalar(grep { $_->[1] eq $real } @{ PVE::ProcFSTools::parse_proc_mounts() });
 }
 
-# 'ok', or why the last part of the path could not be created. Walks down to the folder above it, from one
-# handle to the next and through no link: of a share that others write to, a link could lead anywhere on this
-# node. Changes the working directory: for a child only.
+# 'ok', or why the last part of the path could not be created. Walks down to its parent directory, from one handle to
+# the next and through no link: on a share that others write to, a link could lead anywhere on this node. Changes the
+# working directory: for a child process only.
 sub create {
     my ($path) = @_;
 
@@ -125,8 +125,8 @@ sub create {
         return "\"$path\" is a symbolic link: create the directory yourself" if -l $name;
         return 'it already exists and is not a directory' if !-d _;
     }
-    # Else a power cut could take the new folder away, with all that was stored in it. Some file systems cannot
-    # sync a folder, and say so.
+    # Otherwise a power cut could take the new directory away, with everything stored in it. Some file systems cannot
+    # sync a directory, and say so.
     return "the directory above it cannot be synced: $!" if !$handle->sync() && $! != EINVAL && $! != EBADF;
     return 'ok';
 }

@@ -25,7 +25,7 @@ sub path {
     return $class->filesystem_path($scfg, $volname, $snapname);
 }
 
-# Life of the storage: polled every ten seconds, so without Node, and bounded in time
+# Activation and status: polled every ten seconds, so without Node, and bounded in time
 
 sub activate_storage {
     my ($class, $storeid, $scfg, $cache) = @_;

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Volumes of backup_vm that are handed over as file handles. Node opens the file itself, through /proc.
-# What it needs of this process are reverse requests: dirty regions come from a Perl closure, and ranges
-# can only be given up with a handle that may write. See "Reverse requests" in docs/rpc-protocol.md.
+# Volumes of backup_vm that are passed as file handles. Node opens the file itself, through /proc. Reverse requests
+# cover what only this process can do: dirty regions come from a Perl closure, and deallocating a range takes a handle
+# that may write. See "Reverse requests" in docs/rpc-protocol.md.
 package PVE::BackupProvider::Bridge::FileHandles;
 
 use strict;
@@ -13,7 +13,7 @@ use Time::HiRes qw(getitimer setitimer ITIMER_REAL);
 use PVE::BackupProvider::Bridge::Signals qw(without_signals);
 use PVE::BackupProvider::Bridge::Values qw(number one_line);
 
-# Where Node finds the open file. Dies if it is not open.
+# The path by which Node finds the open file. Dies if it is not open.
 sub reference {
     my ($handle, $device) = @_;
 
@@ -63,8 +63,8 @@ sub next_dirty_regions {
     return { regions => \@regions, done => JSON::false };
 }
 
-# A failure to deallocate does not end the backup: (undef, why). A signal that comes
-# meanwhile must not look like that; its handler runs afterwards, and may die.
+# A failure to deallocate does not end the backup: returns (undef, why). A signal that arrives meanwhile must not look
+# like such a failure; its handler runs afterwards, and may die.
 sub deallocate {
     my ($handle, $ranges) = @_;
 
@@ -82,8 +82,8 @@ sub deallocate {
     return (undef, $problem);
 }
 
-# What $code returns; dies if it takes longer than $seconds: PVE's closure reads from nbdinfo, which waits for QEMU
-# as long as it takes. An alarm of the caller's own is left as it is.
+# Returns what $code returns; dies if it takes longer than $seconds: PVE's closure reads from nbdinfo, which waits for
+# QEMU without a limit. An alarm that the caller has set stays as it is.
 sub in_time {
     my ($code, $seconds) = @_;
 

@@ -7,7 +7,7 @@ use warnings;
 
 use JSON;
 
-# A listing of a hundred thousand backups stays below this.
+# A list of a hundred thousand backups stays below this.
 use constant MAX_MESSAGE_BYTES => 256 * 1024 * 1024;
 use constant MAX_HEADER_BYTES => 4096;
 
@@ -27,7 +27,7 @@ sub encode_message {
     return 'Content-Length: ' . length($body) . "\r\n\r\n" . $body;
 }
 
-# Takes bytes as they come, in pieces of any size.
+# Takes bytes as they arrive, in pieces of any size.
 sub feed {
     my ($self, $bytes) = @_;
 
@@ -35,7 +35,7 @@ sub feed {
     return;
 }
 
-# The next complete message, or undef as long as bytes are missing; dies if they are not a message.
+# Returns the next complete message, or undef while bytes are missing; dies if they are not a message.
 sub next_message {
     my ($self) = @_;
 

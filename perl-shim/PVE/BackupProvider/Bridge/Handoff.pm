@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# What root of the host opens for the Node that reads a container, perhaps in its user namespace: files and
-# connections, as the provider asked for them. That Node gets these handles and no path.
+# What root on the host opens for the Node that reads a container, perhaps in the container's user namespace: files
+# and connections, as the provider requested them. That Node gets these handles and no paths.
 package PVE::BackupProvider::Bridge::Handoff;
 
 use strict;
@@ -10,13 +10,13 @@ use Fcntl qw(F_GETFD F_SETFD FD_CLOEXEC O_NONBLOCK O_RDWR);
 use IO::Socket::UNIX;
 use Socket qw(SOCK_STREAM);
 
-# Opens what each of @$wanted says: { kind => 'file', path } with a path /proc/<pid>/fd/<number>, which leads to the
-# file that this process holds, whatever has the file's name by now, or that of a directory above it; or
+# Opens what each entry of @$wanted describes: { kind => 'file', path } with a path /proc/<pid>/fd/<number>, which
+# leads to the file that this process holds, whatever has the file's name, or that of a directory above it, by now; or
 # { kind => 'socket', path, line } with the line to send first. Dies with one sentence.
 sub take {
     my ($class, $wanted) = @_;
 
-    # All of them are closed on exec, as every handle of Perl's above 2: no other program gets them.
+    # All of them are closed on exec, like every Perl handle above 2: no other program gets them.
     return bless({ handles => [map { $_->{kind} eq 'file' ? open_file($_) : connect_to($_) } @$wanted] }, $class);
 }
 
@@ -45,7 +45,7 @@ sub connect_to {
     return $socket;
 }
 
-# Before that Node starts: from now on programs inherit the handles. Returns their numbers, in order.
+# Called before that Node starts: from now on programs inherit the handles. Returns their numbers, in order.
 sub inheritable {
     my ($self) = @_;
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Which Node, which bundle; and whether this Node is new enough.
+# Finds Node and the bundle, and checks that this Node is new enough.
 package PVE::BackupProvider::Bridge::NodeProgram;
 
 use strict;
@@ -9,7 +9,7 @@ use constant DEFAULT_NODE => '/usr/bin/node';
 use constant DEFAULT_BRIDGE => '/usr/share/pve-backup-host/bridge.mjs';
 use constant OLDEST_NODE => '20.19';
 
-# (path of Node, path of the bundle), both untainted; dies if one of them is missing.
+# Returns (path of Node, path of the bundle), both untainted; dies if one of them is missing.
 sub find {
     my $node = _program('PVE_BACKUP_HOST_NODE', DEFAULT_NODE);
     my $bridge = _program('PVE_BACKUP_HOST_BRIDGE', DEFAULT_BRIDGE);
@@ -30,7 +30,7 @@ sub _program {
     return $untainted;
 }
 
-# Asked only after a start that failed: a sentence if Node is too old, else undef.
+# Called only after a failed start: returns a sentence if Node is too old, else undef.
 sub age_problem {
     my ($node) = @_;
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# One Node process: started without a shell, talked to over three pipes, ended and reaped in bounded
-# time. Knows messages, but not what they mean.
+# One Node process: started without a shell, connected by three pipes, ended and reaped in bounded time. Passes
+# messages on without knowing what they mean.
 package PVE::BackupProvider::Bridge::Process;
 
 use strict;
@@ -17,17 +17,17 @@ use PVE::BackupProvider::Bridge::Signals qw(without_signals);
 
 use constant READ_BYTES => 256 * 1024;
 use constant MAX_STDERR_LINE => 4096;
-# Also bounds how late a signal is noticed that arrives just before select().
+# Also limits the delay before a signal is noticed that arrives just before select().
 use constant MAX_SELECT_SECONDS => 1;
 our $TERM_SECONDS = 3;
 
-# Not from Config: that reads a file when it is asked, and the child of a container's backup may not be allowed to.
+# Not from Config: that reads a file when queried, and the child of a container's backup may not be allowed to.
 my %signal_name = map { (POSIX->can($_)->() => $_) } qw(
     SIGHUP SIGINT SIGQUIT SIGILL SIGTRAP SIGABRT SIGBUS SIGFPE SIGKILL SIGUSR1 SIGSEGV SIGUSR2 SIGPIPE SIGALRM SIGTERM
     SIGXCPU SIGXFSZ SIGSYS
 );
 
-# Starts `$node $bridge`; $on_stderr gets each line. Dies if that is not possible.
+# Starts `$node $bridge`; $on_stderr gets each line. Dies if Node cannot be started.
 sub spawn {
     my ($class, $node, $bridge, $on_stderr) = @_;
 
@@ -36,7 +36,7 @@ sub spawn {
     my ($err, $child_err) = _pipe();
     my ($status, $child_status) = _pipe();
 
-    # A handler of the caller must not run in the child: it would unwind there.
+    # The caller's signal handlers must not run in the child: they would unwind there.
     my ($pid, $fork_error) = without_signals(sub {
         my $child = fork();
         if (defined($child) && $child == 0) {
@@ -70,7 +70,7 @@ sub spawn {
         my $flags = fcntl($handle, F_GETFL, 0) // 0;
         fcntl($handle, F_SETFL, $flags | O_NONBLOCK);
     }
-    # Ends with exec(), which closes the pipe, or with the reason why there was none.
+    # Ends when exec() closes the pipe, or with the reason why exec() failed.
     my $reason = '';
     while (1) {
         my $n = sysread($status, $reason, 1024, length($reason));
@@ -85,7 +85,7 @@ sub spawn {
 }
 
 sub _pipe {
-    # Perl sets close-on-exec on both ends, as their numbers are above $^F.
+    # Perl sets close-on-exec on both ends, because their numbers are above $^F.
     pipe(my $read, my $write) or die "Cannot start Node.js: no pipe, $!\n";
     return ($read, $write);
 }
@@ -97,19 +97,20 @@ sub _exec_child {
         next if $name =~ m/^__/ || !defined($SIG{$name}) || $SIG{$name} eq '';
         $SIG{$name} = 'DEFAULT';
     }
-    # A terminal's Ctrl-C goes to PVE alone; it cancels in order. Also safe from "kill the group".
+    # A terminal's Ctrl-C goes to PVE alone, which cancels in order. This also protects Node from a kill of the whole
+    # group.
     POSIX::setsid();
     POSIX::dup2(fileno($in), 0) // die "Cannot start Node.js: dup2 failed, $!\n";
     POSIX::dup2(fileno($out), 1) // die "Cannot start Node.js: dup2 failed, $!\n";
     POSIX::dup2(fileno($err), 2) // die "Cannot start Node.js: dup2 failed, $!\n";
-    # Nothing of the caller's environment may change what Node runs or prints.
+    # Nothing in the caller's environment may change what Node runs or prints.
     delete @ENV{qw(IFS CDPATH ENV BASH_ENV), grep { m/^NODE_/ } keys %ENV};
     $ENV{PATH} = '/usr/sbin:/usr/bin:/sbin:/bin' if !defined($ENV{PATH}) || tainted($ENV{PATH});
 
     my $none = POSIX::SigSet->new();
     sigprocmask(SIG_SETMASK, $none);
     no warnings 'exec';
-    # Node's own advice to programmers is no warning for the task log.
+    # Node's advice to programmers is not a warning for the task log.
     exec { $node } $node, '--no-warnings', $bridge
         or die "Cannot start Node.js: $node: $!\n";
 }
@@ -129,15 +130,15 @@ sub next_message {
     return shift(@{ $self->{messages} });
 }
 
-# Why there will be no further message, if Node sent something else.
+# Why no further message will come, if Node sent something that is not a message.
 sub problem {
     my ($self) = @_;
 
     return $self->{problem};
 }
 
-# Sends and receives what is possible, waiting up to $seconds. Signal handlers of the caller run only
-# while it waits, so a `die` in one of them never tears a message apart, nor passes for Node's fault.
+# Sends and receives what is possible, waiting up to $seconds. The caller's signal handlers run only during the wait,
+# so a `die` in one of them never cuts a message in two and is never taken for an error of Node.
 sub step {
     my ($self, $seconds) = @_;
 
@@ -182,7 +183,7 @@ sub _send {
     if (defined($n)) {
         substr($self->{to_send}, 0, $n, '');
     } elsif (!$!{EAGAIN} && !$!{EINTR}) {
-        # Node's end is closed: what it says before it goes can still be read.
+        # Node has closed its end: what it still says before it exits can be read.
         close(delete($self->{in}));
         $self->{to_send} = '';
     }
@@ -228,7 +229,7 @@ sub _stderr_lines {
     return \@lines;
 }
 
-# A child of Node's may keep the pipes open after Node itself has gone.
+# A child of Node may keep the pipes open after Node itself has exited.
 sub _poll_exit {
     my ($self) = @_;
 
@@ -236,12 +237,12 @@ sub _poll_exit {
     my $pid = waitpid($self->{pid}, WNOHANG);
     return if $pid == 0;
     $self->{reaped} = 1;
-    # -1: somebody else in this process has reaped it.
+    # -1: other code in this process has reaped it.
     $self->{exit_status} = $? if $pid == $self->{pid};
     return;
 }
 
-# True when no message can come any more.
+# True when no more messages can come.
 sub is_gone {
     my ($self) = @_;
 
@@ -258,7 +259,7 @@ sub describe_end {
         my $is_last = $self->{reaped};
         last if $is_last && !defined($self->{err});
         $self->step(0.05);
-        last if $is_last; # a child of Node's keeps the pipe open
+        last if $is_last; # a child of Node keeps the pipe open
     }
     my $status = $self->{exit_status};
     my $how = 'it ended';
@@ -273,7 +274,7 @@ sub describe_end {
 sub _how_it_ended {
     my ($signal, $code) = @_;
 
-    # Asked to end by a signal, Node cleans up and then exits as a shell tells of it.
+    # When a signal asks Node to end, it cleans up and then exits with the status a shell would report for the signal.
     my $asked = $code > 128 ? $signal_name{$code - 128} : undef;
     return "it was asked to end by $asked" if !$signal && defined($asked);
     return "it exited with status $code" if !$signal;
@@ -282,7 +283,7 @@ sub _how_it_ended {
     return "it was ended by $name, as the kernel does when memory runs out (journalctl -k tells)";
 }
 
-# Closes Node's input, gives it $seconds to leave, then ends it by force. Reaps it.
+# Closes Node's input, gives it $seconds to exit, then kills it. Reaps it.
 sub stop {
     my ($self, $seconds) = @_;
 
@@ -310,7 +311,7 @@ sub _wait_exit {
         return 0 if $left <= 0;
         $pause = $pause * 2 > 0.05 ? 0.05 : $pause * 2;
         $pause = $left if $pause > $left;
-        # Keeps the pipes empty: a Node that cannot write cannot leave.
+        # Keeps the pipes empty: Node cannot exit while it cannot write.
         $self->step($pause);
         $self->{messages} = [];
     }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 # The methods of PVE::BackupProvider::Plugin::Base, in its order, for every provider behind the bridge. Each one
-# forwards to Node, maps arguments, results and errors, and decides nothing. A provider is a class of its name,
-# with this one as its base and provider_name(). See docs/writing-a-provider.md and docs/rpc-protocol.md.
+# forwards to Node, maps arguments, results and errors, and decides nothing. A provider is a class with its own name,
+# this class as its base, and provider_name(). See docs/writing-a-provider.md and docs/rpc-protocol.md.
 package PVE::BackupProvider::Bridge::Provider;
 
 use strict;
@@ -32,7 +32,7 @@ sub new {
     return $self;
 }
 
-# Starts nothing yet.
+# Does not start anything yet.
 sub new_bridge {
     my ($self) = @_;
 
@@ -107,8 +107,8 @@ sub backup_get_mechanism {
     return untaint($result->{mechanism}, 'mechanism');
 }
 
-# PVE does not protect this call: if it dies, the whole job ends, all other guests included. So it only dies
-# where the job is to end: with what a signal handler of PVE's dies with.
+# PVE does not protect this call: if it dies, the whole job ends, including all other guests. So it dies only where
+# the job has to end: with the error that a signal handler of PVE dies with.
 sub backup_handle_log_file {
     my ($self, $vmid, $filename) = @_;
 
@@ -129,8 +129,8 @@ sub backup_vm_query_incremental {
     return { map { untaint($_, 'device name') => untaint($devices->{$_}, 'mode') } keys %$devices };
 }
 
-# The same question as version 7 of the API proposal asked it, for hosts that still do: the answer is
-# set as $volumes->{$device}->{'bitmap-name'}.
+# The same question as version 7 of the API proposal asked it, for hosts that still do so: the answer is set as
+# $volumes->{$device}->{'bitmap-name'}.
 sub backup_vm_available_bitmaps {
     my ($self, $vmid, $volumes) = @_;
 
@@ -155,7 +155,7 @@ sub backup_vm {
     my $plain = {};
     for my $device (keys %$volumes) {
         my $volume = { %{ $volumes->{$device} } };
-        # The closure stays here; Node asks for what it gives, by reverse requests.
+        # The closure stays here; Node gets its results by reverse requests.
         delete($volume->{'next-dirty-region'});
         my $handle = delete($volume->{'file-handle'});
         delete(@$volume{ grep { !defined($volume->{$_}) } keys %$volume });
@@ -179,7 +179,7 @@ sub backup_vm {
 
 # Hooks for the backup of a container.
 
-# Still root of the host: opens here what the child will inherit.
+# This process is still root on the host: it opens here what the child will inherit.
 sub backup_container_prepare {
     my ($self, $vmid, $info) = @_;
 
@@ -197,7 +197,7 @@ sub wanted_handle {
     my ($handle) = @_;
 
     my $kind = untaint(object_in($handle, 'a handle')->{kind}, 'kind of handle');
-    # A path whose parts others can swap must not be opened by root.
+    # root must not open a path whose parts others can swap.
     return { kind => $kind, path => untaint($handle->{path}, 'handle path') } if $kind eq 'file';
     my $line = $handle->{'first-line'};
     return {
@@ -207,11 +207,10 @@ sub wanted_handle {
     };
 }
 
-# A second Node reads the container: the first one cannot. In a forked child this is the container's user
-# namespace; for a privileged container there is no child, but the container is mounted in a mount
-# namespace that came after the first Node. The second one inherits the handles that the first one asked
-# for. PVE encodes what this returns as JSON, and a child leaves by _exit: so
-# nothing is returned, and the second Node is ended here.
+# A second Node reads the container, because the first one cannot. In a forked child this is the container's user
+# namespace; for a privileged container there is no child, but the container is mounted in a mount namespace that was
+# created after the first Node. The second one inherits the handles that the first one requested. PVE encodes what
+# this returns as JSON, and a child leaves by _exit: so this returns nothing and ends the second Node here.
 sub backup_container {
     my ($self, $vmid, $guest_config, $exclude_patterns, $info) = @_;
 
@@ -236,7 +235,7 @@ sub backup_container {
     return;
 }
 
-# This process has no use for the handles any more.
+# This process no longer needs the handles.
 sub close_handoff {
     my ($self) = @_;
 
@@ -322,7 +321,7 @@ sub restore_container_init {
     my ($self, $volname, $storeid, $info) = @_;
 
     my $result = $self->{bridge}->call('restore_container_init', { volname => "$volname" });
-    # An archive is a plain file, whole without Node; the files of a directory may be served by it.
+    # An archive is a plain file, complete without Node; Node may have to serve the files of a directory.
     $self->note_server("$volname") if defined($result->{'archive-directory'});
     return { map { $_ => untaint($result->{$_}, 'path') } grep { defined($result->{$_}) }
             qw(tar-path archive-directory) };
@@ -336,8 +335,8 @@ sub restore_container_cleanup {
     return;
 }
 
-# What is on offer ends with the Node that offers it. Another one knows nothing of it and reports no error, while
-# qemu-img may have read an empty disk without an error, too.
+# What a Node offers ends with that Node. Another Node knows nothing of it and reports no error, and qemu-img may have
+# read an empty disk without an error, too.
 sub note_server {
     my ($self, $what) = @_;
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Everything that a storage for backups alone does not do. PVE's own implementations would work on
-# files that happen to lie in its directory, so each one is refused by name.
+# Everything that a storage for backups alone does not do. PVE's default implementations would work on files that
+# happen to be in its directory, so each such method is refused by name.
 package PVE::BackupProvider::Bridge::Refusals;
 
 use strict;
@@ -12,7 +12,7 @@ my $refuse = sub {
     die "Cannot $what: a storage of type \"" . $class->type() . "\" holds backups only\n";
 };
 
-# For methods that take a snapshot name besides a volume.
+# For methods that take a snapshot name in addition to a volume.
 sub refuse_snapname {
     my ($class, $volname, $snapname) = @_;
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Handlers of the caller's signals may die: where that would tear something apart, they wait.
+# The caller's signal handlers may die: where that would leave something half done, signals wait.
 package PVE::BackupProvider::Bridge::Signals;
 
 use strict;
@@ -11,14 +11,14 @@ use base qw(Exporter);
 
 our @EXPORT_OK = qw(without_signals);
 
-# What $code returns or dies with. A signal that comes meanwhile is delivered afterwards.
+# Returns what $code returns, or dies as it dies. A signal that arrives meanwhile is delivered afterwards.
 sub without_signals {
     my ($code) = @_;
 
     my ($all, $before) = (POSIX::SigSet->new(), POSIX::SigSet->new());
     $all->fillset();
     my @result = eval {
-        # A handler that Perl still owes a signal runs here, at the latest.
+        # If Perl still has a handler to run for a signal, it runs here at the latest.
         sigprocmask(SIG_BLOCK, $all, $before) or die "Cannot hold signals back: $!\n";
         $code->();
     };

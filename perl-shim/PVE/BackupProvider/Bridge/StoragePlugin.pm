@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# What every storage plugin in front of a provider does alike: the listing, sizes, attributes, removing and retention
-# are forwarded to a short-lived Node, and what is no backup is refused. A plugin has this as its base, and adds its
-# type, properties, options, path, activation, and the class methods provider_class(), archive_name_rule(), archive_format().
+# What all storage plugins in front of a provider have in common: listing, sizes, attributes, removal and retention
+# are forwarded to a short-lived Node, and whatever is not a backup is refused. A plugin has this class as its base,
+# and adds its type, properties, options, path, activation, and the class methods provider_class(),
+# archive_name_rule() and archive_format().
 # See docs/writing-a-provider.md.
 package PVE::BackupProvider::Bridge::StoragePlugin;
 
@@ -12,10 +13,10 @@ use JSON;
 
 use PVE::BackupProvider::Bridge::Values qw(list_in number object_in shown untaint untainted_size);
 
-# The first one declares what such a storage refuses.
+# The first base class declares what such a storage refuses.
 use base qw(PVE::BackupProvider::Bridge::Refusals PVE::Storage::Plugin);
 
-# A listing of a large store on a slow share takes its time; a share that hangs takes for ever.
+# Listing a large store on a slow share takes its time; on a share that hangs it never ends.
 our $STORE_SECONDS = 120;
 
 # The newest version of the storage API that this class was tested with.
@@ -26,10 +27,10 @@ use constant TESTED_APIVER => 15;
 # The class of its provider: PVE::BackupProvider::Bridge::Provider, or one that has it as its base.
 sub provider_class { my ($class) = @_; die "$class has no provider_class\n" }
 
-# A pattern for the archive names of its provider, whose first group is the guest id; and the same in words.
+# A pattern for the archive names of its provider, whose first group is the guest id; and the same rule in words.
 sub archive_name_rule { my ($class) = @_; die "$class has no archive_name_rule\n" }
 
-# The word for the GUI's Format column.
+# The text for the GUI's Format column.
 sub archive_format { my ($class) = @_; die "$class has no archive_format\n" }
 
 # Configuration
@@ -66,9 +67,9 @@ sub deactivate_volume {
     return;
 }
 
-# What looks into the store
+# What reads the store
 
-# One call to a Node of its own, bounded in time; it has ended when this returns.
+# One call to a separate Node process, bounded in time; the process has ended when this returns.
 sub call_node {
     my ($class, $scfg, $storeid, $method, $params) = @_;
 
@@ -153,7 +154,7 @@ sub free_image {
     return undef;
 }
 
-# Which backups stay is decided in Node, by PVE's own rules. A dry run only marks.
+# Node decides which backups stay, by PVE's own rules. A dry run only marks.
 sub prune_backups {
     my ($class, $scfg, $storeid, $keep, $vmid, $type, $dryrun, $logfunc) = @_;
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Values on their way between Perl and JSON: numbers that are numbers, bytes as base64, text for the
-# task log, and results that have lost their taint to a pattern.
+# Values on their way between Perl and JSON: numbers that are really numbers, bytes as base64, text for the task log,
+# and results untainted by a pattern.
 package PVE::BackupProvider::Bridge::Values;
 
 use strict;
@@ -16,14 +16,14 @@ our @EXPORT_OK = qw(
     untaint untainted_size object_in list_in
 );
 
-# PVE's own rule, without parts that are empty, "." or "..". Each storage plugin has a stricter one.
+# PVE's own rule, without empty parts, "." and "..". Each storage plugin has a stricter one.
 use constant ARCHIVE_NAME => qr{(?!(?:.*/)?\.{0,2}(?:/|\z))[A-Za-z0-9.+=_/:-]{1,248}};
 
-# So much of another program's words goes into the task log.
+# The most that the task log quotes from another program's output.
 use constant MAX_SHOWN_CHARS => 200;
 use constant MAX_SENTENCE_CHARS => 4000;
 
-# One pattern per kind of result that PVE builds paths, commands or names from.
+# One pattern per kind of result from which PVE builds paths, commands or names.
 use constant PATTERNS => {
     'archive name' => qr!\A(@{[ARCHIVE_NAME]})\z!,
     'volume name' => qr!\A(backup/@{[ARCHIVE_NAME]})\z!,
@@ -57,12 +57,12 @@ sub decode_bytes {
     return MIME::Base64::decode_base64($base64);
 }
 
-# JSON knows numbers from strings; Perl does not say which one it has.
+# JSON distinguishes numbers from strings; Perl does not show which of them a value is.
 sub number {
     my ($value, $what) = @_;
 
     die "Cannot use $what: it is missing\n" if !defined($value);
-    my ($digits) = $value =~ m/\A([0-9]{1,16})\z/; # the capture has no taint
+    my ($digits) = $value =~ m/\A([0-9]{1,16})\z/; # the capture is not tainted
     die "Cannot use $what: \"" . one_line($value) . "\" is not a number\n" if !defined($digits);
     return int($digits);
 }
@@ -82,18 +82,18 @@ sub numbers_in {
     return $copy;
 }
 
-# PVE reads its configuration as bytes, and JSON is made from characters: $value as such. What is not UTF-8 stays, and is
-# Latin-1; a number stays a number.
+# PVE reads its configuration as bytes, and JSON consists of characters: returns $value as characters. What is not
+# UTF-8 stays, as Latin-1; a number stays a number.
 sub text_for_json {
     my ($value) = @_;
 
-    my $copy = $value; # a match would make text of a number
+    my $copy = $value; # a match would turn a number into text
     return $value if !defined($copy) || utf8::is_utf8($copy) || $copy !~ m/[\x80-\xff]/;
     utf8::decode($copy);
     return $copy;
 }
 
-# A deep copy without code, handles and objects, which cannot travel; text as characters.
+# A deep copy without code, handles and objects, none of which can be sent; text as characters.
 sub plain_data {
     my ($value) = @_;
 
@@ -110,8 +110,8 @@ sub plain_data {
     return $copy;
 }
 
-# Text for the task log: one line, no control characters, UTF-8 bytes. The same ones as oneLine() of the TypeScript
-# side: those from U+0080 on, and U+2028 and U+2029, too. Bytes that are not UTF-8 have no known meaning.
+# Text for the task log: one line, no control characters, UTF-8 bytes. Removes the same characters as oneLine() on the
+# TypeScript side: those from U+0080 on, U+2028 and U+2029, too. Bytes that are not UTF-8 have no known meaning.
 sub one_line {
     my ($text) = @_;
 
@@ -125,23 +125,23 @@ sub one_line {
     return $line;
 }
 
-# The same as characters, which is what JSON is made from.
+# The same as characters, of which JSON consists.
 sub line_for_json {
     my ($text) = @_;
 
     my $line = one_line($text);
-    utf8::decode($line); # what is not UTF-8 stays, and is Latin-1
+    utf8::decode($line); # what is not UTF-8 stays, as Latin-1
     return $line;
 }
 
-# As much of a line as is shown of a wrong value; empty for what is not text.
+# The part of a line that is shown of a wrong value; empty for anything that is not text.
 sub shown {
     my ($value) = @_;
 
     return cut(text_of($value), MAX_SHOWN_CHARS);
 }
 
-# The first $chars characters of UTF-8 bytes; a byte that belongs to none counts as one.
+# The first $chars characters of UTF-8 bytes; a byte that does not belong to a character counts as one.
 sub cut {
     my ($bytes, $chars) = @_;
 
@@ -149,7 +149,7 @@ sub cut {
     return substr($bytes, 0, $+[0]);
 }
 
-# What to die with for an error answer: message and hint, one line.
+# The text to die with for an error answer: message and hint, one line.
 sub error_sentence {
     my ($error) = @_;
 
@@ -169,14 +169,14 @@ sub text_of {
     return defined($value) && !ref($value) ? one_line($value) : '';
 }
 
-# The sentence for an answer that is not what it must be.
+# The sentence for an answer that is not as expected.
 sub unusable {
     my ($why) = @_;
 
     return "Cannot use the answer of the backup bridge: $why\n";
 }
 
-# $value, if it is an object; else Perl would report an error of its own.
+# $value, if it is an object; otherwise Perl would report an error that names a line of code.
 sub object_in {
     my ($value, $what) = @_;
 
@@ -191,7 +191,7 @@ sub list_in {
     die unusable("$what is not a list");
 }
 
-# $value without taint; dies if it is not of the kind named.
+# $value untainted; dies if it is not of the given kind.
 sub untaint {
     my ($value, $kind) = @_;
 

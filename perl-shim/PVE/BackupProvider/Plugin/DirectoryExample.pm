@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# The directory provider as PVE loads it.
+# The directory provider, as PVE loads it.
 package PVE::BackupProvider::Plugin::DirectoryExample;
 
 use strict;

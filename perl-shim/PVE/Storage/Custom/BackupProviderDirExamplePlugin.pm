@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-# Storage type "backup-provider-dir-example": a directory of backups. Its options, the check of its path and its names
-# live here; the rest is what every storage plugin of the bridge does.
+# Storage type "backup-provider-dir-example": a directory of backups. This module has the options, the path and its
+# checks; the base class does the rest, as for every storage plugin of the bridge.
 package PVE::Storage::Custom::BackupProviderDirExamplePlugin;
 
 use strict;
@@ -104,7 +104,7 @@ sub provider_class { return 'PVE::BackupProvider::Plugin::DirectoryExample' }
 
 sub archive_format { return 'directory' }
 
-# <vmid>/<type>-<time>; every number has one spelling.
+# <vmid>/<type>-<time>; every number has exactly one spelling.
 sub archive_name_rule {
     return (qr!([1-9][0-9]{2,8})/(?:qemu|lxc)-(?:0|[1-9][0-9]{0,11})!, '<vmid>/<qemu or lxc>-<time>');
 }
