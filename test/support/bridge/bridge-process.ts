@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The real bridge with the real provider as a process of its own, to be ended in every way there is.
+// The real bridge with the real provider as a separate process, to be ended in every possible way.
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFile } from "node:fs/promises";
@@ -11,14 +11,14 @@ import type { TestNode } from "../vm/vm-job.ts";
 export type BridgeBundle = Bundle;
 
 interface BridgeOptions {
-  /** Name of another host: the process gets host name and pids of its own. */
+  /** Name of another host: the process gets a separate host name and pid namespace. */
   readonly host?: string;
 }
 
-/** @param entryPoint the release's own, or one that starts the bridge in another way */
+/** @param entryPoint the release's entry point, or one that starts the bridge in another way */
 export const buildBridge = (entryPoint = "bridge/main.ts"): Promise<BridgeBundle> => buildProgram(entryPoint);
 
-/** Arguments of unshare(1) for a process that lives, and dies, as on another host. */
+/** Arguments of unshare(1) for a process that lives, and dies, as if on another host. */
 function asHost(host: string, bundle: string): string[] {
   const inside = ["sh", "-c", 'hostname "$0"; exec "$@"', host, process.execPath, bundle];
   return ["--uts", "--pid", "--fork", "--mount-proc", "--kill-child", "--", ...inside];
@@ -67,14 +67,14 @@ export class BridgeProcess implements AsyncDisposable {
     return bridge;
   }
 
-  /** Pid of Node itself, as this host sees it; that of another host is a child of the process that was started. */
+  /** Pid of Node itself, as this host sees it; the Node of another host is a child of the started process. */
   async nodePid(): Promise<number> {
     const pid = this.child.pid ?? 0;
     const children = await readFile(`/proc/${pid}/task/${pid}/children`, "latin1");
     return this.child.spawnfile === "unshare" ? Number(children.trim()) : pid;
   }
 
-  /** @returns undefined if the process ended before it answered @throws an Error with the answer's own words */
+  /** @returns undefined if the process ended before it answered @throws an Error with the message of the answer */
   async call(method: string, params: object): Promise<Record<string, unknown> | undefined> {
     const id = this.#nextId++;
     const text = JSON.stringify({ jsonrpc: "2.0", id, method, params });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A test double of the directory provider: keeps everything in memory, records each call, and does on
-// demand what a test needs. Its knobs are keys of the storage section that begin with "test-".
+// A test double of the directory provider: keeps everything in memory, records each call, and does what a test needs
+// on demand. Its settings are keys of the storage section that begin with "test-".
 import { openSync, readdirSync, readFileSync, readlinkSync, renameSync, symlinkSync, writeSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { RequestError, UnsupportedError } from "../../../src/core/index.ts";
@@ -20,7 +20,7 @@ const ENTRY: VolumeEntry = {
   protected: false,
 };
 
-/** Every member answers something fixed, except where `test-behaviour` of the storage section says otherwise. */
+/** Every member returns a fixed answer, except where `test-behaviour` of the storage section says otherwise. */
 export async function createFakeProvider(context: ProviderContext): Promise<Provider> {
   const behaviour = String(context.scfg["test-behaviour"] ?? "");
   if (behaviour === "broken-config") throw new RequestError('Cannot use the storage "bk": it is broken on purpose');
@@ -137,7 +137,7 @@ export async function createFakeProvider(context: ProviderContext): Promise<Prov
   };
 }
 
-/** Plays the side that owns the store: an archive in the folder, and one connection that gets an answer. */
+/** Plays the side that owns the store: an archive in the directory, and one connection that gets an answer. */
 async function prepareContainer(directory: string, behaviour: string): Promise<readonly HandleToOpen[]> {
   const archivePath = `${directory}/archive.tar`;
   const archive = openSync(archivePath, "wx+", 0o600);
@@ -161,12 +161,12 @@ async function prepareContainer(directory: string, behaviour: string): Promise<r
   ];
 }
 
-/** Handles above stderr that this process got from the one that started it: sockets, pipes and files. */
+/** Handles above stderr that this process inherited from its parent: sockets, pipes and files. */
 async function inheritedHandles(): Promise<number[]> {
   const found: number[] = [];
   for (const fd of readdirSync("/proc/self/fd").map(Number)) {
     const target = fd > 2 ? tryReadLink(`/proc/self/fd/${fd}`) : "";
-    // Node's own are anonymous, or pipes to itself: the tests look for files and sockets.
+    // Node's own handles are anonymous, or pipes to itself: the tests look for files and sockets.
     if (/^(\/(?!proc\/|dev\/)|socket:)/.test(target)) found.push(fd);
   }
   return found.sort((a, b) => a - b);
@@ -180,7 +180,7 @@ function tryReadLink(file: string): string {
   }
 }
 
-/** Pulls all dirty regions in small batches and gives them back. */
+/** Requests all dirty regions in small batches and deallocates them. */
 async function readFileHandles(
   context: ProviderContext,
   volumes: ReadonlyMap<string, VmVolume>,

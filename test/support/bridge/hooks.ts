@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The hooks of a backup job, called on the provider in this process, or through the real shim under perl -T and the
-// real bridge behind it. Both reject with what PVE would see die.
+// real bridge behind it. Both reject with the error that PVE would see.
 import type { ChildProcessWithoutNullStreams } from "node:child_process";
 import { writeFile } from "node:fs/promises";
 import path from "node:path";
@@ -32,7 +32,7 @@ export interface Hooks extends AsyncDisposable {
   query(vmid: number, devices: Sizes): Promise<Record<string, "new" | "use">>;
   backupVm(vmid: number, config: string, volumes: Volumes, options?: CopyOptions): Promise<void>;
   prepare(vmid: number, tree: string): Promise<void>;
-  /** After prepare(); reads what lies in the tree. */
+  /** Called after prepare(); reads the files in the tree. */
   backupContainer(vmid: number, tree: string, options?: CopyOptions): Promise<void>;
   cleanup(vmid: number, type: GuestType | undefined, success: boolean, error?: string): Promise<void>;
   logFile(vmid: number, file: string): Promise<void>;
@@ -187,7 +187,7 @@ export class ShimHooks implements Hooks {
     return file;
   }
 
-  /** Until the Node that reads the container is there: before, a signal would find perl outside of the hook. */
+  /** Waits until the Node that reads the container exists: before that, a signal would reach perl outside the hook. */
   async #untilSecondNode(): Promise<void> {
     await until("the second Node runs", async () => (await processesNaming(this.#bridge)).length >= 2);
   }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The archiver of a container's backup, which under PVE works in the container's user namespace: played by the tools.
+// The archiver of a container's backup, which under PVE works in the container's user namespace; tools play it here.
 import { runTool } from "../../../fixtures/lab/index.ts";
 import { takeHandoff } from "../../../src/directory/container/container-handoff.ts";
 import type { HandleToOpen } from "../../../src/provider/index.ts";
 
 const GUEST_CONFIG = "hostname: ct\n";
 
-/** What the Perl side opens of what `backupContainerPrepare` asked for. */
+/** What the Perl side opens for `backupContainerPrepare`. */
 interface Handoff {
   readonly archivePath: string;
   readonly socketPath: string;
@@ -19,7 +19,7 @@ export function handoffOf([file, socket]: readonly HandleToOpen[]): Handoff {
   return { archivePath: file.path, socketPath: socket.path, token };
 }
 
-/** Fills the archive with `write`, and commits it. @throws what the provider refuses it with */
+/** Fills the archive with `write`, and commits it. @throws the error with which the provider refuses it */
 export async function playArchiver(
   handles: readonly HandleToOpen[],
   write: (archive: string) => Promise<void>,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A node with one container: the real bridge behind the scripted vzdump and pct of fixtures/pve, real user
-// namespaces and real mounts, each in a mount namespace of its own.
+// A node with one container: the real bridge behind the scripted vzdump and pct of fixtures/pve, real user namespaces
+// and real mounts, each in a separate mount namespace.
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
@@ -27,7 +27,7 @@ const project = path.resolve(import.meta.dirname, "../../..");
 export const VMID = 101;
 const STOREID = "bk";
 
-/** What the kernel, tar and squashfs can all keep; owners as an unprivileged container's are. */
+/** What the kernel, tar and squashfs can all preserve; the owners are those of an unprivileged container. */
 const MAKE_CONTAINER = `
 set -e
 mkdir -p "$1" "$2"; cd "$1"
@@ -85,7 +85,7 @@ export class ContainerNode implements AsyncDisposable {
     return path.join(this.dir, "bridge.mjs");
   }
 
-  /** vzdump of the container. `guest` and `job` add to the job file. */
+  /** vzdump of the container. `guest` and `job` are added to the job file. */
   async vzdump(
     guest: Record<string, unknown> = {},
     { job = {}, args = [] }: { job?: Record<string, unknown>; args?: readonly string[] } = {},
@@ -109,7 +109,7 @@ export class ContainerNode implements AsyncDisposable {
     return this.#start("vzdump.pl", ["--job", jobFile, ...args]);
   }
 
-  /** pct restore into a folder, owners as on the node. */
+  /** pct restore into a directory, with the owners as on the node. */
   async restore(volname: string, target: string, args: readonly string[] = [], bundle = this.bundle): Promise<Program> {
     await mkdir(target, { recursive: true });
     await run("chown", ["100000:100000", target]);
@@ -118,7 +118,7 @@ export class ContainerNode implements AsyncDisposable {
     return this.#start("pctrestore.pl", ["--job", jobFile, "--archive", archive, "--target", target, ...args], bundle);
   }
 
-  /** Volume names of the complete points in the store; what else lies there fails the test. */
+  /** Volume names of the complete points in the store; anything else in it fails the test. */
   async points(): Promise<string[]> {
     const folder = path.join(this.storePath, String(VMID));
     const names = await readdir(folder).catch(() => []);

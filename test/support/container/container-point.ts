@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// One container's backup by the hooks, without a container: its files are made here, the archiver is played.
+// One container's backup by the hooks, without a container: its files are made here, and the archiver is played.
 import { mkdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { runTool, seededBytes } from "../../../fixtures/lab/index.ts";
@@ -8,7 +8,7 @@ import { never } from "../vm/vm-rules.ts";
 import { packTree, playArchiver } from "./archiver.ts";
 
 export const CT_VMID = 101;
-/** How the archive is made; what the provider's options must say is in CONTAINER_OPTIONS. */
+/** How the archive is made; the provider's options for it are in CONTAINER_OPTIONS. */
 export type ContainerFormat = "tar" | "tar.zst" | "sqfs";
 
 const CONTAINER_OPTIONS: Readonly<Record<ContainerFormat, Record<string, string>>> = {
@@ -17,14 +17,14 @@ const CONTAINER_OPTIONS: Readonly<Record<ContainerFormat, Record<string, string>
   sqfs: { "lxc-backup-mode": "squashfs", "dir-compression": "none" },
 };
 
-/** A tree that Proxmox VE would restore: with `sbin`, more than ten members, and content that does not compress. */
+/** A tree that Proxmox VE would restore: with `sbin`, more than ten members, and incompressible content. */
 export async function makeTree(folder: string): Promise<void> {
   await mkdir(path.join(folder, "sbin"), { recursive: true });
   await writeFile(path.join(folder, "sbin/init"), "init\n");
   for (let n = 0; n < 12; n++) await writeFile(path.join(folder, `file-${n}`), seededBytes(`ct ${n}`, 40_000));
 }
 
-/** Packs a tree as one who has stock tools would. */
+/** Packs a tree as a user of stock tools would. */
 export async function pack(format: ContainerFormat, tree: string, archive: string): Promise<void> {
   if (format === "tar.zst") await runTool("tar", ["-I", "zstd", "-cf", archive, "-C", tree, "."]);
   else await packTree(format === "tar" ? "tar" : "squashfs", tree, archive);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The commands of a documentation page, run as they are printed: an administrator copies them.
+// The commands of a documentation page, run exactly as printed, because an administrator copies them.
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
 import path from "node:path";
@@ -8,11 +8,11 @@ import { promisify } from "node:util";
 const run = promisify(execFile);
 const PROJECT = path.resolve(import.meta.dirname, "../../..");
 
-/** Commands of one section of a page. */
+/** The commands in one section of a page. */
 export class PageCommands {
   readonly #sections = new Map<string, string[]>();
 
-  /** @param kind the word behind the fence of the blocks that are meant: "sh", "sh-squashfs" */
+  /** @param kind the word after the fence of the blocks to run: "sh", "sh-squashfs" */
   constructor(page: string, kind: string) {
     let section = "";
     let block: string[] | undefined;
@@ -48,9 +48,8 @@ interface ShellOptions {
 }
 
 /**
- * Runs a script as root's bash would, up to its first failure, with its mounts to itself.
- *
- * @returns its output, both streams
+ * Runs a script as root's bash would, up to its first failure, in a separate mount namespace.
+ * | @returns its output, both streams
  * @throws Error with its output if it fails
  */
 export async function runShell(script: string, { binDir, cwd, idMapFile }: ShellOptions): Promise<string> {

@@ -7,7 +7,7 @@ import ts from "typescript";
 const PROJECT = path.resolve(import.meta.dirname, "../../..");
 const VARIABLE = "…";
 
-/** Functions that put `Cannot <act> "<path>": <reason>` together, of the act that is their first argument. */
+/** Functions that compose `Cannot <act> "<path>": <reason>`, where the act is their first argument. */
 const WORDING = new Set(["environmentError", "explain", "wordProblem"]);
 
 interface Sentence {
@@ -36,7 +36,7 @@ function textOf(node: ts.Node): string | undefined {
   return undefined;
 }
 
-/** What a call says: some functions word an act, a warning is the last argument with a text. */
+/** What a call says: some functions state an act, a warning is the last argument with a text. */
 function saidByCall(call: ts.CallExpression): string | undefined {
   const [first] = call.arguments;
   const name = call.expression.getText();
@@ -84,7 +84,7 @@ function sentencesOfPerl(file: string): Sentence[] {
   }));
 }
 
-/** All of them, without those that begin with a variable: nobody could look them up. */
+/** All of them, except those that begin with a variable: they could not be looked up. */
 export function findSentences(): Sentence[] {
   const all = [
     ...["src", "bridge"].flatMap((folder) => filesBelow(folder, ".ts")).flatMap(sentencesOfScript),
@@ -93,7 +93,7 @@ export function findSentences(): Sentence[] {
   return all.filter(({ text }) => !text.startsWith(VARIABLE) && !text.startsWith(`Cannot ${VARIABLE}`));
 }
 
-/** What a task log says in brackets behind "full backup", of every kind. */
+/** What a task log says in brackets after "full backup", one of every kind. */
 export function findFullReasons(): string[] {
   const found = new Set<string>();
   const add = (node: ts.Node | undefined): void => {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Whole backups of one container with a fault somewhere, as the process of root that owns the store sees them, and what
+// Whole backups of one container with a fault somewhere, as seen by the root process that owns the store, and what
 // must hold after each. The test plays the archiver.
 // biome-ignore assist/source/organizeImports: it must come before the product
 import { type Fault, faultSwitch, type Operation } from "./fault-fs.ts";
@@ -15,14 +15,14 @@ import { leftBelow, MemoryFolder } from "./fault-folder.ts";
 import { expectSentence, sentenceOf } from "./fault-rules.ts";
 
 const VMID = 101;
-/** Above this it starts again with an empty store: each of them is read after every cell. */
+/** Above this it starts again with an empty store: each point is read after every cell. */
 const MOST_POINTS = 12;
 const never = new AbortController().signal;
 export const CONFIG = Buffer.from("hostname: ct\n");
 export const FIREWALL = Buffer.from("[OPTIONS]\n");
 const COMMIT = { commit: { files: 13, bytes: 100, warnings: 0, "guest-config": CONFIG.toString("base64") } };
 
-/** What tar and squashfs both keep on any file system. */
+/** What both tar and squashfs preserve on any file system. */
 const MAKE_TREE = `
 set -e
 mkdir -p "$1/sbin" "$1/home/u"; cd "$1"
@@ -35,15 +35,15 @@ chown -R 1000:1001 home/u; chown 0:42 f2; chmod 4750 f3; chmod 700 home; touch -
 interface ContainerOutcome {
   readonly message: string | undefined;
   readonly isCommitted: boolean;
-  /** What failed first; undefined if the job was over before. */
+  /** What failed first; undefined if the job ended before the fault. */
   readonly fired: Operation | undefined;
   readonly operations: readonly Operation[];
 }
 
-/** A store, a container's files and an archive of them, and the points that must be there. */
+/** A store, a container's files and an archive of them, and the points that must exist. */
 export class ContainerSite implements AsyncDisposable {
   readonly dir: string;
-  /** What the container consists of. */
+  /** The entries of the container. */
   readonly tree: string;
   readonly archive: string;
   readonly points = new Set<string>();
@@ -73,7 +73,7 @@ export class ContainerSite implements AsyncDisposable {
     return site;
   }
 
-  /** The store, the place of the witness, and the folder for mounts and sockets. */
+  /** The store, the place of the witness, and the directory for mounts and sockets. */
   get folders(): string[] {
     const root = path.join(this.dir, "root");
     return [path.join(this.dir, "store"), path.join(root, "etc/pve/priv/pve-backup-host"), this.runDir];
@@ -109,7 +109,7 @@ export class ContainerSite implements AsyncDisposable {
     return { message, isCommitted, fired: faultSwitch.fired, operations: [...faultSwitch.operations] };
   }
 
-  /** PVE's calls; the error of backup_container comes over the socket, as text. */
+  /** PVE's calls; the error of backup_container arrives over the socket, as text. */
   async #job(epoch: number): Promise<Pick<ContainerOutcome, "message" | "isCommitted">> {
     await using provider = this.provider();
     let isCommitted = false;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Makes the Nth change of a file system fail. It stands between the product and Node's file functions: import it
-// before the product. What the kernel really gets to see is held against it by test/fault/nth-seen.test.ts.
+// before the product. test/fault/nth-seen.test.ts compares its records with what the kernel really gets to see.
 import fs from "node:fs";
 import type { FileHandle } from "node:fs/promises";
 import { syncBuiltinESMExports } from "node:module";
@@ -9,7 +9,7 @@ import path from "node:path";
 import { isFull } from "./full-matrix.ts";
 import { pathOfDescriptor, realPathOf } from "./proc-path.ts";
 
-/** What changes a file system or makes a change durable; "open" is for writing, of what is there. */
+/** Operations that change a file system or make a change durable; "open" means opening an existing file for writing. */
 export type FaultKind =
   | "create"
   | "open"
@@ -30,7 +30,9 @@ type FaultErrno = (typeof ERRNOS)[number];
 
 const turns = new Map<FaultKind, number>();
 
-/** What a step of this kind is to fail with: all of them, or the next one, so that each has its turn with each kind. */
+/**
+ * The errnos for a step of this kind: all of them, or the next one, so that each errno gets its turn with each kind.
+ */
 export function errnosFor(kind: FaultKind): readonly FaultErrno[] {
   if (isFull) return ERRNOS;
   const turn = turns.get(kind) ?? 0;
@@ -40,11 +42,14 @@ export function errnosFor(kind: FaultKind): readonly FaultErrno[] {
 
 export interface Operation {
   readonly kind: FaultKind;
-  /** The file it changes; of a rename or a link, the new name. */
+  /** The file that it changes; for a rename or a link, the new name. */
   readonly path: string;
 }
 
-/** An operation of a run, by what it is and how many of the same were before it: the same one in the next run. */
+/**
+ * An operation of a run, identified by what it is and how many of the same kind came before: the same one in the next
+ * run.
+ */
 export interface Step {
   readonly name: string;
   readonly kind: FaultKind;
@@ -71,14 +76,18 @@ export interface Fault {
   readonly at: Pick<Step, "name" | "occurrence">;
   readonly errno: FaultErrno;
   /**
-   * before: it fails and has done nothing. after: it is done and fails, a reply lost by a network share. onwards: it
-   * and everything later fails that this errno can hit: the disk stays full, the share stays away. short: a part
-   * is written, the next write of that file fails. partial: a part of it is written, and nothing fails at all.
+   * before: it fails and has done nothing. after: it is done and fails, as when a network share loses the reply.
+   * onwards: it fails, and so does everything later that this errno can hit: the disk stays full, the share stays
+   * away. short: a part is written, the next write of that file fails. partial: a part of it is written, and nothing
+   * fails at all.
    */
   readonly flavour: "before" | "after" | "onwards" | "short" | "partial";
 }
 
-/** What goes on failing while the cause lasts: a full disk takes renames and removals, a closed door no name. */
+/**
+ * What goes on failing while the cause lasts: a full disk still accepts renames and removals, a denied access affects
+ * only operations on names.
+ */
 const LASTING: Readonly<Record<FaultErrno, (kind: FaultKind) => boolean>> = {
   ENOSPC: (kind) => ["create", "write", "mkdir", "link"].includes(kind),
   EDQUOT: (kind) => ["create", "write", "mkdir", "link"].includes(kind),
@@ -90,14 +99,14 @@ const LASTING: Readonly<Record<FaultErrno, (kind: FaultKind) => boolean>> = {
 
 type Verdict = "do" | "before" | "after" | "short";
 
-/** Counts the operations below some folders, and makes one of them fail. One for the process. */
+/** Counts the operations below some directories, and makes one of them fail. There is one per process. */
 class FaultSwitch {
   readonly operations: Operation[] = [];
   /** The operation that failed first. */
   fired: Operation | undefined;
   #folders: readonly string[] = [];
   #fault: Fault | undefined;
-  /** How often the name of the fault's step came. */
+  /** How often the name of the fault's step occurred. */
   #seen = 0;
   #shortened: string | undefined;
 
@@ -116,7 +125,7 @@ class FaultSwitch {
     this.#fault = undefined;
   }
 
-  /** @param file as realPathOf() gives it */
+  /** @param file as returned by realPathOf() */
   isWatched(file: string): boolean {
     return this.#folders.some((folder) => file === folder || file.startsWith(`${folder}/`));
   }
@@ -149,16 +158,16 @@ class FaultSwitch {
 
 export const faultSwitch = new FaultSwitch();
 
-/** A call that names something: a change, or a look at what is there. */
+/** A call that names something: it changes it, or looks at it. */
 export interface NamedCall {
   readonly kind: FaultKind | "read" | "look" | "list";
-  /** What it names; of a rename or a link, both names. */
+  /** What it names; for a rename or a link, both names. */
   readonly paths: readonly string[];
 }
 
 let beforeCall: ((call: NamedCall) => void) | undefined;
 
-/** Runs `hook` before every call that names something; what it does synchronously is done when the call is made. */
+/** Runs `hook` before every call that names something; its synchronous work is done before the call is made. */
 export function onNamedCall(hook: ((call: NamedCall) => void) | undefined): void {
   beforeCall = hook;
 }
@@ -169,9 +178,9 @@ function announce(kind: NamedCall["kind"], ...files: unknown[]): void {
 
 interface Act<T> {
   readonly work: () => Promise<T>;
-  /** Does a part of it. */
+  /** Does a part of the operation. */
   readonly part?: () => Promise<T>;
-  /** Gives back what `work` got, where its reply is lost. */
+  /** Releases what `work` got when its reply is lost. */
   readonly drop?: (value: T) => Promise<void>;
 }
 
@@ -211,10 +220,10 @@ async function openWatched(file: fs.PathLike, flags?: Flags, mode?: fs.Mode): Pr
   return handle;
 }
 
-/** A part of a write, in whole blocks where there are some: the kernel too cuts a direct write at a block. */
+/** A part of a write, in whole blocks where possible: the kernel, too, cuts a direct write at a block. */
 const partOf = (length: number): number => (length >= 8192 ? Math.floor(length / 8192) * 4096 : Math.ceil(length / 4));
 
-/** Its operations carry the name that the file has by then: it may have been renamed while it was open. */
+/** Its operations carry the name that the file has at that time: it may have been renamed while it was open. */
 function wrapHandle(handle: FileHandle, isForWriting: boolean): void {
   const on = <T>(kind: FaultKind, act: Act<T>): Promise<T> => perform(kind, pathOfDescriptor(handle.fd) ?? "", act);
   const own = {
@@ -245,7 +254,7 @@ function wrapHandle(handle: FileHandle, isForWriting: boolean): void {
           return own.writev([bytes.subarray(0, partOf(bytes.length))], position);
         },
       }),
-    // As Node's own, which finishes short writes.
+    // As Node's own function, which finishes short writes.
     writeFile: async (data: Buffer | string) => {
       const bytes = Buffer.from(data as string);
       for (let done = 0; done < bytes.length; ) done += (await write(bytes, done)).bytesWritten;
@@ -255,7 +264,7 @@ function wrapHandle(handle: FileHandle, isForWriting: boolean): void {
     truncate: (length?: number) => on("truncate", { work: () => own.truncate(length) }),
     chmod: (mode: fs.Mode) => on("chmod", { work: () => own.chmod(mode) }),
     chown: (uid: number, gid: number) => on("chown", { work: () => own.chown(uid, gid) }),
-    // The number is free after a failed close too, says close(2).
+    // The number is free after a failed close, too, according to close(2).
     close: async () => {
       if (!isForWriting || handle.fd < 0) return await own.close();
       const file = pathOfDescriptor(handle.fd) ?? "";
@@ -266,7 +275,10 @@ function wrapHandle(handle: FileHandle, isForWriting: boolean): void {
   Object.assign(handle, wrapped);
 }
 
-/** As Node's own, in steps: every name that goes away is an operation; one that stays does not stop the others. */
+/**
+ * As Node's own function, in steps: every name that is removed is an operation; one that stays does not stop the
+ * others.
+ */
 async function removeWatched(file: fs.PathLike, options: fs.RmOptions = {}): Promise<void> {
   const name = String(file);
   if (!faultSwitch.isWatched(realPathOf(name))) return await real.rm(file, options);
@@ -287,7 +299,7 @@ async function removeWatched(file: fs.PathLike, options: fs.RmOptions = {}): Pro
   await fs.promises.rmdir(name);
 }
 
-/** As Node's own: create, write, close. */
+/** As Node's own function: create, write, close. */
 async function writeFileWatched(file: unknown, data: unknown, options?: unknown): Promise<void> {
   const simple = (typeof options === "object" && options !== null ? options : {}) as { mode?: number; flag?: string };
   if (typeof file !== "string" || !faultSwitch.isWatched(realPathOf(file))) {
@@ -297,7 +309,7 @@ async function writeFileWatched(file: unknown, data: unknown, options?: unknown)
   await handle.writeFile(data as string);
 }
 
-/** A change by its name or names. */
+/** A change that is made by name or names. */
 const named =
   <A extends unknown[]>(kind: FaultKind, call: (...args: A) => Promise<unknown>, names = 1) =>
   (...args: A): Promise<unknown> => {

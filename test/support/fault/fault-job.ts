@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Whole backups of one VM with a fault somewhere, and what must hold after each: only whole points are listed, each
-// restores bit for bit, nothing is left behind for good, one clear sentence says why, and the next backup is right.
+// Whole backups of one VM with a fault somewhere, and what must hold after each: only complete points are listed,
+// each restores bit for bit, nothing is left behind for good, one clear sentence gives the reason, and the next
+// backup is right.
 // biome-ignore assist/source/organizeImports: it must come before the product
 import { type Fault, type Operation, faultSwitch } from "./fault-fs.ts";
 import { rm, writeFile } from "node:fs/promises";
@@ -17,28 +18,28 @@ const MIB = 1024 * KIB;
 const VMID = 100;
 const DISKS = ["drive-scsi0", "drive-scsi1"] as const;
 const DISK_BYTES = 8 * MIB;
-/** Above this the points are removed and it starts again with a full one: comparing long chains takes its time. */
+/** Above this the points are removed and a full one starts again: comparing long chains takes its time. */
 export const MOST_POINTS = 6;
 
 export interface Cell {
-  /** What the job ended with; undefined if it succeeded. */
+  /** The error that the job ended with; undefined if it succeeded. */
   readonly error: unknown;
   readonly volname: string;
   readonly isCommitted: boolean;
   readonly modes: ReadonlyMap<string, "new" | "use">;
   readonly log: readonly string[];
-  /** What failed first; undefined if the job was over before. */
+  /** What failed first; undefined if the job ended before the fault. */
   readonly fired: Operation | undefined;
   readonly operations: readonly Operation[];
 }
 
-/** A node with a store, a running VM with two small disks, and the points that must be there. */
+/** A node with a store, a running VM with two small disks, and the points that must exist. */
 export class FaultSite implements AsyncDisposable {
   readonly node: TestNode;
   readonly guest: LabGuest;
-  /** Every point that must be there, with raw copies of its disks. */
+  /** Every point that must exist, with raw copies of its disks. */
   readonly points = new Map<string, ReadonlyMap<string, string>>();
-  /** What the guest has written: the test knows it without asking anybody. */
+  /** What the guest has written, as the test itself recorded it. */
   readonly #disks = new Map<string, Buffer>(DISKS.map((device) => [device, Buffer.alloc(DISK_BYTES)]));
   /** Of the newest point. */
   chainLength = 0;
@@ -63,7 +64,7 @@ export class FaultSite implements AsyncDisposable {
     return site;
   }
 
-  /** The store, the place of the witness, and the folder for mounts. */
+  /** The store, the place of the witness, and the directory for mounts. */
   get folders(): string[] {
     return [this.node.storePath, this.witnesses, this.runDir];
   }
@@ -80,7 +81,7 @@ export class FaultSite implements AsyncDisposable {
     return [...this.points.keys()].at(-1) ?? "none";
   }
 
-  /** What the guest writes; the test remembers it. */
+  /** Writes for the guest; the test remembers it. */
   async write(device: string, offset: number, bytes: Buffer): Promise<void> {
     bytes.copy(this.#disks.get(device) ?? bytes, offset);
     const isZero = bytes.every((byte) => byte === 0);
@@ -88,7 +89,7 @@ export class FaultSite implements AsyncDisposable {
     else await this.guest.write(device, offset, bytes);
   }
 
-  /** The guest writes here and there, vzdump runs, and `fault` happens on the way. Never rejects, as in PVE. */
+  /** The guest writes here and there, vzdump runs, and `fault` happens during it. Never rejects, as in PVE. */
   async job(fault?: Fault): Promise<Cell> {
     const device = DISKS[this.#random.integer(0, 1)] ?? DISKS[0];
     const offset = this.#random.integer(0, DISK_BYTES / 4096 - 32) * 4096;
@@ -125,7 +126,7 @@ export class FaultSite implements AsyncDisposable {
     return await leftBelow(this.folders);
   }
 
-  /** qemu-img alone on the files of the store, against copies of the disks at the time of the backup. */
+  /** Compares the files in the store, read by qemu-img alone, with copies of the disks at the time of the backup. */
   async expectPoint(volname: string): Promise<void> {
     const folder = path.join(this.node.storePath, volname.replace("backup/", ""));
     const compare = async ([device, oracle]: [string, string]): Promise<void> => {
@@ -137,8 +138,7 @@ export class FaultSite implements AsyncDisposable {
 
   /**
    * A backup without a fault: it succeeds, is right, and sweeps what was left; then everything restores.
-   *
-   * @param how "all": every point, as PVE restores it; "it": this one alone, by qemu-img on the store
+   * | @param how "all": every point, as PVE restores it; "it": only this one, by qemu-img on the store
    */
   async expectNextBackup(how: "all" | "it"): Promise<Cell> {
     await age(await leftBelow(this.folders));
@@ -153,7 +153,7 @@ export class FaultSite implements AsyncDisposable {
     return next;
   }
 
-  /** A first backup, in a chain of its own; from time to time in an empty store. @returns the job */
+  /** A first backup, in a new chain; from time to time in an empty store. @returns the job */
   async startAgain(): Promise<Cell> {
     await rm(this.witnesses, { recursive: true, force: true });
     if (this.points.size > MOST_POINTS) {
@@ -183,7 +183,7 @@ export class FaultSite implements AsyncDisposable {
   }
 }
 
-/** PVE's calls in PVE's order; notes and protection come in a process of their own. */
+/** PVE's calls in PVE's order; notes and protection come from a separate process. */
 async function runJob(
   node: TestNode,
   guest: LabGuest,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A process of its own that backs up one disk, begins its restore and shows a squashfs image as the restore of a
-// container does, and prints what fault-fs.ts saw of it. Arguments: the folder of the node, the socket and the size of
-// the disk, the image.
+// A separate process that backs up one disk, begins its restore and offers a squashfs image as the restore of a
+// container does, and prints what fault-fs.ts saw of all this. Arguments: the directory of the node, the socket and
+// the size of the disk, the image.
 // biome-ignore assist/source/organizeImports: it must come before the product
 import { faultSwitch } from "./fault-fs.ts";
 import { writeFile } from "node:fs/promises";

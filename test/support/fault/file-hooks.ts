@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Lets a test act in the moment before the product renames, links or opens a file, as somebody else on the share would, and
-// take hard links away, as CIFS does. One for the process.
+// Lets a test act right before the product renames, links or opens a file, as another user of the share would, and
+// removes hard links, as on CIFS. There is one per process.
 import fs from "node:fs";
 import { syncBuiltinESMExports } from "node:module";
 
@@ -30,7 +30,7 @@ Object.assign(fs.promises, {
 });
 syncBuiltinESMExports();
 
-/** Calls `act` once, right before the first rename that `isIt` knows. @returns whether it has come */
+/** Calls `act` once, right before the first rename that `isIt` accepts. @returns whether there was one */
 export function onRename(isIt: (from: string, to: string) => boolean, act: () => void): () => boolean {
   let hasCome = false;
   hooks.beforeRename = (from, to) => {
@@ -41,7 +41,7 @@ export function onRename(isIt: (from: string, to: string) => boolean, act: () =>
   return () => hasCome;
 }
 
-/** Calls `act` once, right before the first opening of a path that `isIt` knows. @returns whether it has come */
+/** Calls `act` once, right before the first open of a path that `isIt` accepts. @returns whether there was one */
 export function onOpen(isIt: (path: string) => boolean, act: () => void): () => boolean {
   let hasCome = false;
   hooks.beforeOpen = (path) => {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Locks that somebody else on the share holds: files as a holder writes them, with what a test wants changed.
+// Locks held by another user of the share: files as a holder writes them, with what a test wants changed.
 import { closeSync, futimesSync, openSync, readFileSync, writeFileSync, writeSync } from "node:fs";
 import { mkdir, readFile, rm } from "node:fs/promises";
 import path from "node:path";
@@ -20,7 +20,7 @@ export const ANOTHER_HOST = "0".repeat(32);
 
 export const guestLockOf = (node: TestNode, vmid: number): string => path.join(node.storePath, String(vmid), ".lock");
 
-/** What a holder of this process writes into a guest's lock. */
+/** What a holder in this process writes into a guest's lock. */
 export async function sampleLock(node: TestNode): Promise<LockJson> {
   const vmid = 999;
   await using provider = node.provider();
@@ -41,23 +41,23 @@ export async function writeLock(file: string, record: LockJson): Promise<void> {
 }
 
 interface Beating extends Disposable {
-  /** The holder falls silent; its file stays. */
+  /** The holder stops writing; its file stays. */
   stop(): void;
 }
 
-/** Keeps a lock alive as its holder does: in place, never creating the file anew. */
+/** Keeps a lock alive as its holder does: in place, never creating the file again. */
 export function keepAlive(file: string, { ageMs = 0, everyMs = 40 } = {}): Beating {
   const beat = (): void => {
     let fd: number;
     try {
       fd = openSync(file, "r+");
     } catch {
-      return; // somebody took it away
+      return; // it was removed
     }
     try {
       const record = JSON.parse(readFileSync(fd, "utf8")) as LockJson;
       writeSync(fd, encodeLock({ ...record, heartbeat: record.heartbeat + 1 }), 0);
-      // A server's clock that jumped makes a living lock look old.
+      // When a server's clock jumps, a living lock looks old.
       const seconds = (Date.now() - ageMs) / 1000;
       if (ageMs > 0) futimesSync(fd, seconds, seconds);
     } finally {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What `strace -f -y` wrote of a Node process: the changes of file systems that the kernel was asked for, by real
-// paths. A path through a descriptor (/proc/self/fd/23/name) is what the kernel itself said of that descriptor: at the
-// open that made it, and at every later call.
+// Reads what `strace -f -y` wrote about a Node process: the changes of file systems requested from the kernel, by
+// real paths. A path through a descriptor (/proc/self/fd/23/name) is resolved by what the kernel itself said about
+// that descriptor: at the open that created it, and at every later call.
 import path from "node:path";
 
-/** Every call of Linux by which a file, a folder or what is known of them changes or becomes durable. */
+/** Every Linux call that changes a file, a directory or their metadata, or makes a change durable. */
 const KIND_OF_CALL: Readonly<Record<string, string>> = {
   ...{ write: "write", pwrite64: "write", writev: "write", pwritev: "write", pwritev2: "write" },
   ...{ fsync: "sync", fdatasync: "sync", sync_file_range: "sync", syncfs: "sync", msync: "sync" },
@@ -17,7 +17,7 @@ const KIND_OF_CALL: Readonly<Record<string, string>> = {
   ...{ lsetxattr: "xattr", io_uring_setup: "io_uring" },
 };
 
-/** For `strace -f`, whose output readChanges() reads. Threads are told from processes by how they were made. */
+/** For `strace -f`, whose output readChanges() reads. How a thread was created distinguishes it from a process. */
 export const STRACE_ARGS: readonly string[] = [
   ...["-f", "-y", "-s", "1"],
   ...["-e", `trace=${["open", "openat", "clone", "clone3", ...Object.keys(KIND_OF_CALL)].map((call) => `?${call}`)}`],
@@ -28,7 +28,7 @@ export interface Change {
   readonly path: string;
 }
 
-/** `path` of a descriptor that was deleted carries a mark, outside of the brackets or inside. */
+/** The `path` of a deleted descriptor carries a mark, outside the brackets or inside. */
 const FD_PATH = /(\d+)<(\/[^>]*?)(?:\(deleted\)| \(deleted\))?>/g;
 
 /** Changes below `folders`, in order. Calls that failed changed nothing. */
@@ -42,7 +42,7 @@ export function readChanges(output: string, folders: readonly string[]): Change[
     const [, pid = "", text = ""] = /^(\d+)\s+(.*)$/.exec(line) ?? [];
     const isNode = threads.has(pid);
     const resumed = /^<\.\.\. \w+ resumed>(.*)$/.exec(text)?.[1];
-    // What a name means is decided when the call begins.
+    // The kernel resolves a name when the call begins.
     const begun = resumed === undefined ? (isNode ? paths.resolve(text) : text) : (unfinished.get(pid) ?? "");
     if (text.endsWith("<unfinished ...>")) {
       unfinished.set(pid, begun.slice(0, -"<unfinished ...>".length));
@@ -70,7 +70,7 @@ function threadsOf(lines: readonly string[]): Set<string> {
   return threads;
 }
 
-/** What each descriptor of one process is. */
+/** What each descriptor of one process refers to. */
 class DescriptorPaths {
   readonly #paths = new Map<string, string>();
 
@@ -83,7 +83,7 @@ class DescriptorPaths {
     });
   }
 
-  /** @param call with its result: an open makes a descriptor, a rename changes the paths of many */
+  /** @param call with its result: an open creates a descriptor, a rename changes the paths of many */
   learn(call: string): void {
     this.#note(call);
     const renamed = /^rename\w*\((?:[^"]*)"([^"]*)",(?:[^"]*)"([^"]*)".*= 0$/.exec(call);
@@ -110,7 +110,7 @@ function parseCall(line: string, folders: readonly string[]): Change | undefined
   const below = paths
     .map((match) => (match[1] ?? match[2] ?? "").trimEnd())
     .filter((one) => folders.some((folder) => one === folder || one.startsWith(`${folder}/`)));
-  // What was opened is told by the result, whatever the name was that led there.
+  // The result says what was opened, whatever name led to it.
   const file = below.at(-1);
   if (file === undefined) return undefined;
   if (!isOpen) return { kind: KIND_OF_CALL[call] ?? call, path: file };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What the stages of a VM and of a container share: the walk to the place of a kill, the processes that must end
+// What the stages of a VM and of a container share: the steps to the place of a kill, the processes that must end
 // with the job, and the traces that it must not leave.
 import { readdir, readFile } from "node:fs/promises";
 import path from "node:path";
@@ -17,14 +17,14 @@ import {
 } from "./kill-stage.ts";
 
 interface StageNode {
-  /** All of the test's files are below it. */
+  /** All files of the test are below it. */
   readonly dir: string;
   /** Stands for / of the node. */
   readonly root: string;
   readonly storePath: string;
 }
 
-/** A process' name as the kernel keeps it. */
+/** The name of a process as the kernel stores it. */
 const asKept = (name: string): string => name.slice(0, 15);
 
 export abstract class GuestStage<Judged extends Walk> implements AsyncDisposable {
@@ -37,12 +37,12 @@ export abstract class GuestStage<Judged extends Walk> implements AsyncDisposable
     this.#vmid = vmid;
   }
 
-  /** What must be true of the store after a job that ended in any way. */
+  /** What must be true of the store after a job, however it ended. */
   abstract judge(walked: Walk): Promise<Judged>;
 
   abstract [Symbol.asyncDispose](): Promise<void>;
 
-  /** Walks a program to a boundary, and does there what is to be done; without a boundary it walks to the end. */
+  /** Steps a program to a boundary, and acts there; without a boundary it goes on to the end. */
   async walkTo(program: Program, boundary?: string, act?: () => Promise<void> | void): Promise<Walk> {
     const walked = await walk(program, boundary, async () => {
       await this.watchProcessesOf(program);
@@ -52,12 +52,12 @@ export abstract class GuestStage<Judged extends Walk> implements AsyncDisposable
     return walked;
   }
 
-  /** The same, and judges what is in the store afterwards. */
+  /** The same, and then checks what is in the store. */
   async killAt(program: Program, boundary?: string, act?: () => Promise<void> | void): Promise<Judged> {
     return await this.judge(await this.walkTo(program, boundary, act));
   }
 
-  /** Walks to a boundary, has a process stand still there, and lets the program go on, without an answer from it. */
+  /** Steps to a boundary, stops a process there, and lets the program go on without an answer from it. */
   async haltAt(
     program: Program,
     boundary: string,
@@ -78,7 +78,7 @@ export abstract class GuestStage<Judged extends Walk> implements AsyncDisposable
     return { halted: await Promise.race([halted, walked.then(() => halted)]), walked };
   }
 
-  /** After a failure somebody may still stand still, and others wait for it: they would outlive the test. */
+  /** After a failure a process may still be stopped, and others wait for it: they would outlive the test. */
   protected continueHalted(): void {
     for (const pid of this.#halted.splice(0)) {
       try {
@@ -97,12 +97,12 @@ export abstract class GuestStage<Judged extends Walk> implements AsyncDisposable
     return [...inStore, ...inLocks, ...inRun, ...mounts.filter((line) => line.includes(this.node.dir))];
   }
 
-  /** Of the processes that watchProcessesOf() noted. */
+  /** The processes that watchProcessesOf() noted. */
   async expectNoSurvivors(): Promise<void> {
     expect(await survivorsOf(this.#watched.splice(0))).toEqual([]);
   }
 
-  /** None of them may outlive the job. */
+  /** Checks that none of them outlives the job. */
   async watchProcessesOf(program: Program): Promise<void> {
     this.#watched.push(...(await descendantsOf(program.child.pid as number)));
   }
@@ -127,7 +127,7 @@ export abstract class GuestStage<Judged extends Walk> implements AsyncDisposable
     return await this.find(program, name, (one) => one.name === asKept(name));
   }
 
-  /** Waits for a process with this name that is in a system call on an open file with such a name. */
+  /** Waits for a process with this name that is in a system call on an open file with the given name. */
   async findInCall(program: Program, name: string, file: RegExp): Promise<SeenProcess> {
     const isIt = async (one: SeenProcess): Promise<boolean> =>
       one.name === asKept(name) && (await isInCallOn(one.pid, file));

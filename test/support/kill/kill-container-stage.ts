@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A container, the scripted vzdump and pct with real bridges, and the judgement after each kill.
+// A container, the scripted vzdump and pct with real bridges, and the checks after each kill.
 import { chown, readdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { expect } from "vitest";
@@ -24,7 +24,7 @@ export class ContainerStage extends GuestStage<KilledContainerJob> {
   readonly node: ContainerNode;
   readonly #points = new Set<string>();
   readonly #guest: Record<string, unknown>;
-  /** Names in a backup that nothing disturbed. */
+  /** Names in an undisturbed backup. */
   #members: string[] = [];
 
   private constructor(node: ContainerNode, guest: Record<string, unknown>) {
@@ -65,7 +65,7 @@ export class ContainerStage extends GuestStage<KilledContainerJob> {
     return { ...walked, isListed: fresh.length > 0 };
   }
 
-  /** The next backup, which nothing disturbs. */
+  /** The next backup, undisturbed. */
   async next(cell: string): Promise<void> {
     const { isListed, output, status } = await this.judge(await walk(await this.vzdump()));
     expect([cell, status, isListed], output).toEqual([cell, 0, true]);
@@ -73,7 +73,7 @@ export class ContainerStage extends GuestStage<KilledContainerJob> {
     expect(await this.leftovers(), cell).toEqual([]);
   }
 
-  /** The newest point, restored by the scripted pct, is the container. */
+  /** The newest point, restored by the scripted pct, equals the container. */
   async expectRestores(bundle = this.node.bundle): Promise<void> {
     const target = path.join(this.node.dir, "restored");
     const { output, status } = await (await this.node.restore(this.newest, target, [], bundle)).result;
@@ -90,7 +90,7 @@ export class ContainerStage extends GuestStage<KilledContainerJob> {
     await this.node[Symbol.asyncDispose]();
   }
 
-  /** By the tools that everybody has: complete, and what tar can compare is the same. */
+  /** Checked with standard tools: complete, and everything that tar can compare is the same. */
   async #expectWhole(folder: string): Promise<void> {
     const archive = (await readdir(folder)).find((name) => name.startsWith("archive.")) ?? "no archive";
     const file = path.join(folder, archive);
@@ -106,7 +106,7 @@ export class ContainerStage extends GuestStage<KilledContainerJob> {
     if (!isTar) return;
     const compare = ["--compare", "--numeric-owner", "-f", file, "-C", this.node.containerRoot];
     const said = await runTool("tar", compare).catch((error: Error) => error.message.replace("tar failed: ", ""));
-    // Owners in the archive are those that the container sees.
+    // The archive has the owners as seen by the container.
     expect(said.split("\n").filter((line) => !/^$|: [UG]id differs$/.test(line))).toEqual([]);
   }
 }

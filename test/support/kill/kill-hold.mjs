@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Loaded before the bridge: the process stops itself (SIGSTOP) at one file operation, so that a test can kill
-// whom it wants at exactly that moment. PBH_TEST_HOLD is "<before|after> <function> <nth> <pattern of a path>".
+// Loaded before the bridge: the process stops itself (SIGSTOP) at one file operation, so that a test can kill any
+// process at exactly that moment. PBH_TEST_HOLD is "<before|after> <function> <nth> <pattern of a path>".
 import { readlinkSync } from "node:fs";
 import fs from "node:fs/promises";
 import { syncBuiltinESMExports } from "node:module";
 
 const [when, name, nth, pattern] = (process.env.PBH_TEST_HOLD ?? "").split(" ");
-/** What a name in a folder held by a descriptor is called: /proc/self/fd/N/name. */
+/** The path of a name in a directory that a descriptor holds open: /proc/self/fd/N/name. */
 const named = (path) => path.replace(/^\/proc\/self\/fd\/\d+(?=\/)/, (link) => readlinkSync(link));
 
 if (pattern !== undefined) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Scripted Proxmox VE programs that a test stops at every call to the bridge, the processes they consist of,
-// and what must be true whatever was killed.
+// Scripted Proxmox VE programs that a test stops at every call to the bridge, the processes they consist of, and what
+// must be true whatever was killed.
 import { mkdir, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -12,14 +12,14 @@ const DEADLINE_MS = 30_000;
 const POLL_MS = 10;
 const STEP_POLL_MS = 3;
 
-/** One process as /proc shows it. */
+/** One process as seen in /proc. */
 export interface SeenProcess {
   readonly pid: number;
   readonly parent: number;
   /** "R", "S", "T" (stopped), "Z"... */
   readonly state: string;
   readonly startTime: string;
-  /** At most 15 characters, as the kernel keeps it. */
+  /** At most 15 characters, as the kernel stores it. */
   readonly name: string;
 }
 
@@ -35,8 +35,8 @@ async function seeProcess(pid: number): Promise<SeenProcess | undefined> {
 }
 
 /**
- * Everything that descends from `pid`, parents first. Asks for children and not for all processes: the kernel lets
- * whoever looks at a process wait that hangs in a file system, and others' processes may.
+ * Everything that descends from `pid`, parents first. Reads the lists of children and not all processes: the kernel
+ * blocks a reader of a process that hangs in a file system, and unrelated processes may hang so.
  */
 export async function descendantsOf(pid: number): Promise<SeenProcess[]> {
   const found: SeenProcess[] = [];
@@ -92,9 +92,8 @@ export async function survivorsOf(processes: readonly SeenProcess[]): Promise<st
 }
 
 /**
- * Ends a process and waits until it is gone, or a zombie: then nobody meets it half-way.
- *
- * @param halted who stands still until then; a stopped process takes no SIGTERM
+ * Ends a process and waits until it is gone, or a zombie: then no other process meets it half-way.
+ * | @param halted the process that is stopped until then; a stopped process does not take SIGTERM
  */
 export async function endProcess(pid: number, signal: NodeJS.Signals, halted?: number): Promise<void> {
   process.kill(pid, signal);
@@ -105,7 +104,7 @@ export async function endProcess(pid: number, signal: NodeJS.Signals, halted?: n
   });
 }
 
-/** Lets a stopped process go on. With the one that was ended, its children may have ended already. */
+/** Lets a stopped process go on. When another process was killed, its children may have ended already. */
 export function resume(pid: number): void {
   try {
     process.kill(pid, "SIGCONT");
@@ -114,7 +113,7 @@ export function resume(pid: number): void {
   }
 }
 
-/** A bundle that first loads kill-hold.mjs. */
+/** A bundle that loads kill-hold.mjs first. */
 export async function holdable(bundle: BridgeBundle): Promise<BridgeBundle> {
   const file = bundle.path.replace(/\.mjs$/, "-held.mjs");
   const hold = path.join(import.meta.dirname, "kill-hold.mjs");
@@ -140,7 +139,7 @@ export async function withPrograms(
   return { path: file, [Symbol.asyncDispose]: () => rm(folder, { recursive: true }) };
 }
 
-/** True while a thread of the process is in a system call on an open file with such a name. Never waits for the file. */
+/** True while a thread of the process is in a system call on an open file with this name. Never waits for the file. */
 export async function isInCallOn(pid: number, name: RegExp): Promise<boolean> {
   for (const thread of await readdir(`/proc/${pid}/task`).catch(() => [])) {
     // Source: proc(5): the number of the call, then its arguments, of which a file is the first.
@@ -152,13 +151,13 @@ export async function isInCallOn(pid: number, name: RegExp): Promise<boolean> {
 }
 
 export interface Walk extends ProgramResult {
-  /** "before job_init", "after job_init"... as far as it was stopped. */
+  /** "before job_init", "after job_init"... up to the point where it was stopped. */
   readonly boundaries: readonly string[];
 }
 
 /**
- * Lets a program that was started with --step go from boundary to boundary; at `target` it calls `act` and then
- * lets the program run freely. Without a target it walks to the end.
+ * Lets a program that was started with --step go from boundary to boundary; at `target` it calls `act` and then lets
+ * the program run freely. Without a target it goes on to the end.
  */
 export async function walk(program: Program, target?: string, act?: () => Promise<void>): Promise<Walk> {
   const boundaries: string[] = [];
@@ -169,7 +168,7 @@ export async function walk(program: Program, target?: string, act?: () => Promis
     hasEnded = true;
   });
   while (!hasEnded) {
-    // Counted here: a forked child of the program stops too.
+    // Counted here, because a forked child of the program stops too.
     const next = program.lines.filter((line) => line.startsWith("AT "))[boundaries.length];
     if (next === undefined) {
       await sleep(STEP_POLL_MS);
@@ -187,7 +186,7 @@ export async function walk(program: Program, target?: string, act?: () => Promis
   return { ...(await program.result), boundaries };
 }
 
-/** What nobody should have to read in a task log. */
+/** What an administrator should never have to read in a task log. */
 const NOISE = [
   / at \S*perl-shim\/\S+ line \d+/,
   /^\s+at .*\(.*:\d+:\d+\)/m,
@@ -196,9 +195,8 @@ const NOISE = [
 ];
 
 /**
- * One sentence says why the guest's backup failed, in PVE's own line.
- *
- * @param sentence what it must say
+ * Checks that one sentence gives the reason why the guest's backup failed, in PVE's own line.
+ * | @param sentence what it must say
  * @returns the whole sentence
  */
 export function expectFailure({ output, status }: ProgramResult, sentence: RegExp): string {

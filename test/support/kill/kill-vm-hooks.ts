@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// One bundle of the bridge for all tests of a file or a block, and a VM's stage of its own for each of them.
+// One bridge bundle for all tests of a file or a block, and a separate VM stage for each of them.
 import { afterAll, beforeAll, beforeEach } from "vitest";
 import { type BridgeBundle, buildBridge } from "../bridge/bridge-process.ts";
 import { requireTool } from "../programs/tools.ts";
@@ -7,11 +7,11 @@ import { type StageOptions, VmStage } from "./kill-vm-stage.ts";
 
 interface StagedTests {
   readonly bundle: BridgeBundle;
-  /** Of the test that runs. */
+  /** The stage of the running test. */
   readonly stage: VmStage;
 }
 
-/** Registers the hooks. @param prepare what each stage needs besides one full backup */
+/** Registers the hooks. @param prepare what each stage needs in addition to one full backup */
 export function stagePerTest(
   options: StageOptions = {},
   prepare: (stage: VmStage) => Promise<void> = async () => undefined,

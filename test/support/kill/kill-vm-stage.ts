@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A VM on the lab, the scripted vzdump and qmrestore with the real bridge, and the judgement after each kill:
-// what is listed is right, nothing is left, and the next backup is right.
+// A VM on the lab, the scripted vzdump and qmrestore with the real bridge, and the checks after each kill: what is
+// listed is right, nothing is left, and the next backup is right.
 import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { expect } from "vitest";
@@ -25,14 +25,14 @@ const CLUSTER_BYTES = 64 * 1024;
 export const MECHANISMS = ["nbd", "file-handle"] as const;
 
 export interface StageOptions {
-  /** How vzdump hands the disks over. */
+  /** How vzdump passes the disks on. */
   readonly mechanism?: (typeof MECHANISMS)[number];
   readonly diskBytes?: number;
 }
 
 interface VzdumpOptions {
   readonly args?: readonly string[];
-  /** KiB per second; low enough, and a copy never ends by itself. */
+  /** KiB per second; at a low enough rate a copy never ends by itself. */
   readonly bwlimit?: number;
   readonly bundle?: BridgeBundle;
   readonly env?: Readonly<Record<string, string>>;
@@ -47,7 +47,7 @@ export interface KilledJob extends Walk {
 export class VmStage extends GuestStage<KilledJob> {
   readonly node: TestNode;
   readonly guest: LabGuest;
-  /** Every point there must be, with the disks' content at its time. */
+  /** Every point that must exist, with the disks' content at its time. */
   readonly points = new Map<string, ReadonlyMap<string, string>>();
   readonly #bundle: BridgeBundle;
   readonly #mechanism: (typeof MECHANISMS)[number];
@@ -97,7 +97,7 @@ export class VmStage extends GuestStage<KilledJob> {
     return stage;
   }
 
-  /** Starts a backup of the guest, with fresh writes in it and a second of its own. */
+  /** Starts a backup of the guest, with fresh writes in it and a second that no other backup has. */
   async vzdump({ args = [], bwlimit, bundle = this.#bundle, env = {} }: VzdumpOptions = {}): Promise<Program> {
     this.#epoch++;
     this.#access = undefined;
@@ -137,7 +137,7 @@ export class VmStage extends GuestStage<KilledJob> {
     return { ...walked, volname, isListed };
   }
 
-  /** The next backup, which nothing disturbs. @returns its mode, as modeOf() says it */
+  /** The next backup, undisturbed. @returns its mode, as modeOf() says it */
   async next(options: VzdumpOptions = {}): Promise<string> {
     const { output, status, volname } = await this.judge(await walk(await this.vzdump(options)));
     expect(status, output).toBe(0);
@@ -150,13 +150,13 @@ export class VmStage extends GuestStage<KilledJob> {
     return full === undefined ? `incremental since ${base}` : `full: ${full}`;
   }
 
-  /** The next backup is right, and builds on the newest point there is: nothing of its bitmap was lost. */
+  /** The next backup is right, and builds on the newest existing point: nothing of its bitmap was lost. */
   async expectNextIncremental(cell: string): Promise<void> {
     const newest = [...this.points.keys()].at(-1);
     expect(await this.next(), cell).toBe(`incremental since ${newest}`);
   }
 
-  /** Restored by stock qemu-img alone, the point is what the disk was. */
+  /** Restored by stock qemu-img alone, the point equals the disk. */
   async expectRight(volname: string): Promise<void> {
     const oracle = this.points.get(volname)?.get(DISK) ?? "no oracle";
     const image = path.join(this.node.storePath, volname.replace("backup/", ""), `${DISK}.qcow2`);
@@ -167,7 +167,9 @@ export class VmStage extends GuestStage<KilledJob> {
     for (const volname of this.points.keys()) await this.expectRight(volname);
   }
 
-  /** A backup of 8 MiB and more at `bwlimit`; `act` is done to it while the disk is copied. It must not be listed. */
+  /**
+   * A backup of 8 MiB and more at `bwlimit`; `act` is applied to it while the disk is copied. It must not be listed.
+   */
   async killInMidCopy(act: (program: Program) => Promise<void> | void, bwlimit: number): Promise<KilledJob> {
     await this.guest.write(DISK, 4 * MIB, seededBytes("mid-copy", 8 * MIB));
     const program = await this.vzdump({ bwlimit });
@@ -187,7 +189,10 @@ export class VmStage extends GuestStage<KilledJob> {
     await this.node[Symbol.asyncDispose]();
   }
 
-  /** The files of a vzdump that was killed with -9 are nobody's: they go as an administrator would take them away. */
+  /**
+   * Nothing cleans up the files of a vzdump that was killed with -9: they are removed as an administrator would do
+   * it.
+   */
   async #withdrawFiles(): Promise<void> {
     const mounts = (await readFile("/proc/self/mounts", "utf8")).split("\n").map((line) => line.split(" ")[1] ?? "");
     for (const mount of mounts.filter((one) => one.startsWith(`${this.guest.dir}/`))) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// NBD messages written by hand from the specification, sharing nothing with the client's own codecs.
+// NBD messages written by hand from the specification; they share nothing with the client's own codecs.
 
 export const u16 = (value: number): string => value.toString(16).padStart(4, "0");
 export const u32 = (value: number): string => value.toString(16).padStart(8, "0");

@@ -5,7 +5,7 @@ import type { NbdOpenOptions } from "../../../src/nbd/connection.ts";
 import { NbdConnection } from "../../../src/nbd/index.ts";
 import { type FakePeer, type FakeServer, type HandshakeScript, startFakeServer } from "./nbd-fake-server.ts";
 
-/** A signal that ends a test which hangs, long before the runner does. */
+/** A signal that ends a hanging test long before the runner does. */
 export const patience = (): AbortSignal => AbortSignal.timeout(10_000);
 
 type OpenOverrides = Partial<Omit<NbdOpenOptions, "address">>;
@@ -14,7 +14,7 @@ export function openNbd(server: FakeServer, overrides: OpenOverrides = {}): Prom
   return NbdConnection.open({ address: server.address, exportName: "disk", signal: patience(), ...overrides });
 }
 
-/** What a promise rejects with, as a plain object. */
+/** The error with which a promise rejects, as a plain object. */
 export async function failureOf(
   promise: Promise<unknown>,
 ): Promise<{ name: string; code: unknown; message: string; error: unknown }> {
@@ -33,7 +33,7 @@ interface Talk extends AsyncDisposable {
   readonly server: FakeServer;
 }
 
-/** An open connection to a server that shakes hands honestly and then runs `script`. */
+/** An open connection to a server that completes an honest handshake and then runs `script`. */
 export async function talkTo(
   script: (peer: FakePeer) => Promise<void>,
   handshake: HandshakeScript = {},
@@ -48,7 +48,7 @@ export async function talkTo(
     connection,
     server,
     async [Symbol.asyncDispose]() {
-      // The server first: it may be one that never hangs up by itself.
+      // Ends the server first: it may be one that never hangs up by itself.
       await server[Symbol.asyncDispose]();
       await connection[Symbol.asyncDispose]();
     },

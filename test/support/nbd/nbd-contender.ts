@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Takes and leaves made /dev/nbdX nodes: `node nbd-contender.mjs HOST_JSON ROUNDS`. The kernel's part, refusing a
-// node that another has, is played by creating its pid file exclusively. Prints a line per collision, then "done".
+// Takes and releases fake /dev/nbdX nodes: `node nbd-contender.mjs HOST_JSON ROUNDS`. The kernel's part, refusing a
+// node that another process has, is played by creating the node's pid file exclusively. Prints a line per collision,
+// then "done".
 import { rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// An NBD server that does what its script says, also what no server should.
+// An NBD server that does what its script says, including what no server should do.
 import { mkdtemp, rm } from "node:fs/promises";
 import { createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -50,7 +50,7 @@ export class FakePeer {
     this.#bytes = new SocketBytes(socket);
   }
 
-  /** @throws HungUpError if the client hangs up before */
+  /** @throws HungUpError if the client hangs up first */
   async take(length: number): Promise<Buffer> {
     return await this.#bytes.take(length);
   }
@@ -59,7 +59,7 @@ export class FakePeer {
     this.socket.write(Buffer.concat(parts));
   }
 
-  /** Every byte as a packet of its own. */
+  /** Sends every byte as a separate packet. */
   async sendSlowly(data: Buffer): Promise<void> {
     for (const byte of data) {
       this.socket.write(Buffer.of(byte));
@@ -67,7 +67,7 @@ export class FakePeer {
     }
   }
 
-  /** Reads one option; answers its number and data. */
+  /** Reads one option; returns its number and data. */
   async takeOption(): Promise<{ option: number; data: Buffer }> {
     const header = await this.take(16);
     return { option: header.readUInt32BE(8), data: await this.take(header.readUInt32BE(12)) };
@@ -110,11 +110,11 @@ export class FakePeer {
 
 export interface FakeServer extends AsyncDisposable {
   readonly address: NbdAddress;
-  /** Connections open at this moment. */
+  /** Connections that are open now. */
   readonly connections: ReadonlySet<Socket>;
 }
 
-/** Listens on a unix socket of its own; every connection runs `script`, then stays open. */
+/** Listens on its own unix socket; every connection runs `script`, then stays open. */
 export async function startFakeServer(script: (peer: FakePeer) => Promise<void>): Promise<FakeServer> {
   const folder = await mkdtemp(join(tmpdir(), "nbd-fake-"));
   const path = join(folder, "s.sock");
@@ -122,7 +122,7 @@ export async function startFakeServer(script: (peer: FakePeer) => Promise<void>)
   const server = createServer((socket) => {
     connections.add(socket);
     socket.on("close", () => connections.delete(socket));
-    // The client hanging up early is what many scripts provoke.
+    // Many scripts make the client hang up early.
     script(new FakePeer(socket)).catch((error: unknown) => {
       if (!(error instanceof HungUpError)) socket.destroy(error as Error);
     });

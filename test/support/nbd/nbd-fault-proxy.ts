@@ -20,11 +20,11 @@ export type ClientStep =
     };
 
 export interface FaultPlan {
-  /** The moment: the first step for which it is true is not passed on. */
+  /** The moment: the first step for which this returns true is not passed on. */
   readonly at: (step: ClientStep) => boolean;
   /**
-   * "hang": from now on nothing passes, in no direction, on no connection. "close": all connections end.
-   * An error is the answer to that step alone: an errno, a reply type of an option; at "connect" it is nonsense.
+   * "hang": from now on nothing passes, in either direction, on any connection. "close": all connections end. An
+   * error is the answer to that step alone: an errno, a reply type of an option; at "connect" it is nonsense.
    */
   readonly act: "hang" | "close" | { readonly error: number };
   /** Runs first, e.g. to end the real server. */
@@ -55,7 +55,7 @@ export class NbdFaultProxy implements AsyncDisposable {
     this.#server = createServer((client) => void this.#serve(client, target()).catch(() => client.destroy()));
   }
 
-  /** @param target path of the real server's socket, asked at every connection */
+  /** @param target path of the real server's socket, read at every connection */
   static async start(path: string, target: () => string, plan: FaultPlan): Promise<NbdFaultProxy> {
     await rm(path, { force: true });
     const proxy = new NbdFaultProxy(path, target, plan);
@@ -64,7 +64,7 @@ export class NbdFaultProxy implements AsyncDisposable {
     return proxy;
   }
 
-  /** Whether the moment came. */
+  /** Whether the moment has come. */
   get isReached(): boolean {
     return this.#isReached;
   }
@@ -98,7 +98,7 @@ export class NbdFaultProxy implements AsyncDisposable {
     socket.once("close", () => this.#sockets.delete(socket));
   }
 
-  /** Message by message, so that an answer of ours never lands inside one of the server's. */
+  /** Message by message, so that one of our answers never ends up inside one of the server's. */
   async #fromServer(received: SocketBytes, client: Socket): Promise<void> {
     this.#send(client, await received.take(GREETING_BYTES));
     for (let isTransmission = false; !isTransmission; ) {
@@ -143,7 +143,7 @@ export class NbdFaultProxy implements AsyncDisposable {
     }
   }
 
-  /** What becomes of a step. */
+  /** What happens to a step. */
   async #judge(step: ClientStep): Promise<"pass" | "over" | { readonly error: number }> {
     const { act, at, before } = this.#plan;
     if (this.#isReached || !at(step)) return this.#isHanging ? "over" : "pass";

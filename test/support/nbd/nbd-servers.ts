@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Real NBD servers as children: started on a socket of their own, ended by the handle that started them.
+// Real NBD servers as children: each is started on its own socket and ended by the handle that started it.
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
@@ -28,7 +28,7 @@ export interface NbdServer extends AsyncDisposable {
   readonly child: ChildProcess;
 }
 
-/** Starts `command` and waits until somebody answers at `address`. */
+/** Starts `command` and waits until a server answers at `address`. */
 export async function startNbdServer(
   address: NbdAddress,
   command: string,

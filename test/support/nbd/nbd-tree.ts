@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A made tree of what the kernel and qemu-nbd show of /dev/nbdX. Needs root, for the device nodes.
+// A fake tree of what the kernel and qemu-nbd show of /dev/nbdX. Needs root, for the device nodes.
 import { execFile } from "node:child_process";
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import os from "node:os";
@@ -36,7 +36,7 @@ export class NbdTree implements AsyncDisposable {
     return tree;
   }
 
-  /** The node's folder in sysfs. */
+  /** The directory of the node in sysfs. */
   block(index: number): string {
     return path.join(this.host.sys, `block/nbd${index}`);
   }
@@ -50,7 +50,7 @@ export class NbdTree implements AsyncDisposable {
     await (pid === undefined ? rm(file) : writeFile(file, `${pid}\n`));
   }
 
-  /** The socket of a qemu-nbd that was killed. */
+  /** The socket of a killed qemu-nbd. */
   async leaveSocket(index: number): Promise<string> {
     const file = path.join(this.host.sockets, `qemu-nbd-nbd${index}`);
     const script = "use IO::Socket::UNIX; IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 1) or die $!";
@@ -66,7 +66,7 @@ export class NbdTree implements AsyncDisposable {
     return path.join(this.host.run, "lock/qemu-server/reserved-dev-nbd-nodes.lock");
   }
 
-  /** Text of the reservation file; empty where there is none. */
+  /** Text of the reservation file; empty if there is none. */
   async reservations(): Promise<string> {
     return await readFile(this.reservationFile, "utf8").catch(() => "");
   }

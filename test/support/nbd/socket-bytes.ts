@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import type { Socket } from "node:net";
 
-/** What the other side of a socket sends, taken a number of bytes at a time. */
+/** The bytes sent by the other side of a socket, read a given number at a time. */
 export class SocketBytes {
   #received: Buffer = Buffer.alloc(0);
   #wake: () => void = () => undefined;
@@ -19,7 +19,7 @@ export class SocketBytes {
     });
   }
 
-  /** @throws HungUpError if the other side hangs up before */
+  /** @throws HungUpError if the other side hangs up first */
   async take(length: number): Promise<Buffer> {
     while (this.#received.length < length) {
       if (this.#isEnded) throw new HungUpError("the other side hung up");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Builds what most tests start, once for the whole run: the compression worker and the bridge. A vitest global setup.
+// Builds what most tests start, once for the whole run: the compression worker and the bridge. This is a vitest
+// global setup.
 import { rename, rm } from "node:fs/promises";
 import path from "node:path";
 import { build } from "esbuild";

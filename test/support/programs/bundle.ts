@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Programs of this checkout, and of its tests, as bundles that a Node of their own can start.
+// Programs of this checkout, and of its tests, as bundles that a separate Node can start.
 import { randomUUID } from "node:crypto";
 import { copyFile, mkdir, rm } from "node:fs/promises";
 import path from "node:path";
@@ -7,7 +7,7 @@ import { build } from "esbuild";
 
 const root = path.resolve(import.meta.dirname, "../../..");
 
-/** Names the bridge's bundle that was built for the whole run: see build-once.ts. */
+/** Names the bridge bundle that was built for the whole run: see build-once.ts. */
 export const BUILT_BRIDGE = "PBH_TEST_BUILT_BRIDGE";
 
 /** Bundles a program as a release does. @param entryPoint below the project's root */
@@ -30,7 +30,7 @@ export interface Bundle extends AsyncDisposable {
   readonly path: string;
 }
 
-/** The same below dist/, where it finds its native libraries, until disposed. */
+/** The same, kept below dist/, where it finds its native libraries, until disposed. */
 export async function buildProgram(entryPoint: string): Promise<Bundle> {
   const file = path.join(root, "dist/test", `${path.basename(entryPoint, ".ts")}-${process.pid}-${randomUUID()}.mjs`);
   await bundleInto(file, entryPoint);

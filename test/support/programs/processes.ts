@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Finds processes by what only this test can have written into their command line.
+// Finds processes by text that only this test can have put on their command line.
 import { readFileSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 
-/** Pids of living processes, not this one, whose arguments contain `text`. */
+/** Pids of living processes, except this one, whose arguments contain `text`. */
 export async function processesNaming(text: string): Promise<number[]> {
   const pids: number[] = [];
   for (const entry of await readdir("/proc")) {
@@ -14,7 +14,7 @@ export async function processesNaming(text: string): Promise<number[]> {
   return pids;
 }
 
-/** Kills a child of this process, which hears of it only when this has returned. */
+/** Kills a child of this process, which learns of it only after this has returned. */
 export function killForCertain(pid: number): void {
   process.kill(pid, "SIGKILL");
   while (!/\) Z /.test(readFileSync(`/proc/${pid}/stat`, "latin1")));

@@ -11,11 +11,11 @@ const fixtures = path.join(project, "fixtures/pve");
 export interface ScriptOptions {
   /** The bundle that the shim starts. */
   readonly bridge: string;
-  /** Stands for / where the product looks at /etc/pve, /run and /var/lib. */
+  /** Stands for / where the product reads /etc/pve, /run and /var/lib. */
   readonly root: string;
-  /** Folder of the shim's Perl modules; default: this checkout's. */
+  /** Directory of the shim's Perl modules; default: this checkout's. */
   readonly perlDir?: string;
-  /** Further folders of Perl modules. */
+  /** Further directories of Perl modules. */
   readonly perlDirs?: readonly string[];
   readonly env?: Readonly<Record<string, string>>;
 }
@@ -48,7 +48,7 @@ export interface Program {
   readonly result: Promise<ProgramResult>;
   /** What it has printed so far. */
   readonly lines: readonly string[];
-  /** Resolves with the first line that matches. */
+  /** Resolves with the first matching line. */
   line(pattern: RegExp): Promise<string>;
 }
 

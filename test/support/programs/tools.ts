@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Tests that need a program of the system say so, and say so again when they are skipped.
+// Tests that need a system program say so, and say so again when they are skipped.
 import { accessSync, constants } from "node:fs";
 import path from "node:path";
 import type { TestContext } from "vitest";
@@ -22,7 +22,7 @@ export function requireTool(context: TestContext, ...commands: string[]): void {
   if (missing.length > 0) skipOrFail(context, `needs ${missing.join(", ")}`);
 }
 
-/** The same where the test is not run by root. */
+/** The same if the test does not run as root. */
 export function requireRoot(context: TestContext): void {
   if (process.getuid?.() !== 0) skipOrFail(context, "needs root");
 }

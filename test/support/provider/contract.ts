@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What src/provider promises of every provider, asked through the shim under perl -T. The oracle is the guest's own
-// disk, and the words of the contract: nothing in here knows where a provider keeps what.
+// What src/provider promises about every provider, tested through the shim under perl -T. The oracles are the guest's
+// own disk and the text of the contract: nothing in here knows where a provider stores what.
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -12,9 +12,9 @@ import { PerlCalls } from "./perl-calls.ts";
 
 interface ProviderSubject {
   readonly name: string;
-  /** Composition root, below the project's root. */
+  /** The composition root, below the project's root. */
   readonly entryPoint: string;
-  /** Of the provider's own Perl modules, below the project's root. */
+  /** Directory of the provider's own Perl modules, below the project's root. */
   readonly perlDirs: readonly string[];
   /** The storage's section without its path. */
   readonly scfg: Readonly<Record<string, unknown>>;
@@ -35,7 +35,7 @@ interface Entry {
   readonly parent?: string;
 }
 
-/** What PVE appends and a backup must keep byte for byte. */
+/** What PVE appends, and what a backup must keep byte for byte. */
 const COMMENT = "#zwei \u00e4\n";
 const FIREWALL = "[OPTIONS]\nenable: 1\n";
 const CT = 101;
@@ -77,7 +77,7 @@ export function describeProvider({ name, entryPoint, perlDirs, scfg, supports }:
       return { file: made };
     };
 
-    /** One guest of a job up to the end of backup_vm; the caller ends it. */
+    /** One guest of a job up to the end of backup_vm; the caller ends the job. */
     async function backUp(): Promise<{ volname: string; mode: string | undefined }> {
       epoch += 60;
       await perl.hook("job_init", epoch);
@@ -209,7 +209,7 @@ export function describeProvider({ name, entryPoint, perlDirs, scfg, supports }:
       const newest = others.at(-1) ?? "";
       expect(await prune({}, 1)).toEqual({ [first ?? ""]: "protected", ...all("keep") });
       expect(await prune({ "keep-all": 1, "keep-last": 1 }, 0)).toEqual({ [first ?? ""]: "protected", ...all("keep") });
-      // All of them are of one day: the newest one stays.
+      // All of them are from one day: the newest one stays.
       const daily = { [first ?? ""]: "protected", ...all("remove"), [newest]: "keep" };
       expect(await prune({ "keep-last": 1, "keep-yearly": 5 }, 1)).toEqual(daily);
       expect(await perl.storage("prune_backups", node.storeid, { "keep-last": 1 }, 4711, "qemu", 1)).toEqual([]);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Any storage type through the shim under perl -T: hooks of one provider object, and functions of PVE::Storage.
+// Any storage type through the shim under perl -T: the hooks of one provider object, and functions of PVE::Storage.
 import type { ChildProcessWithoutNullStreams } from "node:child_process";
 import { once } from "node:events";
 import { writeFile } from "node:fs/promises";
@@ -8,7 +8,7 @@ import { createInterface } from "node:readline";
 import { type ScriptOptions, startScript } from "../programs/scripted-pve.ts";
 
 interface PerlCallsOptions extends ScriptOptions {
-  /** Folder for the job file. */
+  /** Directory for the job file. */
   readonly dir: string;
   readonly storeid: string;
   readonly scfg: Readonly<Record<string, unknown>>;
@@ -22,7 +22,7 @@ interface Answer {
   readonly result?: unknown;
 }
 
-/** Rejects with what PVE would see die, in one line. */
+/** Rejects with the error that PVE would see, in one line. */
 export class PerlCalls implements AsyncDisposable {
   readonly log: string[];
   readonly child: ChildProcessWithoutNullStreams;
@@ -74,7 +74,7 @@ export class PerlCalls implements AsyncDisposable {
     });
     this.#settle = undefined;
     if (answer.error === undefined) return answer.result as Result;
-    // A message of Perl's own would name a line of code.
+    // Perl's own messages name a line of code.
     if (!/^[^\n]+\n$/.test(answer.error)) throw new Error(`not one sentence: ${answer.error}`);
     throw new Error(answer.error.trimEnd());
   }

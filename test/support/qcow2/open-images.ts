@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// The qcow2 library on files of a test, by path: opened for the call, or until the result is disposed.
+// The qcow2 library on the files of a test, by path: opened for the call, or until the result is disposed.
 import type { FileHandle } from "node:fs/promises";
 import { open, rm } from "node:fs/promises";
 import { CleanupStack } from "../../../src/core/index.ts";
@@ -12,7 +12,7 @@ import * as digests from "../../../src/qcow2/digest-file.ts";
 import * as qcow2 from "../../../src/qcow2/index.ts";
 import { readQcow2Header as readHeader } from "../../../src/qcow2/read-header.ts";
 
-/** Opens images; what is returned closes them. */
+/** Opens images; disposing the result closes them. */
 export async function openImages(paths: readonly string[]): Promise<{ files: RegularFile[] } & AsyncDisposable> {
   await using stack = new CleanupStack();
   const files: RegularFile[] = [];

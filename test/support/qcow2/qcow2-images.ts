@@ -19,7 +19,7 @@ import { join } from "node:path";
 export const KIB = 1024;
 export const MIB = 1024 * KIB;
 
-/** A folder that disappears with `using`. */
+/** A directory that is removed by `using`. */
 export function scratchDir(): Disposable & { readonly path: string; file(name: string): string } {
   const path = mkdtempSync(join(tmpdir(), "qcow2-test-"));
   return {
@@ -29,7 +29,7 @@ export function scratchDir(): Disposable & { readonly path: string; file(name: s
   };
 }
 
-/** Bytes that do not compress; the same for the same seed. */
+/** Incompressible bytes; the same for the same seed. */
 export function randomBytes(length: number, seed: number): Buffer {
   const bytes = Buffer.alloc(Math.ceil(length / 4) * 4);
   let state = (seed * 2654435761 + 1) >>> 0;
@@ -110,7 +110,7 @@ export function patchFile(path: string, offset: number, bytes: Buffer | string):
   }
 }
 
-/** What an administrator would type to check a digest. */
+/** The command by which an administrator would check a digest. */
 export function shellDigest(path: string): string {
   const bytes = readFileSync(path);
   const reordered = `${path}.reordered`;

@@ -9,7 +9,7 @@ import { KIB, MIB, randomBytes, textBytes } from "./qcow2-images.ts";
 
 type Fill = "random" | "text" | "mixed" | "same";
 
-/** One step through the disk, in clusters; "skip" leaves what is below as it is. */
+/** One step through the disk, in clusters; "skip" leaves the data below as it is. */
 interface Step {
   readonly kind: "data" | "zero" | "skip";
   readonly clusters: number;
@@ -51,7 +51,7 @@ export const diskPlan: fc.Arbitrary<DiskPlan> = fc.record({
   steps: fc.array(step, { maxLength: 24 }),
 });
 
-/** At most so much data in one plan: the plans are many. */
+/** The most data in one plan: there are many plans. */
 const MAX_DATA_BYTES = 6 * MIB;
 
 function fillBytes(fill: Fill, length: number, seed: number): Buffer {
@@ -70,7 +70,7 @@ export interface PlannedPiece {
   readonly bytes: Buffer;
 }
 
-/** Places the steps one behind the other until the disk ends. */
+/** Places the steps one after another until the disk ends. */
 export function layOut(plan: DiskPlan): PlannedPiece[] {
   const clusterBytes = 2 ** plan.clusterBits;
   const pieces: PlannedPiece[] = [];
@@ -89,7 +89,7 @@ export function layOut(plan: DiskPlan): PlannedPiece[] {
   return pieces;
 }
 
-/** Writes the pieces as a copy engine does: slots of aligned memory, several calls in flight. */
+/** Writes the pieces as a copy engine does: from slots of aligned memory, with several calls in flight. */
 export async function writePlan(
   path: string,
   plan: DiskPlan,
@@ -119,7 +119,7 @@ export async function writePlan(
       bytes.copy(part, 0, at);
       running.push(
         writer.writeData(offset + at, part).then(() => {
-          slot.bytes.fill(0xee); // whoever still reads it now reads nonsense
+          slot.bytes.fill(0xee); // a late reader of the slot now reads nonsense
           slot.release();
         }),
       );

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Somebody who may write to the share and knows the moment: right before one call of the product he puts something else
-// in the place of a name that the call is about to use.
+// An attacker who may write to the share and knows the moment: right before one call of the product, it puts
+// something else in the place of a name that the call is about to use.
 import { existsSync, linkSync, lstatSync, mkdirSync, readdirSync, renameSync, type Stats, symlinkSync } from "node:fs";
 import path from "node:path";
 import { type NamedCall, onNamedCall } from "../fault/fault-fs.ts";
@@ -18,24 +18,27 @@ export const PLANTS = [
 export type Plant = (typeof PLANTS)[number];
 
 export interface Attack {
-  /** Before which call, counted from 0. */
+  /** The call before which it attacks, counted from 0. */
   readonly call: number;
-  /** Which of its names: the last one of its first path is 0, then its parents, then those of its second path. */
+  /**
+   * Which of the call's names: 0 is the last part of its first path, then come that path's parents, then those of its
+   * second path.
+   */
   readonly name: number;
   readonly plant: Plant;
-  /** After how many further calls the original is back; undefined: it does not come back. */
+  /** The number of further calls after which the original is back; undefined: it does not come back. */
   readonly backAfter: number | undefined;
 }
 
 export interface Place {
   readonly store: string;
   readonly host: HostCanaries;
-  /** Where originals are kept, outside of what is watched, and a pipe to give names to. */
+  /** Where originals are kept, outside the watched directories, and a pipe to give names to. */
   readonly aside: string;
   readonly pipe: string;
 }
 
-/** Names below the store that a call uses, the last part first; none for what is not below it. */
+/** Names below the store that a call uses, the last part first; none for a path outside it. */
 export function namesOf(store: string, call: NamedCall): string[] {
   const names: string[] = [];
   for (const file of call.paths) {
@@ -47,7 +50,7 @@ export function namesOf(store: string, call: NamedCall): string[] {
 export class ShareAttacker {
   /** Every call below the store so far. */
   readonly calls: NamedCall[] = [];
-  /** What was attacked; undefined before. */
+  /** What was attacked; undefined before the attack. */
   attacked: string | undefined;
   readonly #place: Place;
   readonly #attack: Attack | undefined;
@@ -64,7 +67,7 @@ export class ShareAttacker {
     onNamedCall((call) => this.#before(call));
   }
 
-  /** Ends it; `isUndone`: what is still planted is taken away and the originals are back. */
+  /** Ends the attack; `isUndone`: what is still planted is removed and the originals are back. */
   stop(isUndone: boolean): void {
     onNamedCall(undefined);
     if (isUndone) this.#putBack();
@@ -81,7 +84,7 @@ export class ShareAttacker {
     if (attack.backAfter !== undefined && index > attack.call + attack.backAfter) this.#putBack();
   }
 
-  /** Puts something else in the place of `name`, whether or not there is something. */
+  /** Puts something else in the place of `name`, whether or not it exists. */
   swap(name: string, plant: Plant): void {
     if (!existsSync(path.dirname(name))) return;
     const kept = this.#setAside(name);
@@ -107,7 +110,7 @@ export class ShareAttacker {
     else this.#plantFolder(name, plant, original);
   }
 
-  /** A folder with the same names, all of which lead to canaries. */
+  /** A directory with the same names, all of which lead to canaries. */
   #plantFolder(name: string, plant: Plant, original: string | undefined): void {
     const { host, store } = this.#place;
     mkdirSync(name);
@@ -140,6 +143,6 @@ function statOf(file: string): Stats | undefined {
   try {
     return lstatSync(file);
   } catch {
-    return undefined; // there is no such name, or what should be a folder is none
+    return undefined; // the name does not exist, or what should be a directory is not one
   }
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A folder of the node beside the store, full of canaries: what a writer of the share would like to have read, written,
-// removed or given other modes. Its names are those of a store, so that whoever is led here by a link finds his way.
-// It lies on a file system that notes every read (strictatime), listings of folders too.
+// A directory of the node beside the store, full of canaries: things that a writer of the share would like to have
+// read, written, removed or given other modes. Its names are those of a store, so that every path continues here
+// after a link has led here. It is on a file system that records every read (strictatime), including listings of
+// directories.
 import { createHash } from "node:crypto";
 import {
   chmodSync,
@@ -17,7 +18,7 @@ import {
 } from "node:fs";
 import path from "node:path";
 
-/** In every canary, at its beginning where it has no format, and nowhere else: ten bytes are what a JSON error shows. */
+/** In every canary, at its beginning unless it has a format, and nowhere else: a JSON error shows ten bytes. */
 export const SECRET = "Qx7kanari";
 const TWO_DAYS_AGO = new Date(Date.now() - 2 * 24 * 60 * 60 * 1000);
 
@@ -42,7 +43,7 @@ const MORE_FOLDERS = [
 ];
 const FILES = ["guest.conf", "firewall.conf", "drive-scsi0.qcow2", "archive.tar", "archive.sqfs", "manifest.json"];
 const MORE_FILES = ["attributes.json", "state.json", ".lock", "backup.log", ".tmp-old", "qemu-1000.log", "old-reader"];
-/** Files that a hard link may be made to: that changes their times and how many names they have. */
+/** Files to which a hard link may be made: that changes their times and their number of names. */
 const LINKABLE = "linkable";
 
 type Facts = Readonly<Record<"mode" | "owner" | "size" | "mtime" | "ctime" | "atime" | "links", string>>;
@@ -61,12 +62,12 @@ export class HostCanaries {
     return path.join(this.path, "deep/disk.raw");
   }
 
-  /** Before there are any. */
+  /** Before there are any of them. */
   static none(folder: string): HostCanaries {
     return new HostCanaries(folder);
   }
 
-  /** @param folder may hold a copy of a store already: its files become canaries of the same size */
+  /** @param folder may already hold a copy of a store: its files become canaries of the same size */
   static create(folder: string): HostCanaries {
     const host = new HostCanaries(folder);
     for (const one of [...FOLDERS, ...MORE_FOLDERS, LINKABLE]) {
@@ -94,7 +95,7 @@ export class HostCanaries {
     this.#facts = this.#walk();
   }
 
-  /** The file or folder here that is most like `relative` in the store. */
+  /** The file or directory here that is most like `relative` in the store. */
   like(relative: string, kind: "file" | "folder"): string {
     const known = relative
       .replace(/\.staging-[^/]*/, ".staging-x")
@@ -113,15 +114,16 @@ export class HostCanaries {
     throw new Error(`no canary is like "${relative}"`);
   }
 
-  /** A file that hard links may be made to. */
+  /** A file to which hard links may be made. */
   linkable(name: string): string {
     const file = path.join(this.path, LINKABLE, name);
     return existsSync(file) ? file : path.join(this.path, LINKABLE, "guest.conf");
   }
 
   /**
-   * That nothing was read, written, removed, added, or got another owner or mode since look(). Of the files that hard
-   * links were made to, reads do not count: whoever opens one cannot know before he has looked at it.
+   * Checks that nothing was read, written, removed, added, or got another owner or mode since look(). Reads of the
+   * files to which hard links were made do not count: the opener of such a file cannot know what it is before looking
+   * at it.
    */
   expectUntouched(): void {
     const now = this.#walk();
@@ -140,11 +142,11 @@ export class HostCanaries {
           changed.push(`${name} ${fact === "atime" ? "was read" : `has another ${fact}`}`);
       }
     }
-    this.look(); // the next one begins anew
+    this.look(); // the next check starts afresh
     if (changed.length > 0) throw new Error(`the node's own files: ${changed.slice(0, 6).join("; ")}`);
   }
 
-  /** That every canary holds what it held. Reads them all: look() follows. */
+  /** Checks that every canary still has its content. Reads them all: look() follows. */
   expectSameContent(): void {
     const isSame = ([file, digest]: [string, string]): boolean => existsSync(file) && digestOf(file) === digest;
     const changed = [...this.#content].filter((one) => !isSame(one)).map(([file]) => path.relative(this.path, file));
@@ -152,7 +154,7 @@ export class HostCanaries {
     if (changed.length > 0) throw new Error(`the node's own files hold something else: ${changed.join(", ")}`);
   }
 
-  /** Looks at a folder before it lists it, and sets its time of reading back: our own listing is a read, too. */
+  /** Looks at a directory before listing it, and resets its access time: our own listing is a read, too. */
   #walk(): Map<string, Facts> {
     const found = new Map<string, Facts>();
     const visit = (folder: string): void => {
@@ -170,11 +172,11 @@ export class HostCanaries {
   }
 }
 
-/** Same size, another content: a length that agrees does not save whoever follows the link. */
+/** The same size, another content: an equal length does not protect a reader that follows the link. */
 function poison(file: string): void {
   const bytes = readFileSync(file);
   const mark = Buffer.from(`# ${SECRET}\n`);
-  // Of an image the end: its header and its tables stay sound.
+  // For an image, the end: its header and its tables stay intact.
   mark.copy(bytes, file.endsWith(".conf") ? 0 : Math.max(0, bytes.length - mark.length));
   writeFileSync(file, bytes);
 }
@@ -189,7 +191,7 @@ function factsOf(file: string): Facts {
     owner: `${found.uid}:${found.gid}`,
     size: String(found.size),
     mtime: String(found.mtimeNs),
-    // Setting a folder's time back, after our own look into it, changes this one.
+    // Resetting a directory's access time, after our own look into it, changes this one.
     ctime: isFolder ? "" : String(found.ctimeNs),
     atime: String(found.atimeNs),
     links: String(found.nlink),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Jobs on a share that others write to, in PVE's order of calls, and the play of all attacks on one of them.
+// Jobs on a share that others write to, in PVE's order of calls, and all attacks on one of them.
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import path from "node:path";
@@ -16,7 +16,10 @@ import { CT, CT_CONFIG, DISK, guestConfig, type Job, NEVER, type ShareSite, VM }
 
 const FIREWALL = Buffer.from("[OPTIONS]\nenable: 1\n");
 
-/** A whole backup of the VM, with notes and protection. After a failure PVE's cleanup, and the log of the failed job. */
+/**
+ * A whole backup of the VM, with notes and protection. After a failure come PVE's cleanup, and the log of the failed
+ * job.
+ */
 export function vmBackup(site: ShareSite, epoch: number, mode: "full" | "incremental" = "full"): Job {
   return async (provider) => {
     const taskLog = path.join(site.dir, "task.log");
@@ -30,7 +33,7 @@ export function vmBackup(site: ShareSite, epoch: number, mode: "full" | "increme
       const volume = modes.get(DISK) === "use" ? site.reuse : site.disk.volume("none");
       const volumes = new Map([[DISK, volume ?? site.disk.volume("none")]]);
       const info = { bandwidthLimit: 0, firewallConfig: FIREWALL };
-      // A job may fail when its point is complete already: then that is what it must hold, too.
+      // A job may fail when its point is already complete: then the point must hold that content, too.
       await runTool("cp", [site.disk.file, oracleOf(site, epoch)]);
       site.oracles.set(volname, oracleOf(site, epoch));
       await provider.backup.backupVm(VM, Buffer.from(guestConfig(epoch)), volumes, info, NEVER);
@@ -48,7 +51,7 @@ export function vmBackup(site: ShareSite, epoch: number, mode: "full" | "increme
   };
 }
 
-/** The same of a container; the test plays its archiver. */
+/** The same for a container; the test plays its archiver. */
 export function containerBackup(site: ShareSite, epoch: number): Job {
   return async (provider) => {
     const taskLog = path.join(site.dir, "task.log");
@@ -85,7 +88,7 @@ export function containerBackup(site: ShareSite, epoch: number): Job {
   };
 }
 
-/** With what pct wants of an archive: a folder sbin, and ten members. */
+/** With what pct expects of an archive: a directory sbin, and ten members. */
 async function makeArchive(site: ShareSite, archive: string): Promise<void> {
   const tree = path.join(site.dir, "tree");
   mkdirSync(path.join(tree, "sbin"), { recursive: true });
@@ -111,7 +114,7 @@ export function vmRestore(volname: string): Job {
   };
 }
 
-/** Of a container: the archive is read by whoever asked. */
+/** The same for a container: the requester reads the archive. */
 export function containerRestore(volname: string): Job {
   return async (provider) => {
     const output: unknown[] = [await provider.restore.restoreGetMechanism(volname, NEVER)];
@@ -129,7 +132,7 @@ export function containerRestore(volname: string): Job {
 
 export const listAll: Job = async (provider: DirectoryProvider) => await provider.storage.listVolumes(undefined, NEVER);
 
-/** Notes and protection of a point, written and read; and what the GUI asks. */
+/** Writes and reads the notes and protection of a point, and makes the GUI's requests. */
 export function attributes(volname: string): Job {
   return async (provider) => {
     await provider.storage.updateVolumeAttribute(volname, "notes", "another note", NEVER);
@@ -145,17 +148,17 @@ export function failedJob(site: ShareSite, epoch: number): Job {
   return async (provider) => {
     const taskLog = path.join(site.dir, "task.log");
     writeFileSync(taskLog, "INFO: task log\n");
-    await provider.backup.backupInit(VM, "qemu", epoch, NEVER).catch(() => undefined); // the next call is what is looked at
+    await provider.backup.backupInit(VM, "qemu", epoch, NEVER).catch(() => undefined); // the next call is under test
     await provider.backup.backupCleanup(VM, "qemu", false, "it failed", NEVER);
     await provider.backup.backupHandleLogFile(VM, taskLog);
     await provider.backup.jobCleanup(NEVER);
   };
 }
 
-/** Raw copy of the disk at a backup's time. */
+/** Raw copy of the disk at the time of a backup. */
 export const oracleOf = (site: ShareSite, epoch: number): string => path.join(site.dir, `oracle-${epoch}.raw`);
 
-/** The store begins with two points: a full one, and one that builds on it, with notes. */
+/** The store begins with two points: a full one, and one with notes that builds on it. */
 export async function withTwoPoints(site: ShareSite): Promise<void> {
   await site.disk.startBitmap(65536);
   for (const [epoch, mode] of [
@@ -174,11 +177,14 @@ export async function withTwoPoints(site: ShareSite): Promise<void> {
 interface PlayOptions {
   /** Without FAULT_MATRIX=full: one attack on every so many calls. */
   readonly every?: number;
-  /** After one attack of so many the points are restored. */
+  /** The points are restored after one attack in so many. */
   readonly restoreEvery?: number;
 }
 
-/** Every call, each name in it, each plant; without FAULT_MATRIX=full one attack on a call, drawn by a fixed seed. */
+/**
+ * Every call, each name in it, each plant; without FAULT_MATRIX=full one attack per chosen call, drawn with a fixed
+ * seed.
+ */
 export async function playAttacks(
   site: ShareSite,
   job: Job,
@@ -208,7 +214,7 @@ export async function playAttacks(
   site.host.expectSameContent();
 }
 
-/** After how many calls the original is back. */
+/** The number of calls after which the original is back. */
 const RETURNS = [undefined, 0, 3] as const;
 
 function attacksOn(site: ShareSite, calls: readonly NamedCall[], every: number): Attack[] {

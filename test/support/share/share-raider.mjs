@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Somebody who may write to the share and does not know the moment: as fast as he can he swaps names of the store for
-// other things and puts them back. Arguments: a JSON object with the folders, the pipe, a seed and the milliseconds
-// that it goes on. Prints how many swaps there were.
+// An attacker who may write to the share and does not know the moment: as fast as possible, it swaps names in the
+// store for other things and puts them back. Arguments: a JSON object with the directories, the pipe, a seed and the
+// duration in milliseconds. Prints how many swaps there were.
 import { linkSync, lstatSync, mkdirSync, readdirSync, renameSync, symlinkSync } from "node:fs";
 import path from "node:path";
 
@@ -33,7 +33,7 @@ function keep(name) {
   return place;
 }
 
-/** What lies at the same place in the folder of the node, else something of its kind. */
+/** The entry at the same place in the directory of the node, or something of its kind. */
 function likeOnHost(name) {
   const known = path
     .relative(store, name)
@@ -63,7 +63,7 @@ while (Date.now() < end) {
       try {
         plant(name, isFolder);
         swaps++;
-        for (let wait = draw(200_000); wait > 0; wait--); // from nothing to some tenths of a millisecond
+        for (let wait = draw(200_000); wait > 0; wait--); // from nothing to a few tenths of a millisecond
         keep(name);
       } finally {
         renameSync(original, name);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A store that others write to, beside a folder of the node that they must not reach through us, and the judgement of
-// what came of a job: one sentence or success, nothing of the node touched or shown, and what is listed restores right.
+// A store that others write to, beside a directory of the node that they must not reach through us, and the checks of
+// what a job did: one sentence or success, nothing of the node touched or shown, and what is listed restores right.
 // biome-ignore assist/source/organizeImports: it must come before the product
 import { faultSwitch } from "../fault/fault-fs.ts";
 import { execFileSync } from "node:child_process";
@@ -35,7 +35,7 @@ export const NEVER = new AbortController().signal;
 const DISK_BYTES = 640 * 1024;
 /** Far above what a job takes: it ends what hangs. */
 const HANG_MS = 20_000;
-/** Beats come so rarely that they do not shift the count of calls; dead hosts are watched for moments only. */
+/** Beats are so rare that they do not shift the count of calls; dead hosts are watched for moments only. */
 const TIMING = { heartbeatMs: 5_000, staleMs: 12_000, observeMs: 120 };
 
 export interface Outcome {
@@ -53,7 +53,7 @@ export class ShareSite implements AsyncDisposable {
   readonly log: string[] = [];
   /** What each point must restore to: a raw file, or the archive of a container. */
   readonly oracles = new Map<string, string>();
-  /** How lively locks are. */
+  /** The timing of the locks. */
   timing = TIMING;
   /** As the disk, with its bitmap frozen, is backed up incrementally. */
   reuse: VmVolume | undefined;
@@ -64,7 +64,7 @@ export class ShareSite implements AsyncDisposable {
     this.disk = disk;
   }
 
-  /** @param prepare makes the points that the store begins with */
+  /** @param prepare makes the points with which the store begins */
   static async create(context: TestContext, prepare: (site: ShareSite) => Promise<void>): Promise<ShareSite> {
     requireTool(context, "mount", "umount", "mkfifo", "qemu-img", "qemu-storage-daemon");
     const dir = mkdtempSync(path.join(tmpdir(), "pbh-share-"));
@@ -124,7 +124,7 @@ export class ShareSite implements AsyncDisposable {
     return new DirectoryProvider(context, { root: this.root, timeouts, lockTiming: this.timing });
   }
 
-  /** Store and records as they were after `prepare`. */
+  /** The store and its records as they were after `prepare`. */
   reset(): void {
     for (const name of ["store", "root", "aside"]) rmSync(path.join(this.dir, name), { recursive: true, force: true });
     for (const name of ["store", "root"]) execFileSync("cp", ["-a", `${this.dir}/${name}.0`, `${this.dir}/${name}`]);
@@ -132,7 +132,7 @@ export class ShareSite implements AsyncDisposable {
     this.log.length = 0;
   }
 
-  /** The node's own files as they were before anything: a copy of the store with other contents, and more. */
+  /** The node's own files as they were in the beginning: a copy of the store with other contents, and more. */
   restoreHost(): void {
     const folder = path.join(this.dir, "host");
     rmSync(folder, { recursive: true, force: true });
@@ -140,7 +140,7 @@ export class ShareSite implements AsyncDisposable {
     this.host = HostCanaries.create(folder);
   }
 
-  /** The calls that a job makes below the store when nobody disturbs it. */
+  /** The calls that an undisturbed job makes below the store. */
   async dryRun(job: Job): Promise<ShareAttacker> {
     this.reset();
     const { attacker, message } = await this.attack(job, new ShareAttacker(this.place));
@@ -149,7 +149,7 @@ export class ShareSite implements AsyncDisposable {
     return attacker;
   }
 
-  /** One job with somebody at work, judged but for the points. */
+  /** One job under attack, with every check except that of the points. */
   async attack(job: Job, attacker: ShareAttacker, isUndone = false): Promise<Outcome> {
     this.host.look();
     faultSwitch.arm([this.store]);
@@ -181,7 +181,7 @@ export class ShareSite implements AsyncDisposable {
       sleep(HANG_MS, "hangs", { signal: hang.signal }).catch(() => undefined),
     ]).finally(() => hang.abort());
     if (result !== "hangs") return result;
-    // Whoever waits at the pipe for somebody at its other end goes on now.
+    // A process that waits at the pipe for its other end goes on now.
     const end = openSync(this.place.pipe, constants.O_RDWR | constants.O_NONBLOCK);
     await Promise.race([work.catch(() => undefined), sleep(1_000)]);
     closeSync(end);
@@ -195,7 +195,7 @@ export class ShareSite implements AsyncDisposable {
     expect(text ?? "", what).not.toContain(SECRET);
   }
 
-  /** The attacker is gone: every listed point restores to what it was, or is refused in one sentence. */
+  /** After the attack: every listed point restores to what it was, or is refused in one sentence. */
   async expectPointsRight(): Promise<{ right: number; refused: number }> {
     const found = { right: 0, refused: 0 };
     this.host.look();
@@ -256,7 +256,7 @@ export class ShareSite implements AsyncDisposable {
 
   epochOf = (volname: string): number => Number(volname.replace(/.*-/, ""));
 
-  /** Bit for bit by stock qemu-img on the store's own files. */
+  /** Bit for bit, by stock qemu-img on the store's own files. */
   async expectImage(volname: string): Promise<void> {
     const image = path.join(this.store, volname.replace("backup/", ""), `${DISK}.qcow2`);
     expect(await compareImages(image, "qcow2", this.oracles.get(volname) ?? "", "raw")).toMatchObject({
@@ -264,7 +264,7 @@ export class ShareSite implements AsyncDisposable {
     });
   }
 
-  /** Names in the guest's folder. */
+  /** Names in the guest's directory. */
   names = (vmid: number, folder = ""): string[] => readdirSync(path.join(this.store, String(vmid), folder)).sort();
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A raw disk behind an NBD export with a bitmap of any granularity and nothing in between: what is read
-// outside the dirty ranges is there to be read, so a reader that should not do it gives itself away.
+// A raw disk behind an NBD export with a bitmap of any granularity and nothing in between: data outside the dirty
+// ranges can be read, so a reader that should not read it gives itself away.
 import { mkdir, open, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { GuestDisk } from "../../../fixtures/lab/guest-disk.ts";
@@ -50,13 +50,13 @@ export class BareDisk implements AsyncDisposable {
     disk.close();
   }
 
-  /** Changes the disk behind the back of QEMU: no bitmap hears of it. */
+  /** Changes the disk without QEMU's knowledge: the change reaches no bitmap. */
   async tamper(offset: number, bytes: Buffer): Promise<void> {
     await using handle = await open(this.file, "r+");
     await handle.write(bytes, 0, bytes.length, offset);
   }
 
-  /** Freezes the bitmap and offers it with the export. @returns the volume as `backup_vm` gets it */
+  /** Freezes the bitmap and offers it with the export. @returns the volume as passed to `backup_vm` */
   async offerBitmap(): Promise<VmVolume> {
     const bitmap = { node: NODE, name: BITMAP };
     await this.#daemon.qmp.execute("block-dirty-bitmap-disable", bitmap);

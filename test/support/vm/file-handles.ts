@@ -3,21 +3,21 @@
 import { type LabBackup, LabFileHandle } from "../../../fixtures/lab/index.ts";
 import type { DirtyRegions, FileHandleCalls, Range, VmVolume } from "../../../src/provider/index.ts";
 
-/** What the Perl side would answer, where it is not the truth. */
+/** Answers of the Perl side that differ from the truth. */
 interface Lies {
-  /** In place of nbdinfo's regions; a generator may be endless. */
+  /** Replaces nbdinfo's regions; a generator may be endless. */
   readonly regions?: Iterable<Range>;
-  /** What deallocate dies with. */
+  /** The error with which deallocate dies. */
   readonly deallocate?: string;
-  /** What is said of a volume. */
+  /** Replaces what is said about a volume. */
   readonly volume?: Partial<VmVolume>;
 }
 
-/** All devices of a backup access, handed over as files. The Perl side of them, too. */
+/** All devices of a backup access, passed as files, and the Perl side for them. */
 export class HandedOver implements FileHandleCalls, AsyncDisposable {
   readonly volumes: ReadonlyMap<string, VmVolume>;
   readonly given: Range[][] = [];
-  /** How long each batch of regions might have taken. */
+  /** How long each batch of regions was allowed to take. */
   readonly timeoutsMs: number[] = [];
   readonly #handles: ReadonlyMap<string, LabFileHandle>;
   readonly #lies: Lies;
@@ -77,7 +77,7 @@ export class HandedOver implements FileHandleCalls, AsyncDisposable {
   }
 }
 
-/** For jobs: how their devices are handed over. */
+/** For jobs: how their devices are passed. */
 export const handing =
   (lies: Lies = {}) =>
   (access: LabBackup): Promise<HandedOver> =>

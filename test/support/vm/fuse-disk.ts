@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A file on a real FUSE mount: nbdfuse on nbdkit, as vzdump has nbdfuse on QEMU.
+// A file on a real FUSE mount: nbdfuse on nbdkit, as vzdump uses nbdfuse on QEMU.
 import { type FileHandle, writeFile } from "node:fs/promises";
 import type { TestContext } from "vitest";
 import { LabFileHandle } from "../../../fixtures/lab/index.ts";
@@ -10,7 +10,7 @@ import { requireTool } from "../programs/tools.ts";
 const DEVICE = "drive-scsi0";
 const never = new AbortController().signal;
 
-/** `content` as a FUSE file, and a handle on it as vzdump's. `filter`: of nbdkit, with its options. */
+/** `content` as a FUSE file, and a handle on it as vzdump has one. `filter`: of nbdkit, with its options. */
 export class FuseDisk implements AsyncDisposable {
   readonly #folder: ScratchFolder;
   readonly #server: NbdServer;
@@ -42,7 +42,7 @@ export class FuseDisk implements AsyncDisposable {
     return this.#file.file;
   }
 
-  /** Holds the mount, and all else that belongs to it. */
+  /** Holds the mount, and everything else that belongs to it. */
   get dir(): string {
     return this.#folder.path;
   }

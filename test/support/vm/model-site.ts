@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Where the jobs of pve-job.ts are played: a node with a small VM and a container.
+// Where the jobs of pve-job.ts run: a node with a small VM and a container.
 import { expect } from "vitest";
 import type { LabGuest } from "../../../fixtures/lab/index.ts";
 import { ModelContainer, ModelVm } from "./pve-job.ts";

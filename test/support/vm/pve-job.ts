@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// A model of PVE's backup job: which hooks come in which order when it dies at any of the places where it can.
+// A model of PVE's backup job: which hooks are called in which order when it dies at any place where it can.
 // Source: pve-manager PVE/VZDump.pm, exec_backup and exec_backup_task; qemu-server and pve-container, archive().
 import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
@@ -33,19 +33,19 @@ export interface JobPlan {
 
 class Died extends Error {}
 
-/** One guest of the model: how it is archived, and what the store must hold of it afterwards. */
+/** One guest of the model: how it is archived, and what the store must hold for it afterwards. */
 export interface ModelGuest {
   readonly vmid: number;
   readonly type: GuestType;
   takeEpoch(): number;
-  /** Of a backup that is there. */
+  /** For a backup that exists. */
   readonly takenEpoch: number;
   archive(hooks: Hooks, archiveName: string, death: Death): Promise<void>;
   teardown(): Promise<void>;
   expectSettled(): Promise<void>;
 }
 
-/** Plays the job to its end. The hooks that PVE does not expect to die must not. */
+/** Plays the job to its end. The hooks that PVE does not expect to die must not die. */
 export async function playJob(hooks: Hooks, plan: JobPlan, node: TestNode): Promise<void> {
   const dies = plan.dies ?? "nowhere";
   try {
@@ -154,7 +154,7 @@ export class ModelVm implements ModelGuest {
       death === "signal in mid-copy" ? { bandwidthLimit: MIB / 16, interrupt: untilCopying(this.#node, vmid) } : {};
     await hooks.backupVm(vmid, this.#guest.guestConfig, wanted, options);
     this.#ledger.add(`backup/${archiveName}`, oracles);
-    this.#isTold = true; // PVE tells QEMU "success", whatever comes
+    this.#isTold = true; // PVE tells QEMU "success", whatever happens next
   }
 
   async teardown(): Promise<void> {
@@ -167,7 +167,7 @@ export class ModelVm implements ModelGuest {
   }
 }
 
-/** A container without a container: a folder. */
+/** A container that is only a directory. */
 export class ModelContainer implements ModelGuest {
   readonly type = "lxc";
   readonly vmid: number;
@@ -223,7 +223,7 @@ export class ModelContainer implements ModelGuest {
     expect(await readdir(runDir).catch((): string[] => [])).toEqual([]);
   }
 
-  /** By GNU tar: every archive is that of its backup, and the newest holds the files as they are. */
+  /** By GNU tar: every archive matches its backup, and the newest holds the files as they are. */
   async expectAllRight(): Promise<void> {
     await this.expectSettled();
     let archive = "";

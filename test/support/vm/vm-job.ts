@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Plays vzdump and qmrestore on a provider in this process, in PVE's order, with a failure wherever wanted.
+// Plays vzdump and qmrestore on a provider in this process, in PVE's order, with a failure at any chosen place.
 import { execFile } from "node:child_process";
 import { mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -14,7 +14,7 @@ import type { HandedOver } from "./file-handles.ts";
 const run = promisify(execFile);
 const never = new AbortController().signal;
 
-/** Where a job can go wrong, in the order of PVE's calls. */
+/** Where a job can fail, in the order of PVE's calls. */
 export type FailAt =
   | "backup_init" // PVE fails right after it
   | "query" // backup-access-setup refuses after the question
@@ -29,15 +29,15 @@ export interface JobOptions {
   readonly oracleDir?: string;
   readonly firewallConfig?: Buffer;
   readonly bandwidthLimit?: number;
-  /** Room of each fleecing image. */
+  /** Capacity of each fleecing image. */
   readonly fleecingBytes?: number;
   /** Cancels backup_vm. */
   readonly signal?: AbortSignal;
   /** How long the provider waits for QEMU and for nbdfuse. */
   readonly timeouts?: DirectoryProviderOptions["timeouts"];
-  /** Hands the devices over as files, not as NBD exports. */
+  /** Passes the devices as files, not as NBD exports. */
   readonly handOver?: (access: LabBackup) => Promise<HandedOver>;
-  /** Between the answers and the backup access: what may happen to the store meanwhile. */
+  /** Runs between the answers and the backup access: what may happen to the store meanwhile. */
   readonly afterQuery?: (() => Promise<void>) | undefined;
 }
 
@@ -46,7 +46,7 @@ export interface JobResult {
   readonly volname: string | undefined;
   readonly error: unknown;
   readonly modes: ReadonlyMap<string, "new" | "use">;
-  /** Raw copies of the disks at the time of the backup, where an oracleDir was given. */
+  /** Raw copies of the disks at the time of the backup, if an oracleDir was given. */
   readonly oracles: ReadonlyMap<string, string>;
   readonly log: readonly string[];
 }
@@ -54,7 +54,7 @@ export interface JobResult {
 /** A store, a fake root for /etc/pve, /run and /var/lib, and providers on them. */
 export class TestNode implements AsyncDisposable {
   readonly dir: string;
-  /** Where the storage's section says that the store is; changes with moveStore(). */
+  /** Where the store is according to the storage's section; moveStore() changes it. */
   storePath: string;
   readonly root: string;
   readonly storeid: string = "bk";
@@ -109,7 +109,7 @@ export class TestNode implements AsyncDisposable {
     );
   }
 
-  /** The admin moves the folder, and then says so in the storage's section. */
+  /** The administrator moves the directory, and then changes the storage's section accordingly. */
   async moveStore(to: string): Promise<void> {
     await rename(this.storePath, to);
     this.storePath = to;
@@ -201,7 +201,7 @@ export async function restore(
   }
 }
 
-/** Volume names of everything that is listed. */
+/** Volume names of all listed backups. */
 export async function list(node: TestNode, vmid: number): Promise<string[]> {
   await using provider = node.provider();
   return (await provider.storage.listVolumes(vmid, never)).map((entry) => entry.volname);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What a store must hold of one guest after everything that went wrong: each point with the disks as they were
-// at its time. Stock qemu-img judges the files as they lie in the store; the newest is restored as PVE does it.
+// What a store must hold for one guest after everything that went wrong: each point with the disks as they were at
+// its time. Stock qemu-img judges the files as they are in the store; the newest is restored as PVE does it.
 import { readdir } from "node:fs/promises";
 import path from "node:path";
 import { expect } from "vitest";
@@ -22,7 +22,7 @@ export class VmLedger {
     this.#epoch = firstEpoch;
   }
 
-  /** A second in which nothing was backed up yet. */
+  /** A second in which nothing has been backed up yet. */
   takeEpoch(): number {
     return this.#epoch++;
   }
@@ -31,12 +31,12 @@ export class VmLedger {
     return [...this.points.keys()].at(-1);
   }
 
-  /** A point that must be there from now on. */
+  /** A point that must exist from now on. */
   add(volname: string, oracles: Oracles): void {
     this.points.set(volname, oracles);
   }
 
-  /** Nothing but the points is listed; no staging folder, no lock, no temporary file. */
+  /** Only the points are listed, and there are no staging directories, locks or temporary files. */
   async expectSettled(): Promise<void> {
     expect(new Set(await list(this.node, this.guest.vmid))).toEqual(new Set(this.points.keys()));
     const folder = path.join(this.node.storePath, String(this.guest.vmid));
@@ -46,7 +46,7 @@ export class VmLedger {
     expect([...left, ...(await readdir(path.join(folder, ".locks")).catch((): string[] => []))]).toEqual([]);
   }
 
-  /** The next backup works and is right. @returns its mode as the log says it */
+  /** The next backup succeeds and is right. @returns its mode as the log says it */
   async backUp(): Promise<string> {
     const { job, volname, oracles } = await mustBackUp(this.node, this.guest, { epoch: this.takeEpoch() });
     this.add(volname, oracles);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What the tests of single rules share: one small guest, backups that must succeed, and the judgement of
-// a point by copies of the disks taken at its time.
+// What the tests of single rules share: one small guest, backups that must succeed, and the check of a point against
+// copies of the disks taken at its time.
 import { readdir } from "node:fs/promises";
 import path from "node:path";
 import { expect } from "vitest";
@@ -22,7 +22,7 @@ export const VMID = 100;
 export const DISK = "drive-scsi0";
 export const DISK_BYTES = 24 * MIB;
 export const never = new AbortController().signal;
-/** What a job says when the guest's QEMU dies during its backup. */
+/** The error of a job when the guest's QEMU dies during its backup. */
 export const QEMU_ENDED =
   /^Cannot back up "drive-scsi0": the QEMU process of VM 100 ended its NBD server during the backup \(E[A-Z]+\)$/;
 
@@ -65,7 +65,7 @@ export async function expectRestores(node: TestNode, ...points: ReadonlyArray<Om
   }
 }
 
-/** "full: <reason>" or "incremental since <volname>", as the job's log says it of one device. */
+/** "full: <reason>" or "incremental since <volname>", as the job's log says it about one device. */
 export function modeOf(job: Pick<JobResult, "log">, device = DISK): string {
   for (const line of job.log) {
     const full = line.match(new RegExp(`^info: ${device}: full backup of [^(]* \\((.*)\\)$`));
@@ -76,7 +76,7 @@ export function modeOf(job: Pick<JobResult, "log">, device = DISK): string {
   return `nothing said of ${device}`;
 }
 
-/** The calls of a job up to the open backup access; the caller goes on from there. */
+/** The calls of a job up to the open backup access; the caller continues from there. */
 export async function openJob(
   provider: DirectoryProvider,
   guest: LabGuest,
@@ -101,7 +101,7 @@ export async function copyDisks(
   await provider.backup.backupVm(guest.vmid, Buffer.from(guest.guestConfig), access.vmVolumes(), info, signal);
 }
 
-/** What `promise` was rejected with, as an error of ours; fails if it was not. */
+/** The error with which `promise` was rejected, as one of our errors; fails if it was not rejected with one. */
 export async function refusalOf(promise: Promise<unknown>): Promise<Pick<HostError, "code" | "message">> {
   const error = await promise.then(
     (value) => new Error(`not refused but answered ${JSON.stringify(value)}`),
@@ -111,13 +111,15 @@ export async function refusalOf(promise: Promise<unknown>): Promise<Pick<HostErr
   return { code, message };
 }
 
-/** What is in the guest's folder while a job works, and must not be there afterwards: staging folder and lock. */
+/**
+ * What exists in the guest's directory while a job works, and must not exist afterwards: staging directory and lock.
+ */
 export async function leftovers(node: TestNode): Promise<string[]> {
   const names = await readdir(path.join(node.storePath, String(VMID)));
   return names.filter((name) => name.startsWith(".staging-") || name === ".lock");
 }
 
-/** Until `file` of the backup is being written: its source is connected then, and the copy has begun. */
+/** Waits until `file` of the backup is being written: its source is connected then, and the copy has begun. */
 export async function untilCopying(node: TestNode, vmid = VMID, file = `${DISK}.qcow2`): Promise<void> {
   const folder = path.join(node.storePath, String(vmid));
   await until(`${file} is being written`, async () => {
