@@ -29,7 +29,7 @@ export async function mountByKernel(
     await using device = await openLoopDevice(image);
     return await mountDevice(device.path, target, flags, signal);
   } catch (error) {
-    if (error instanceof EnvironmentError) return `the kernel gives no loop device (${error.errno ?? error.message})`;
+    if (error instanceof EnvironmentError) return error.message;
     throw error;
   }
 }
