@@ -48,6 +48,11 @@ export class UnsupportedError extends HostError {
   override readonly code = "NOT_SUPPORTED";
 }
 
+/** There is nothing of this name. */
+export class NotFoundError extends HostError {
+  override readonly code = "NOT_FOUND";
+}
+
 /** A newer version of this software wrote it: it is sound as far as this version can tell, and must not be guessed at. */
 export class NewerFormatError extends HostError {
   override readonly code = "NEWER_FORMAT";

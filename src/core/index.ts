@@ -16,6 +16,7 @@ export {
   type HostErrorOptions,
   messageOf,
   NewerFormatError,
+  NotFoundError,
   RequestError,
   UnsupportedError,
 } from "./errors.ts";

@@ -16,7 +16,7 @@ export class PointsInRestore implements AsyncDisposable {
     return await points;
   }
 
-  /** @throws PointNotFoundError, PointDamagedError, NewerFormatError, EnvironmentError, and as pointsOf() */
+  /** @throws NotFoundError, PointDamagedError, NewerFormatError, EnvironmentError, and as pointsOf() */
   async point(store: Store, volname: string): Promise<Point> {
     return await (await this.pointsOf(store, volname)).point(parseArchiveName(volname));
   }

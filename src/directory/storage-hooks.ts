@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What the storage plugin asks: the points of the store in the words of PVE's listing, their attributes, their retention.
 import { RequestError, UnsupportedError } from "../core/index.ts";
-import { markBackups } from "../maintenance/index.ts";
+import { prune } from "../maintenance/index.ts";
 import type {
   AttributeValue,
   PruneEntry,
@@ -66,11 +66,8 @@ export class DirectoryStorageHooks implements StorageHooks {
     const volumes = (await this.listVolumes(vmid, signal)).filter(
       ({ subtype }) => type === undefined || subtype === type,
     );
-    const marks = markBackups(
-      volumes.map((volume) => ({ ...volume, type: volume.subtype })),
-      keep,
-    );
-    const count = marks.filter((mark) => mark === "remove").length;
+    const entries = await prune(volumes, keep, undefined);
+    const count = entries.filter(({ mark }) => mark === "remove").length;
     if (count > 0 && !dryrun) {
       throw new UnsupportedError(
         "Cannot prune backups: removing backups is not supported by this version, nothing was removed, " +
@@ -78,9 +75,6 @@ export class DirectoryStorageHooks implements StorageHooks {
         { hint: "set prune-backups to keep-all=1 for this storage" },
       );
     }
-    return volumes.map(({ volname, vmid: guest, subtype, ctime }, index) => ({
-      ...{ volname, vmid: guest, type: subtype, ctime },
-      mark: marks[index] ?? "keep",
-    }));
+    return entries;
   }
 }

@@ -3,5 +3,5 @@
 // it, a restore does before it begins), and choosing which ones a retention would remove. The store itself is read
 // through src/store.
 export { assertContainerRestorable, containerArchiveOf, pveRefusal } from "./container.ts";
-export { markBackups } from "./prune.ts";
+export { prune } from "./prune.ts";
 export { type Finding, verifyPoint } from "./verify.ts";

@@ -16,7 +16,7 @@ export interface Keep {
 
 export interface PruneCandidate {
   readonly vmid: number;
-  readonly type: string;
+  readonly subtype: string;
   /** Unix time in seconds. */
   readonly ctime: number;
   readonly protected: boolean;
@@ -48,7 +48,7 @@ export function markBackups(backups: readonly PruneCandidate[], keep: Keep): Pru
       marks.set(backup, "protected");
       continue;
     }
-    const name = `${backup.type}/${backup.vmid}`;
+    const name = `${backup.subtype}/${backup.vmid}`;
     groups.set(name, [...(groups.get(name) ?? []), backup]);
   }
   const rules = keep.all === true ? [] : RULES.filter(([name]) => (keep[name] ?? 0) > 0);
@@ -58,6 +58,22 @@ export function markBackups(backups: readonly PruneCandidate[], keep: Keep): Pru
     for (const backup of newestFirst) if (!marks.has(backup)) marks.set(backup, "remove");
   }
   return backups.map((backup) => marks.get(backup) ?? "keep");
+}
+
+/**
+ * Marks each backup, and removes those that the retention does not keep, in the order of `backups`. Without `remove`, it only marks.
+ *
+ * @throws what `remove` throws; what is left then stays
+ */
+export async function prune<T extends PruneCandidate>(
+  backups: readonly T[],
+  keep: Keep,
+  remove: ((backup: T) => Promise<void>) | undefined,
+): Promise<Array<T & { readonly mark: PruneMark }>> {
+  const marks = markBackups(backups, keep);
+  const marked = backups.map((backup, index) => ({ ...backup, mark: marks[index] ?? "keep" }));
+  for (const [index, backup] of backups.entries()) if (marks[index] === "remove") await remove?.(backup);
+  return marked;
 }
 
 /**

@@ -43,7 +43,7 @@ type Report = (finding: Finding) => Promise<void>;
  *
  * @param archive archive or volume name
  * @param report called whenever something is found to be in order
- * @throws PointDamagedError naming the first file that is not what was committed; PointNotFoundError;
+ * @throws PointDamagedError naming the first file that is not what was committed; NotFoundError;
  *   UnsupportedError if the backup is undamaged and Proxmox VE would refuse to restore it; NewerFormatError;
  *   EnvironmentError; LockedError
  */

@@ -57,11 +57,14 @@ export type HandleToOpen =
       readonly firstLine?: string;
     };
 
-/** Every method may reject with a HostError; `signal` aborts with one as its reason. */
+/**
+ * Every method may reject with a HostError; `signal` aborts with one as its reason. A provider leaves out an optional
+ * method if it has nothing to do there, and both container methods if it does not back up containers.
+ */
 export interface BackupHooks {
-  jobInit(startTime: number, signal: AbortSignal): Promise<void>;
+  jobInit?(startTime: number, signal: AbortSignal): Promise<void>;
   /** May be called twice. */
-  jobCleanup(signal: AbortSignal): Promise<void>;
+  jobCleanup?(signal: AbortSignal): Promise<void>;
   backupInit(vmid: number, vmtype: GuestType, startTime: number, signal: AbortSignal): Promise<{ archiveName: string }>;
   /**
    * Always called, also without a `backupInit`, and with `success` false also after a call with true.
@@ -76,7 +79,7 @@ export interface BackupHooks {
   ): Promise<{ archiveSize: number }>;
   backupGetMechanism(vmid: number, vmtype: GuestType): Promise<VmMechanism | "directory">;
   /** A failure is only logged: PVE would end the whole job. */
-  backupHandleLogFile(vmid: number, filename: string): Promise<void>;
+  backupHandleLogFile?(vmid: number, filename: string): Promise<void>;
   /** Devices that are missing from the result use no bitmap. */
   backupVmQueryIncremental(
     vmid: number,
@@ -92,7 +95,7 @@ export interface BackupHooks {
     signal: AbortSignal,
   ): Promise<void>;
   /** @returns what `backupContainer` needs of the host, in the order in which it gets the numbers */
-  backupContainerPrepare(
+  backupContainerPrepare?(
     vmid: number,
     info: ContainerBackupInfo,
     signal: AbortSignal,
@@ -102,7 +105,7 @@ export interface BackupHooks {
    *
    * @param handles numbers of the handles that `backupContainerPrepare` asked for, in its order
    */
-  backupContainer(
+  backupContainer?(
     vmid: number,
     guestConfig: Buffer,
     excludePatterns: readonly string[],

@@ -51,11 +51,8 @@ export interface PruneRequest {
   readonly dryrun: boolean;
 }
 
-export interface PruneEntry {
-  readonly volname: string;
-  readonly vmid: number;
-  readonly type: GuestType;
-  readonly ctime: number;
+/** A backup, and what the retention does with it. */
+export interface PruneEntry extends Pick<VolumeEntry, "volname" | "vmid" | "subtype" | "ctime"> {
   readonly mark: "keep" | "remove" | "protected";
 }
 

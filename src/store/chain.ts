@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The chain of images behind one device of a point, checked before anything is read from it. What a header names is
 // compared, never followed.
-import { CleanupStack, quote } from "../core/index.ts";
+import { CleanupStack, NotFoundError, quote } from "../core/index.ts";
 import { type Folder, isSameFile, type RegularFile } from "../host/index.ts";
 import { type ArchiveName, parseArchiveName } from "../pve/index.ts";
 import type { Qcow2Header } from "../qcow2/index.ts";
-import { PointDamagedError, PointNotFoundError } from "./errors.ts";
+import { PointDamagedError } from "./errors.ts";
 import { backingFileName, deviceFileName } from "./format/layout.ts";
 import { isOwnImage, parseLegacyBacking } from "./format/legacy.ts";
 import type { ManifestBase, ManifestDevice } from "./format/manifest.ts";
@@ -93,7 +93,7 @@ export class OpenChain implements AsyncDisposable {
  * header, backed by exactly the recorded base. The tables are not read: see assertSound().
  *
  * @param points must outlive the chain
- * @throws PointDamagedError saying which file is wrong and how; PointNotFoundError for an unknown device
+ * @throws PointDamagedError saying which file is wrong and how; NotFoundError for an unknown device
  */
 export async function openChain(
   points: GuestPoints,
@@ -128,7 +128,7 @@ interface Found {
 function known(point: Point, device: string): PointDevice {
   const found = point.devices.get(device);
   if (found !== undefined) return found;
-  throw new PointNotFoundError(`Cannot open device ${quote(device)} of "${point.volname}": it has no such device`);
+  throw new NotFoundError(`Cannot open device ${quote(device)} of "${point.volname}": it has no such device`);
 }
 
 function recordedStep(points: GuestPoints, point: Point, device: string): Step {
@@ -176,7 +176,7 @@ export function checkImage(
 async function baseOf(points: GuestPoints, child: Point, recorded: ManifestBase): Promise<Point> {
   const name = parseArchiveName(`${child.vmid}/${recorded.folder}`);
   const base = await points.point(name).catch((error: unknown) => {
-    if (!(error instanceof PointNotFoundError)) throw error;
+    if (!(error instanceof NotFoundError)) throw error;
     throw new PointDamagedError(`Cannot use "${child.volname}": its base ${recorded.folder} is missing`, {
       cause: error,
     });
@@ -198,7 +198,7 @@ async function baseOf(points: GuestPoints, child: Point, recorded: ManifestBase)
 function legacyStep(points: GuestPoints, point: ArchiveName, fileName: string, seen = new Set<string>()): Step {
   return async (owned) => {
     const folder = await points.folder(point).catch((error: unknown) => {
-      if (!(error instanceof PointNotFoundError)) throw error;
+      if (!(error instanceof NotFoundError)) throw error;
       throw damagedFile(`${points.pathOf(point)}/${fileName}`, "it is missing");
     });
     const image = owned.use(await openImageFile(folder, fileName));

@@ -7,11 +7,6 @@ export class StoreUnavailableError extends HostError {
   override readonly code = "UNAVAILABLE";
 }
 
-/** No such point, or a directory that was never committed. */
-export class PointNotFoundError extends HostError {
-  override readonly code = "NOT_FOUND";
-}
-
 /** The name of the new point is taken: two backups of one guest in the same second. */
 export class PointExistsError extends HostError {
   override readonly code = "EXISTS";

@@ -70,14 +70,14 @@ export class GuestPoints implements AsyncDisposable {
     return name === undefined ? undefined : await this.entry(name);
   }
 
-  /** @throws PointNotFoundError, PointDamagedError, NewerFormatError, EnvironmentError */
+  /** @throws NotFoundError, PointDamagedError, NewerFormatError, EnvironmentError */
   async point(name: ArchiveName): Promise<Point> {
     const entry = await this.entry(name);
     if (entry === undefined) throw notFound(name);
     return await toPoint(this.#context, entry);
   }
 
-  /** The directory of a point, open until this is disposed. @throws PointNotFoundError; PointDamagedError; EnvironmentError */
+  /** The directory of a point, open until this is disposed. @throws NotFoundError; PointDamagedError; EnvironmentError */
   folder(name: ArchiveName): Promise<Folder> {
     return remember(this.#folders, name.folderName, async () => {
       try {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One backup that can be restored.
 
-import { EnvironmentError, errnoOf, type HostError, NewerFormatError } from "../core/index.ts";
+import { EnvironmentError, errnoOf, type HostError, NewerFormatError, NotFoundError } from "../core/index.ts";
 import { tryCreateDigester } from "../digest/index.ts";
 import { type Folder, type RegularFile, readWhole } from "../host/index.ts";
 import { type ArchiveName, MAX_GUEST_CONFIG_BYTES, parseArchiveName, volnameOf } from "../pve/index.ts";
 import { type CatalogEntry, classifyFolder, openGuest } from "./catalog.ts";
 import { pointFolder, type StoreContext } from "./context.ts";
-import { PointDamagedError, PointNotFoundError } from "./errors.ts";
+import { PointDamagedError } from "./errors.ts";
 import { deviceFileName, FIREWALL_CONFIG_FILE, GUEST_CONFIG_FILE, pickContainerArchive } from "./format/layout.ts";
 import type { DeviceMode, Manifest, ManifestBase } from "./format/manifest.ts";
 import { damagedFile, openImageFile, refuseShared, unreadableFile } from "./image-file.ts";
@@ -47,7 +47,7 @@ export interface Point extends ArchiveName {
 /**
  * Opens a point by its archive or volume name.
  *
- * @throws RequestError for an impossible name; PointNotFoundError; PointDamagedError; StoreUnavailableError
+ * @throws RequestError for an impossible name; NotFoundError; PointDamagedError; StoreUnavailableError
  */
 export async function openPoint(context: StoreContext, archive: string): Promise<Point> {
   const name = parseArchiveName(archive);
@@ -72,7 +72,7 @@ function unusable({ name, reason, unreadable }: Extract<CatalogEntry, { kind: "d
   return unreadable === "failed" ? new EnvironmentError(message) : new PointDamagedError(message);
 }
 
-/** @throws PointDamagedError, PointNotFoundError, EnvironmentError */
+/** @throws PointDamagedError, NotFoundError, EnvironmentError */
 export async function openPointFolder(context: StoreContext, name: ArchiveName): Promise<Folder> {
   const { vmid, folderName } = name;
   await using guest = await openGuest(context, vmid);
@@ -84,8 +84,8 @@ export async function openPointFolder(context: StoreContext, name: ArchiveName):
   throw notFound(name);
 }
 
-export function notFound({ archive }: ArchiveName): PointNotFoundError {
-  return new PointNotFoundError(`Cannot open "${volnameOf(archive)}": there is no such backup`);
+export function notFound({ archive }: ArchiveName): NotFoundError {
+  return new NotFoundError(`Cannot open "${volnameOf(archive)}": there is no such backup`);
 }
 
 export function completePoint(

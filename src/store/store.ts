@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The store: a plain directory of points. This class joins the modules; each rule lives in one of them.
 import { isAbsolute, normalize } from "node:path";
-import { messageOf, orderedMap, quote, RequestError } from "../core/index.ts";
+import { messageOf, NotFoundError, orderedMap, quote, RequestError } from "../core/index.ts";
 import { checkVmid, type PointType, parseArchiveName, STOREID_PATTERN, volnameOf } from "../pve/index.ts";
 import { type Attributes, readAttributes, writeAttributes } from "./attributes.ts";
 import { type BaseAnswer, type BaseQuestion, type ChainCheck, findBase } from "./base.ts";
@@ -9,7 +9,7 @@ import { type CatalogEntry, listGuests } from "./catalog.ts";
 import type { OpenChain } from "./chain.ts";
 import { openStoreFolder, type StoreContext } from "./context.ts";
 import { type DurableIo, durableIo } from "./durable.ts";
-import { PointNotFoundError, StoreUnavailableError } from "./errors.ts";
+import { StoreUnavailableError } from "./errors.ts";
 import type { ManifestBase } from "./format/manifest.ts";
 import { GuestPoints } from "./guest-points.ts";
 import { HeldChains } from "./held-chains.ts";
@@ -106,7 +106,7 @@ export class Store implements AsyncDisposable {
     return rows;
   }
 
-  /** @throws RequestError, PointNotFoundError, PointDamagedError, StoreUnavailableError */
+  /** @throws RequestError, NotFoundError, PointDamagedError, StoreUnavailableError */
   async openPoint(archive: string, signal: AbortSignal): Promise<Point> {
     signal.throwIfAborted();
     return await openPoint(this.#context, archive);
@@ -137,7 +137,7 @@ export class Store implements AsyncDisposable {
    *
    * @param points of its guest; outlives what is returned
    * @param need "required" where reading without a lock will not do; "if possible" warns and goes on
-   * @throws LockedError, PointDamagedError, PointNotFoundError, NewerFormatError, EnvironmentError
+   * @throws LockedError, PointDamagedError, NotFoundError, NewerFormatError, EnvironmentError
    */
   async holdChains(
     points: GuestPoints,
@@ -223,7 +223,7 @@ export class Store implements AsyncDisposable {
       await using folder = await openPointFolder(this.#context, entry.name);
       return await readAttributes(folder, this.#context.warn);
     } catch (error) {
-      if (!(error instanceof PointNotFoundError)) this.#context.warn(messageOf(error));
+      if (!(error instanceof NotFoundError)) this.#context.warn(messageOf(error));
       return undefined;
     }
   }

@@ -5,7 +5,7 @@ import { openSync, readdirSync, readFileSync, readlinkSync, renameSync, symlinkS
 import { setTimeout as sleep } from "node:timers/promises";
 import { RequestError, UnsupportedError } from "../../../src/core/index.ts";
 import { HandoffChannel, HandoffListener } from "../../../src/directory/container/container-handoff.ts";
-import { markBackups } from "../../../src/maintenance/index.ts";
+import { prune } from "../../../src/maintenance/index.ts";
 import type { HandleToOpen, Provider, ProviderContext, VmVolume, VolumeEntry } from "../../../src/provider/index.ts";
 
 const CONFIG = Buffer.from([0x6e, 0x61, 0x6d, 0x65, 0x3a, 0x20, 0xff, 0x00, 0x0a]); // "name: ", no UTF-8, NUL
@@ -122,12 +122,10 @@ export async function createFakeProvider(context: ProviderContext): Promise<Prov
       pruneBackups: async ({ keep, vmid, type, dryrun }) => {
         log("info", `prune_backups ${JSON.stringify({ keep, vmid, type, dryrun })}`);
         const found = [...entries.values()].filter((entry) => type === undefined || entry.subtype === type);
-        const marks = markBackups(
-          found.map((entry) => ({ ...entry, type: entry.subtype })),
-          keep,
-        );
-        if (!dryrun && marks.includes("remove")) throw new UnsupportedError("Cannot prune: refused on purpose");
-        return found.map((entry, index) => ({ ...entry, type: entry.subtype, mark: marks[index] ?? "keep" }));
+        const marked = await prune(found, keep, undefined);
+        if (!dryrun && marked.some(({ mark }) => mark === "remove"))
+          throw new UnsupportedError("Cannot prune: refused on purpose");
+        return marked;
       },
     },
     async [Symbol.asyncDispose]() {

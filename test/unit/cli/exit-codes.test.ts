@@ -9,15 +9,11 @@ import {
   CleanupStack,
   EnvironmentError,
   NewerFormatError,
+  NotFoundError,
   RequestError,
   UnsupportedError,
 } from "../../../src/core/index.ts";
-import {
-  LockedError,
-  PointDamagedError,
-  PointNotFoundError,
-  StoreUnavailableError,
-} from "../../../src/store/errors.ts";
+import { LockedError, PointDamagedError, StoreUnavailableError } from "../../../src/store/errors.ts";
 
 describe("exitCodeOf()", () => {
   // As pve-backup-host(1) promises them.
@@ -28,7 +24,7 @@ describe("exitCodeOf()", () => {
     [new OutputError("disk full"), 1],
     [new RequestError("no name"), 2],
     [new PointDamagedError("checksum mismatch"), 3],
-    [new PointNotFoundError("no such backup"), 4],
+    [new NotFoundError("no such backup"), 4],
     [new EnvironmentError("permission denied"), 5],
     [new StoreUnavailableError("not mounted"), 5],
     [new NewerFormatError("format 2"), 5],

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Expectations made by hand from PVE's documentation of "Backup Retention".
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { markBackups } from "../../../src/maintenance/index.ts";
-import type { Keep, PruneCandidate } from "../../../src/maintenance/prune.ts";
+import { type Keep, markBackups, type PruneCandidate } from "../../../src/maintenance/prune.ts";
 
 let zone: string | undefined;
 beforeEach(() => {
@@ -14,7 +13,7 @@ afterEach(() => {
 });
 
 const at = (time: string, more: Partial<PruneCandidate> = {}): PruneCandidate => ({
-  ...{ vmid: 100, type: "qemu", ctime: Date.parse(time) / 1000, protected: false },
+  ...{ vmid: 100, subtype: "qemu", ctime: Date.parse(time) / 1000, protected: false },
   ...more,
 });
 
@@ -127,7 +126,7 @@ describe("markBackups()", () => {
       at("2024-01-02T00:00Z"),
       at("2024-01-01T00:00Z"),
       at("2023-01-01T00:00Z", { vmid: 101 }),
-      at("2022-01-01T00:00Z", { type: "lxc" }),
+      at("2022-01-01T00:00Z", { subtype: "lxc" }),
     ];
     expect(markBackups(backups, { last: 1 })).toEqual(["keep", "remove", "keep", "keep"]);
   });

@@ -4,9 +4,9 @@ import { mkdir, readFile, rename, rm, stat, symlink, truncate, writeFile } from 
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { RequestError } from "../../../src/core/index.ts";
+import { NotFoundError, RequestError } from "../../../src/core/index.ts";
 import { Qcow2Writer } from "../../../src/qcow2/index.ts";
-import { PointNotFoundError, StoreUnavailableError } from "../../../src/store/errors.ts";
+import { StoreUnavailableError } from "../../../src/store/errors.ts";
 import { PointDamagedError, type Store } from "../../../src/store/index.ts";
 import { newFileAt } from "../../support/qcow2/open-images.ts";
 import { backup, createLab, decide, editJson, type Lab, legacyImageBytes, MIB, makeLegacy, NEVER } from "./lab.ts";
@@ -183,7 +183,7 @@ describe("Store.openPoint()", () => {
 
   it("tells not found, damaged and impossible names apart", async () => {
     await mkdir(join(lab.path, "100/qemu-5"), { recursive: true });
-    await expect(store.openPoint("100/qemu-1000", NEVER)).rejects.toThrow(PointNotFoundError);
+    await expect(store.openPoint("100/qemu-1000", NEVER)).rejects.toThrow(NotFoundError);
     await expect(store.openPoint("100/qemu-5", NEVER)).rejects.toThrow(PointDamagedError);
     for (const name of [
       "",

@@ -4,8 +4,7 @@ import { createHash } from "node:crypto";
 import { cp, mkdir, readFile, rename, rm, symlink, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { UnsupportedError } from "../../../src/core/index.ts";
-import { PointNotFoundError } from "../../../src/store/errors.ts";
+import { NotFoundError, UnsupportedError } from "../../../src/core/index.ts";
 import { assertSound, type Point, PointDamagedError, type Store } from "../../../src/store/index.ts";
 import { requireTool } from "../../support/programs/tools.ts";
 import { openImages } from "../../support/qcow2/open-images.ts";
@@ -83,8 +82,8 @@ describe("Store.resolveChain()", () => {
   });
 
   it("does not know a device that the point does not hold", async () => {
-    await expect(resolve("100/qemu-1000", "drive-scsi9")).rejects.toThrow(PointNotFoundError);
-    await expect(resolve("100/qemu-1000", "../../etc/passwd")).rejects.toThrow(PointNotFoundError);
+    await expect(resolve("100/qemu-1000", "drive-scsi9")).rejects.toThrow(NotFoundError);
+    await expect(resolve("100/qemu-1000", "../../etc/passwd")).rejects.toThrow(NotFoundError);
   });
 
   it("refuses a base that is gone, and one that is another backup", async () => {
