@@ -36,12 +36,10 @@ export const TransmissionFlag = {
 export const OptionType = {
   ExportName: 1,
   Abort: 2,
-  List: 3,
   StartTls: 5,
   Info: 6,
   Go: 7,
   StructuredReply: 8,
-  ListMetaContext: 9,
   SetMetaContext: 10,
 } as const;
 export type OptionType = (typeof OptionType)[keyof typeof OptionType];
@@ -49,7 +47,6 @@ export type OptionType = (typeof OptionType)[keyof typeof OptionType];
 /** "Option reply types". */
 export const OptionReplyType = {
   Ack: 1,
-  Server: 2,
   Info: 3,
   MetaContext: 4,
   ErrUnsup: 0x80000001,

@@ -8,7 +8,7 @@ import { go, type OpenedExport, requestStructuredReplies, setMetaContexts } from
 import { type Receiver, receiveBytes, type Send } from "./receiver.ts";
 
 /** Reads the greeting and answers it; true if both sides agreed on NO_ZEROES. */
-export function* greet(send: Send): Receiver<boolean> {
+function* greet(send: Send): Receiver<boolean> {
   const flags = decodeGreeting(yield* receiveBytes(GREETING_BYTES));
   if ((flags & HandshakeFlag.FixedNewstyle) === 0) {
     throw new UnsupportedError("Cannot use NBD server: it does not offer the fixed newstyle negotiation");

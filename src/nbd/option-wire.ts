@@ -131,17 +131,6 @@ export function decodeMetaContext(data: Buffer): { id: number; name: string } {
   return { id: data.readUInt32BE(0), name: data.toString("utf8", 4) };
 }
 
-/** NBD_REP_SERVER: name length u32 | name | description, up to the end. */
-export function decodeServerEntry(data: Buffer): { name: string; description: string } {
-  const nameBytes = data.length >= 4 ? data.readUInt32BE(0) : 0;
-  if (data.length < 4 + nameBytes) {
-    throw new NbdProtocolError(
-      `Cannot read NBD export list: entry has ${data.length} bytes, expected at least ${4 + nameBytes}`,
-    );
-  }
-  return { name: data.toString("utf8", 4, 4 + nameBytes), description: data.toString("utf8", 4 + nameBytes) };
-}
-
 export interface ExportInfo {
   readonly sizeBytes: number;
   readonly transmissionFlags: number;

@@ -19,7 +19,6 @@ import {
   decodeExportInfo,
   decodeMetaContext,
   decodeOptionReplyHeader,
-  decodeServerEntry,
   EXPORT_INFO_BYTES,
   type ExportInfo,
   encodeGoData,
@@ -115,30 +114,6 @@ export function* setMetaContexts(
   return contexts;
 }
 
-/** NBD_OPT_LIST_META_CONTEXT. @throws NbdServerError if the server refuses */
-export function* listMetaContextNames(send: Send, exportName: string, queries: readonly string[]): Receiver<string[]> {
-  const names: string[] = [];
-  const data = encodeMetaContextData(exportName, queries);
-  const refusal = yield* runOption(send, OptionType.ListMetaContext, data, (reply) => {
-    if (reply.type !== OptionReplyType.MetaContext) rejectReply(reply);
-    names.push(decodeMetaContext(reply.data).name);
-  });
-  if (refusal !== undefined)
-    throw refused(`list metadata contexts of NBD export ${JSON.stringify(exportName)}`, refusal);
-  return names;
-}
-
-/** NBD_OPT_LIST. @throws NbdServerError if the server refuses */
-export function* listExports(send: Send): Receiver<Array<{ name: string; description: string }>> {
-  const entries: Array<{ name: string; description: string }> = [];
-  const refusal = yield* runOption(send, OptionType.List, NO_DATA, (reply) => {
-    if (reply.type !== OptionReplyType.Server) rejectReply(reply);
-    entries.push(decodeServerEntry(reply.data));
-  });
-  if (refusal !== undefined) throw refused("list NBD exports", refusal);
-  return entries;
-}
-
 export interface OpenedExport extends ExportInfo {
   readonly blockSize: BlockSize;
 }
@@ -174,9 +149,6 @@ function* goByExportName(send: Send, exportName: string, hasNoZeroes: boolean): 
   if (!hasNoZeroes) yield* skipBytes(124);
   return { ...info, blockSize: DEFAULT_BLOCK_SIZE };
 }
-
-/** NBD_OPT_ABORT. The reply is not awaited: servers may hang up without one. */
-export const encodeAbort = (): Buffer => encodeOption(OptionType.Abort, NO_DATA);
 
 function rejectReply(reply: OptionReply): never {
   throw new NbdProtocolError(`Cannot read NBD option reply: type ${reply.type} does not answer this option`);

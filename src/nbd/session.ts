@@ -8,7 +8,7 @@ import type { Receiver, Send } from "./receiver.ts";
 
 const DEFAULT_CONNECT_TIMEOUT_MS = 30_000;
 
-export interface SessionOptions {
+interface SessionOptions {
   readonly address: NbdAddress;
   /** Time limit for connect and handshake together; 30 s if absent. */
   readonly connectTimeoutMs?: number;
@@ -18,9 +18,9 @@ export interface SessionOptions {
 interface SessionPhases<T> {
   readonly handshake: (send: Send) => Receiver<T>;
   /** Runs from the end of the handshake on. */
-  readonly transmission?: (result: T) => Receiver<void>;
+  readonly transmission: (result: T) => Receiver<void>;
   /** Called once if the session dies, even while it is being opened. */
-  readonly onFailure?: (error: unknown) => void;
+  readonly onFailure: (error: unknown) => void;
 }
 
 /**
@@ -45,12 +45,12 @@ export function openSession<T>(
       const result = yield* phases.handshake(send);
       stopWaiting();
       resolve({ channel, result });
-      if (phases.transmission !== undefined) yield* phases.transmission(result);
+      yield* phases.transmission(result);
     }
     const channel = new NbdChannel(address, session, (error) => {
       stopWaiting();
       reject(error);
-      phases.onFailure?.(error);
+      phases.onFailure(error);
     });
     const onAbort = () => channel.fail(signal.reason);
     signal.addEventListener("abort", onAbort, { once: true });

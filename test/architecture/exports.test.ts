@@ -14,10 +14,6 @@ const CALLED_FROM_OUTSIDE = ["setup", "teardown"].map((name) => `test/support/pr
 const KEPT: Readonly<Record<string, string>> = {
   "src/archive/browse.ts listTar": "a command line that shows what is in an archive",
   "src/archive/browse.ts extractFile": "the same",
-  "src/nbd/listing.ts listNbdExports": "the NBD client is a library: what a server offers belongs to it",
-  "src/nbd/listing.ts listMetaContexts": "the same",
-  "src/directory/container/container-handoff.ts takeHandoff":
-    "the shim does it in Perl: tests that play the shim need it",
 };
 
 /** The other half of a decoder: bytes that a test makes by hand are held against it. */

@@ -7,7 +7,8 @@ import { type FileHandle, open } from "node:fs/promises";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
 import { onNamedCall } from "../support/fault/fault-fs.ts"; // before the product
-import { backUp, restore, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { backUp, restore } from "../support/vm/vm-job.ts";
 import { expectRestores, MIB, mustBackUp, VMID } from "../support/vm/vm-rules.ts";
 
 const FEW_DISKS = 1;

@@ -2,7 +2,7 @@
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { copyDisks, DISK, MIB, never, openJob, VMID } from "../support/vm/vm-rules.ts";
 
 const DATA_BYTES = 60 * MIB;

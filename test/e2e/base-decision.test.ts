@@ -5,7 +5,8 @@ import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
 import { Store } from "../../src/store/index.ts";
-import { backUp, list, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { backUp, list } from "../support/vm/vm-job.ts";
 import {
   copyDisks,
   DISK,

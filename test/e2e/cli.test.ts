@@ -8,8 +8,9 @@ import path from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { type Bundle, buildProgram } from "../support/programs/bundle.ts";
-import { backUp, TestNode } from "../support/vm/vm-job.ts";
+import { backUp } from "../support/vm/vm-job.ts";
 
 const MIB = 2 ** 20;
 const run = promisify(execFile);

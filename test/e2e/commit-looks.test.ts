@@ -7,7 +7,8 @@ import { afterEach, describe, expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
 import { backUpContainer, CT_VMID } from "../support/container/container-point.ts";
 import { onRename, resetFileHooks } from "../support/fault/file-hooks.ts";
-import { backUp, list, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { backUp, list } from "../support/vm/vm-job.ts";
 import { DISK, expectRestores, MIB, modeOf, mustBackUp, never, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 const IMAGE = `${DISK}.qcow2`;

@@ -5,8 +5,8 @@ import path from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { backUpContainer, CT_VMID } from "../support/container/container-point.ts";
 import { onOpen, resetFileHooks } from "../support/fault/file-hooks.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { requireTool } from "../support/programs/tools.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
 import { never, refusalOf } from "../support/vm/vm-rules.ts";
 
 beforeEach((context) => requireTool(context, "tar", "mksquashfs", "unsquashfs"));

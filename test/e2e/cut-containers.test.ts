@@ -12,8 +12,9 @@ import {
   makeTree,
   pack,
 } from "../support/container/container-point.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { requireTool } from "../support/programs/tools.ts";
-import { list, TestNode } from "../support/vm/vm-job.ts";
+import { list } from "../support/vm/vm-job.ts";
 import { never, refusalOf } from "../support/vm/vm-rules.ts";
 
 beforeEach((context) => requireTool(context, "tar", "mksquashfs", "unsquashfs", "zstd"));

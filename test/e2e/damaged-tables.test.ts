@@ -4,7 +4,8 @@ import { open, readFile } from "node:fs/promises";
 import path from "node:path";
 import { expect, it } from "vitest";
 import { compareRaw, LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
-import { backUp, restore, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { backUp, restore } from "../support/vm/vm-job.ts";
 
 const MIB = 2 ** 20;
 

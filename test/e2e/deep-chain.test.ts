@@ -6,7 +6,8 @@ import { type FileHandle, open, readFile } from "node:fs/promises";
 import path from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
-import { backUp, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { backUp } from "../support/vm/vm-job.ts";
 import { DISK, expectRestores, MIB, modeOf, mustBackUp, type SafeBackup, startGuest } from "../support/vm/vm-rules.ts";
 
 const KIB = 1024;

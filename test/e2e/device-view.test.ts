@@ -6,7 +6,7 @@ import { beforeEach, describe, expect, it } from "vitest";
 import { HostError } from "../../src/core/index.ts";
 import { nbdHost } from "../../src/device/index.ts";
 import { hasNbdModule } from "../../src/device/nbd-host.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import {
   DISK,
   DISK_BYTES,

@@ -6,8 +6,9 @@ import { describe, expect, it } from "vitest";
 import { writeGuestFiles } from "../../fixtures/lab/guest-config.ts";
 import { compareRaw, isSnapshotSafeFromZeroes, runTool, seededBytes } from "../../fixtures/lab/index.ts";
 import type { VmVolume } from "../../src/provider/index.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { BareDisk } from "../support/vm/bare-disk.ts";
-import { restore, TestNode } from "../support/vm/vm-job.ts";
+import { restore } from "../support/vm/vm-job.ts";
 import {
   DISK,
   DISK_BYTES,

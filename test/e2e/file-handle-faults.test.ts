@@ -5,8 +5,9 @@ import { rm } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { type LabBackup, type LabGuest, seededBytes, until } from "../../fixtures/lab/index.ts";
 import type { HostError } from "../../src/core/index.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { HandedOver, handing } from "../support/vm/file-handles.ts";
-import { backUp, type JobOptions, list, TestNode } from "../support/vm/vm-job.ts";
+import { backUp, type JobOptions, list } from "../support/vm/vm-job.ts";
 import {
   DISK,
   DISK_BYTES,

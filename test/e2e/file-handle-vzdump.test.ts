@@ -6,9 +6,10 @@ import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { LabControl, type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
 import { type BridgeBundle, buildBridge } from "../support/bridge/bridge-process.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { processesNaming } from "../support/programs/processes.ts";
 import { type ProgramResult, startScript, watch } from "../support/programs/scripted-pve.ts";
-import { list, TestNode } from "../support/vm/vm-job.ts";
+import { list } from "../support/vm/vm-job.ts";
 import { DISK, DISK_BYTES, expectRestores, MIB, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 let bundle: BridgeBundle;

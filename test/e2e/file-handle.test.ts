@@ -3,8 +3,9 @@
 import { readdir, readlink } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { compareImages, isSnapshotSafeFromZeroes, seededBytes } from "../../fixtures/lab/index.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { type HandedOver, handing } from "../support/vm/file-handles.ts";
-import { list, TestNode } from "../support/vm/vm-job.ts";
+import { list } from "../support/vm/vm-job.ts";
 import { DISK, expectRestores, MIB, modeOf, mustBackUp, never, openJob, startGuest } from "../support/vm/vm-rules.ts";
 
 const KIB = 1024;

@@ -5,9 +5,10 @@ import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { compareRaw, isSnapshotSafeFromZeroes, LabGuest, SeededRandom, seededBytes } from "../../fixtures/lab/index.ts";
 import { isFull, MATRIX_TIMEOUT_MS } from "../support/fault/full-matrix.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { requireTool } from "../support/programs/tools.ts";
 import { HandedOver } from "../support/vm/file-handles.ts";
-import { backUp, type FailAt, type JobResult, list, restore, TestNode } from "../support/vm/vm-job.ts";
+import { backUp, type FailAt, type JobResult, list, restore } from "../support/vm/vm-job.ts";
 
 const MIB = 2 ** 20;
 const VMID = 100;

@@ -4,7 +4,7 @@ import { cp, readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { DISK, expectRestores, MIB, mustBackUp, startGuest } from "../support/vm/vm-rules.ts";
 
 /** The largest one that a manifest may hold. */

@@ -4,7 +4,8 @@ import { copyFile, mkdir, readdir, rename, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { type LabGuest, runTool, seededBytes } from "../../fixtures/lab/index.ts";
-import { list, restore, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { list, restore } from "../support/vm/vm-job.ts";
 import {
   DISK,
   DISK_BYTES,

@@ -18,7 +18,7 @@ import {
   sampleLock,
   writeLock,
 } from "../support/fault/lock-files.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { expectRestores, mustBackUp, never, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 /** Slow enough that a busy machine does not make a young lock old. */

@@ -4,7 +4,8 @@ import { lstat, mkdir, readdir } from "node:fs/promises";
 import { hostname } from "node:os";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
-import { backUp, list, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { backUp, list } from "../support/vm/vm-job.ts";
 import {
   copyDisks,
   DISK,

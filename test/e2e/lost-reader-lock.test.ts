@@ -9,8 +9,8 @@ import { seededBytes } from "../../fixtures/lab/index.ts";
 import type { LockTiming } from "../../src/store/index.ts";
 import { backUpContainer, CT_VMID } from "../support/container/container-point.ts";
 import { ANOTHER_HOST, encodeLock, type LockJson } from "../support/fault/lock-files.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { requireTool } from "../support/programs/tools.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
 import { DISK, DISK_BYTES, MIB, mustBackUp, never, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 const TIMING: LockTiming = { heartbeatMs: 50, staleMs: 3_000, observeMs: 1_000 };

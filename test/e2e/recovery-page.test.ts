@@ -7,8 +7,8 @@ import { afterAll, beforeAll, describe, expect, it, type TestContext } from "vit
 import { compareRaw, runTool, seededBytes } from "../../fixtures/lab/index.ts";
 import { backUpContainer, type ContainerFormat, CT_VMID } from "../support/container/container-point.ts";
 import { PageCommands, runShell } from "../support/docs/page-commands.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { hasTool, requireTool } from "../support/programs/tools.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
 import { DISK, DISK_BYTES, MIB, mustBackUp, type SafeBackup, startGuest } from "../support/vm/vm-rules.ts";
 
 const PAGE = "docs/recovery.md";

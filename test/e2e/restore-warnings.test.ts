@@ -3,8 +3,8 @@
 // when the guest starts are named in the restore's log.
 import { beforeEach, describe, expect, it } from "vitest";
 import { backUpContainer } from "../support/container/container-point.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { requireTool } from "../support/programs/tools.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
 import { never, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 const VOLNAME = "backup/100/qemu-1000";

@@ -5,7 +5,8 @@ import { copyFile, open, readdir, readFile, rename, rm, stat, symlink, truncate,
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { runTool, seededBytes } from "../../fixtures/lab/index.ts";
-import { restore, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { restore } from "../support/vm/vm-job.ts";
 import {
   copyDisks,
   DISK,

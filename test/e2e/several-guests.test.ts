@@ -5,7 +5,8 @@ import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
-import { list, restore, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { list, restore } from "../support/vm/vm-job.ts";
 import {
   copyDisks,
   DISK,

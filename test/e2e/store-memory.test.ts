@@ -6,7 +6,7 @@ import path from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
 import { onRename, resetFileHooks } from "../support/fault/file-hooks.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { DISK, expectRestores, MIB, modeOf, mustBackUp, type SafeBackup, startGuest } from "../support/vm/vm-rules.ts";
 
 const at = (epoch: number): string => `backup/100/qemu-${epoch}`;

@@ -4,7 +4,8 @@ import { cp, mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
-import { list, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { list } from "../support/vm/vm-job.ts";
 import { DISK, expectRestores, MIB, modeOf, mustBackUp, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 const at = (epoch: number): string => `backup/100/qemu-${epoch}`;

@@ -6,7 +6,8 @@ import { describe, expect, it } from "vitest";
 import { type LabGuest, SeededRandom, seededBytes } from "../../fixtures/lab/index.ts";
 import { HostError } from "../../src/core/index.ts";
 import type { DirectoryProvider } from "../../src/directory/directory-provider.ts";
-import { list, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { list } from "../support/vm/vm-job.ts";
 import { copyDisks, DISK, DISK_BYTES, expectRestores, MIB, never, startGuest, VMID } from "../support/vm/vm-rules.ts";
 
 const STEPS = 110;

@@ -6,7 +6,8 @@ import path from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import { type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
 import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge/bridge-process.ts";
-import { list, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { list } from "../support/vm/vm-job.ts";
 import { VmLedger } from "../support/vm/vm-ledger.ts";
 import { copyDisks, DISK, MIB, modeOf, never, openJob, refusalOf, startGuest, VMID } from "../support/vm/vm-rules.ts";
 

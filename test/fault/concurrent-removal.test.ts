@@ -7,7 +7,8 @@ import { setImmediate } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { compareRaw, runTool, seededBytes } from "../../fixtures/lab/index.ts";
 import { packTree, playArchiver } from "../support/container/archiver.ts";
-import { list, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { list } from "../support/vm/vm-job.ts";
 import { VmLedger } from "../support/vm/vm-ledger.ts";
 import { DISK, expectRestores, MIB, modeOf, mustBackUp, never, startGuest, VMID } from "../support/vm/vm-rules.ts";
 

@@ -5,8 +5,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { SeededRandom, seededBytes } from "../../fixtures/lab/index.ts";
 import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge/bridge-process.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { processesNaming } from "../support/programs/processes.ts";
-import { list, TestNode } from "../support/vm/vm-job.ts";
+import { list } from "../support/vm/vm-job.ts";
 import {
   DISK,
   DISK_BYTES,

@@ -5,8 +5,8 @@ import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { compareRaw } from "../../fixtures/lab/index.ts";
 import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge/bridge-process.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { processesNaming } from "../support/programs/processes.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
 import { DISK, expectRestores, mustBackUp, type SafeBackup, startGuest } from "../support/vm/vm-rules.ts";
 
 let bundle: BridgeBundle;

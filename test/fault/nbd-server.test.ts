@@ -18,7 +18,7 @@ import {
   REP_ERR_POLICY,
 } from "../support/nbd/nbd-bytes.ts";
 import { type ClientStep, type FaultPlan, NbdFaultProxy } from "../support/nbd/nbd-fault-proxy.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { VmLedger } from "../support/vm/vm-ledger.ts";
 import { DISK, MIB, never, openJob, QEMU_ENDED, startGuest, VMID } from "../support/vm/vm-rules.ts";
 

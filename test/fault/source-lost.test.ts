@@ -5,7 +5,8 @@ import { describe, expect, it } from "vitest";
 import { type LabBackup, type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
 import type { DirectoryProvider } from "../../src/directory/directory-provider.ts";
 import type { VmVolume } from "../../src/provider/index.ts";
-import { list, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { list } from "../support/vm/vm-job.ts";
 import {
   copyDisks,
   DISK,

@@ -4,7 +4,8 @@ import { cp, mkdir, readdir, rename, rm, symlink } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { compareRaw, seededBytes } from "../../fixtures/lab/index.ts";
-import { backUp, list, TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
+import { backUp, list } from "../support/vm/vm-job.ts";
 import { VmLedger } from "../support/vm/vm-ledger.ts";
 import { DISK, expectRestores, MIB, never, startGuest, untilCopying, VMID } from "../support/vm/vm-rules.ts";
 

@@ -6,8 +6,9 @@ import path from "node:path";
 import { describe, expect, it, type TestContext } from "vitest";
 import { seededBytes } from "../../fixtures/lab/index.ts";
 import { BridgeProcess, buildBridge } from "../support/bridge/bridge-process.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { requireTool } from "../support/programs/tools.ts";
-import { backUp, list, TestNode } from "../support/vm/vm-job.ts";
+import { backUp, list } from "../support/vm/vm-job.ts";
 import {
   DISK,
   expectRestores,

@@ -11,8 +11,8 @@ import type { DirectoryProvider } from "../../src/directory/directory-provider.t
 import { Store } from "../../src/store/index.ts";
 import { type BridgeBundle, BridgeProcess, buildBridge } from "../support/bridge/bridge-process.ts";
 import { HOST_LOCK_TIMING } from "../support/bridge/host-timing.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { BareDisk } from "../support/vm/bare-disk.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
 import { VmLedger } from "../support/vm/vm-ledger.ts";
 import { copyDisks, DISK, MIB, never, refusalOf, startGuest, untilCopying, VMID } from "../support/vm/vm-rules.ts";
 

@@ -7,8 +7,8 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
 import { type BridgeBundle, buildBridge } from "../support/bridge/bridge-process.ts";
 import { ShimHooks } from "../support/bridge/hooks.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { ModelContainer, playJob } from "../support/vm/pve-job.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
 import { VmLedger } from "../support/vm/vm-ledger.ts";
 import { DISK, MIB, startGuest, untilCopying, VMID } from "../support/vm/vm-rules.ts";
 

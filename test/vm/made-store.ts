@@ -2,7 +2,8 @@
 // The store that the test machine restores from: backups of a lab guest with two disks, made on the host.
 import path from "node:path";
 import { LabGuest, seededBytes } from "../../fixtures/lab/index.ts";
-import { backUp, type TestNode } from "../support/vm/vm-job.ts";
+import type { TestNode } from "../support/node/test-node.ts";
+import { backUp } from "../support/vm/vm-job.ts";
 import { contentOf } from "./content.ts";
 import type { ExpectedDisk, ExpectedPoint } from "./protocol.ts";
 

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { GuestRoot } from "../../fixtures/vm/guest-root.ts";
 import { runMachine } from "../../fixtures/vm/machine.ts";
-import { TestNode } from "../support/vm/vm-job.ts";
+import { TestNode } from "../support/node/test-node.ts";
 import { Judge } from "./judge.ts";
 import { makeStore } from "./made-store.ts";
 import { EXPECTED_FILE, type Expected, GUEST_PROGRAM, GUEST_STORE, NBD_MODULE_FOLDER } from "./protocol.ts";

@@ -3,9 +3,9 @@
 // inside the container's user namespace (writes the archive). One JSON object per line over a Unix socket.
 import { randomBytes, timingSafeEqual } from "node:crypto";
 import { rm } from "node:fs/promises";
-import { connect, createServer, type Server, Socket } from "node:net";
+import { createServer, type Server, Socket } from "node:net";
 import path from "node:path";
-import { CancelledError, EnvironmentError, environmentError, HostError, messageOf } from "../../core/index.ts";
+import { CancelledError, environmentError, HostError, messageOf } from "../../core/index.ts";
 import { sweepRawViews, ViewFolder } from "../../device/index.ts";
 
 /** The largest message holds a guest config of 4 MiB in base64. */
@@ -185,16 +185,4 @@ export class HandoffListener implements AsyncDisposable {
     await rm(this.path, { force: true }).catch(() => undefined);
     await this.#folder[Symbol.asyncDispose]().catch(() => undefined);
   }
-}
-
-/** For tests, and for what plays the Perl side: connects and shows the token. */
-export async function takeHandoff(socketPath: string, token: string): Promise<HandoffChannel> {
-  const socket = connect(socketPath);
-  await new Promise<void>((resolve, reject) => {
-    socket.once("connect", resolve);
-    socket.once("error", (error) => reject(new EnvironmentError(messageOf(error), { cause: error })));
-  });
-  const channel = new HandoffChannel(socket);
-  channel.send({ token });
-  return channel;
 }

@@ -6,9 +6,9 @@ import { beforeEach, describe, expect, it } from "vitest";
 import { type LabBackup, type LabGuest, seededBytes } from "../../../fixtures/lab/index.ts";
 import type { CopySource } from "../../../src/block/copy-device.ts";
 import { FileHandleSource, NbdSource } from "../../../src/source/index.ts";
+import { TestNode } from "../../support/node/test-node.ts";
 import { requireTool } from "../../support/programs/tools.ts";
 import { HandedOver } from "../../support/vm/file-handles.ts";
-import { TestNode } from "../../support/vm/vm-job.ts";
 import { DISK, DISK_BYTES, MIB, never, startGuest } from "../../support/vm/vm-rules.ts";
 
 const TIMEOUTS = { connectTimeoutMs: 20_000, replyTimeoutMs: 20_000 };

@@ -2,7 +2,6 @@
 // One test per way a server can lie before the transmission phase.
 import { describe, expect, it } from "vitest";
 import { NbdConnection } from "../../../src/nbd/index.ts";
-import { listMetaContexts, listNbdExports } from "../../../src/nbd/listing.ts";
 import {
   blockSizeInfo,
   bytes,
@@ -10,15 +9,12 @@ import {
   exportInfo,
   greeting,
   OPT_GO,
-  OPT_LIST,
-  OPT_LIST_META_CONTEXT,
   OPT_SET_META_CONTEXT,
   OPT_STRUCTURED_REPLY,
   optionReply,
   REP_ACK,
   REP_ERR_UNKNOWN,
   REP_ERR_UNSUP,
-  serverReply,
   text,
   u16,
   u32,
@@ -175,49 +171,6 @@ describe("a refusal", () => {
     expect((await failureOf(connection.blockStatus(0, 512, patience()))).message).toMatch(/no metadata context/);
     await server[Symbol.asyncDispose]();
     await connection[Symbol.asyncDispose]();
-  });
-});
-
-describe("lists that are wrong", () => {
-  const listAnswered = async (option: number, answer: Buffer, structured = REP_ACK) => {
-    await using server = await startFakeServer(async (peer) => {
-      peer.send(greeting());
-      await peer.take(4);
-      for (;;) {
-        const asked = await peer.takeOption();
-        peer.send(asked.option === option ? answer : optionReply(asked.option, structured));
-      }
-    });
-    const options = { address: server.address, exportName: "disk", signal: patience() };
-    return await failureOf(option === OPT_LIST ? listNbdExports(options) : listMetaContexts(options));
-  };
-  it("an entry shorter than its name", async () => {
-    const outcome = await listAnswered(OPT_LIST, optionReply(OPT_LIST, 2, u32(5) + text("disk")));
-    expect(outcome).toMatchObject({ name: "NbdProtocolError", message: expect.stringMatching(/at least 9/) });
-  });
-  it("a context for an export", async () => {
-    const outcome = await listAnswered(OPT_LIST, contextReply(OPT_LIST, 1, CONTEXT));
-    expect(outcome).toMatchObject({
-      name: "NbdProtocolError",
-      message: expect.stringMatching(/type 4 does not answer/),
-    });
-  });
-  it("an export for a context", async () => {
-    const wrong = Buffer.from(serverReply("a", ""));
-    wrong.writeUInt32BE(OPT_LIST_META_CONTEXT, 8);
-    const outcome = await listAnswered(OPT_LIST_META_CONTEXT, wrong);
-    expect(outcome).toMatchObject({
-      name: "NbdProtocolError",
-      message: expect.stringMatching(/type 2 does not answer/),
-    });
-  });
-  it("a refusal to list exports", async () => {
-    const outcome = await listAnswered(OPT_LIST, optionReply(OPT_LIST, 0x80000002));
-    expect(outcome).toMatchObject({ name: "NbdServerError", error: { errno: "NBD_REP_ERR_POLICY" } });
-  });
-  it("contexts of a server without structured replies", async () => {
-    const outcome = await listAnswered(OPT_LIST_META_CONTEXT, Buffer.alloc(0), REP_ERR_UNSUP);
-    expect(outcome).toMatchObject({ name: "NbdServerError", message: expect.stringMatching(/structured replies/) });
   });
 });
 

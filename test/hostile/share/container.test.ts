@@ -15,12 +15,12 @@ async function withOnePoint(site: ShareSite): Promise<void> {
 
 describe("a container on a share that others write to", () => {
   it("is backed up without reaching anything outside of the store", { timeout }, async (context) => {
-    await using site = await ShareSite.create(context, withOnePoint);
+    await using site = await ShareSite.start(context, withOnePoint);
     await playAttacks(site, containerBackup(site, 2000), { every: 3, restoreEvery: 4 });
   });
 
   it("is restored from the store alone", { timeout }, async (context) => {
-    await using site = await ShareSite.create(context, withOnePoint);
+    await using site = await ShareSite.start(context, withOnePoint);
     await playAttacks(site, containerRestore("backup/101/lxc-1000"), { every: 2, restoreEvery: 4 });
   });
 });

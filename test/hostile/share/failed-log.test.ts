@@ -15,7 +15,7 @@ const OLD = new Date(Date.now() - 40 * 24 * 60 * 60 * 1000);
 /** What dead jobs leave: staging folders, temporary files, readers' locks; and logs that are too old. */
 async function withLeftovers(site: ShareSite): Promise<void> {
   await withTwoPoints(site);
-  const guest = path.join(site.store, String(VM));
+  const guest = path.join(site.storePath, String(VM));
   const files = [".staging-1/guest.conf", ".staging-1/sub/deep", ".trash-1/guest.conf", ".tmp-1", "qemu-1000/.tmp-2"];
   for (const name of [...files, ".locks/old-reader", ".locks/.tmp-3", "failed/qemu-500.log", "failed/.tmp-4"]) {
     const file = path.join(guest, name);
@@ -28,7 +28,7 @@ async function withLeftovers(site: ShareSite): Promise<void> {
 
 describe("a job that sweeps a share that others write to", () => {
   it("removes and writes nothing outside of the store", { timeout }, async (context) => {
-    await using site = await ShareSite.create(context, withLeftovers);
+    await using site = await ShareSite.start(context, withLeftovers);
     await playAttacks(site, failedJob(site, 3000), { every: 2, restoreEvery: 12 });
   });
 });

@@ -13,7 +13,7 @@ const NEWEST = "backup/100/qemu-2000";
 
 /** Puts `plant` in the place of `name` below the guest's folder, and keeps what was there away. */
 function plantAt(site: ShareSite, name: string, plant: Plant): void {
-  const file = path.join(site.store, String(VM), name);
+  const file = path.join(site.storePath, String(VM), name);
   const kept = path.join(site.dir, "aside/kept");
   const isThere = existsSync(file);
   if (isThere) renameSync(file, kept);
@@ -58,7 +58,7 @@ describe("a store in which something else has the place of", () => {
   it.for(["", ".locks", "failed", ".trash-x", ".staging-x", "qemu-1000", "qemu-2000", "qemu-4000"])(
     "a folder is used without leaving it: %j",
     async (name, context) => {
-      await using site = await ShareSite.create(context, withTwoPoints);
+      await using site = await ShareSite.start(context, withTwoPoints);
       await playJobs(site, name, isFull ? PLANTS : ["link to a folder", "folder of links"]);
     },
   );
@@ -74,7 +74,7 @@ describe("a store in which something else has the place of", () => {
     "qemu-1000/drive-scsi0.qcow2",
     "qemu-2000/backup.log",
   ])("a file is used without leaving it: %j", async (name, context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     await playJobs(site, name, isFull ? PLANTS : ["link to a file", "hard link", "pipe"]);
   });
 });

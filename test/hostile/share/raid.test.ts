@@ -75,7 +75,7 @@ async function raid(site: ShareSite, seedOfRaid: number, jobs: (n: number) => re
 
 describe("a raid on the share", () => {
   it("leads no job on a VM out of the store", { timeout: RAID_MS + 120_000 }, async (context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     await raid(site, seed, (n) => [
       vmBackup(site, 3000 + n * 2, "incremental"),
       listAll,
@@ -86,7 +86,7 @@ describe("a raid on the share", () => {
   });
 
   it("leads no job on a container out of the store", { timeout: RAID_MS + 120_000 }, async (context) => {
-    await using site = await ShareSite.create(context, async (bare) => {
+    await using site = await ShareSite.start(context, async (bare) => {
       await using provider = bare.provider();
       await containerBackup(bare, 1000)(provider);
     });

@@ -13,7 +13,7 @@ import { failedJob, oracleOf, vmBackup, vmRestore, withTwoPoints } from "../../s
 import { DISK, type Job, NEVER, type Outcome, ShareSite, VM } from "../../support/share/share-site.ts";
 
 const OLD = new Date(Date.now() - 3 * 24 * 60 * 60 * 1000);
-const guestOf = (site: ShareSite): string => path.join(site.store, String(VM));
+const guestOf = (site: ShareSite): string => path.join(site.storePath, String(VM));
 
 /** Does something once, right before the first call that `is` is true for, or the nth of them. */
 class OneMoment extends ShareAttacker {
@@ -40,7 +40,7 @@ class OneMoment extends ShareAttacker {
 
 describe("a removal of leftovers", () => {
   it.for([0, 1, 2, 3, 4])("does not leave a folder that becomes a link before look %i at it", async (skip, context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     for (const name of [".trash-1", ".staging-1"]) {
       site.reset();
       const folder = path.join(guestOf(site), name, "qemu-1000");
@@ -58,7 +58,7 @@ describe("a removal of leftovers", () => {
   });
 
   it("leaves a folder of the node alone that became the guest's folder", async (context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     const trash = path.join(guestOf(site), ".trash-x");
     mkdirSync(trash);
     utimesSync(trash, OLD, OLD);
@@ -80,7 +80,7 @@ describe("a staging folder that is swapped", () => {
     ],
     ["before the commit", ({ kind, paths }) => kind === "rename" && /\.staging-[^/]*$/.test(paths[0] ?? "")],
   ])("makes no point of what the job did not write: %s", { timeout: 120_000 }, async ([, is], context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     for (const plant of [...PLANTS, "another point", "another file in it"] as const) {
       site.reset();
       site.oracles.delete("backup/100/qemu-3000");
@@ -109,7 +109,7 @@ describe("a staging folder that is swapped", () => {
 
 describe("the lock of a guest", () => {
   it.for(PLANTS)("may become anything while it is held: %s", async (plant, context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     site.reset();
     site.timing = { heartbeatMs: 20, staleMs: 1_000, observeMs: 120 };
     const attacker = new ShareAttacker(site.place);
@@ -138,7 +138,7 @@ describe("the lock of a guest", () => {
 
 describe("an image with an external data file", () => {
   it("is never served, whenever it takes the place of one that was checked", { timeout: 300_000 }, async (context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     const forged = path.join(site.dir, "forged.qcow2");
     const options = `data_file=${site.host.disk},data_file_raw=on`;
     await runTool("qemu-img", ["create", "-q", "-f", "qcow2", "-o", options, forged, String(site.disk.sizeBytes)]);
@@ -162,7 +162,7 @@ describe("an image with an external data file", () => {
   });
 
   it("is never the base of a backup", async (context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     site.reset();
     const options = `data_file=${site.host.disk},data_file_raw=on`;
     const forged = path.join(site.dir, "forged.qcow2");

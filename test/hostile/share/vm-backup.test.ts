@@ -9,12 +9,12 @@ const timeout = MATRIX_TIMEOUT_MS;
 
 describe("a VM's backup on a share that others write to", () => {
   it("reaches nothing outside of the store when it is a full one", { timeout }, async (context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     await playAttacks(site, vmBackup(site, 3000), { every: 3, restoreEvery: 6 });
   });
 
   it("reaches nothing outside of the store when it is incremental", { timeout }, async (context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     await playAttacks(site, vmBackup(site, 3000, "incremental"), { every: 4, restoreEvery: 6 });
   });
 });

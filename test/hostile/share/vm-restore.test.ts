@@ -17,7 +17,13 @@ function checkBy(site: ShareSite): Job {
     const printed: string[] = [];
     vi.spyOn(console, "log").mockImplementation((line) => void printed.push(String(line)));
     const warn = (line: string): void => void site.log.push(`warn: ${line}`);
-    const store = await Store.open({ path: site.store, storeid: "cli", root: site.root, nodename: hostname(), warn });
+    const store = await Store.open({
+      path: site.storePath,
+      storeid: "cli",
+      root: site.root,
+      nodename: hostname(),
+      warn,
+    });
     try {
       await check(store, "100/qemu-2000", NEVER);
     } finally {
@@ -30,22 +36,22 @@ function checkBy(site: ShareSite): Job {
 
 describe("what is read of a share that others write to", () => {
   it("is nothing but the store in a restore", { timeout }, async (context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     await playAttacks(site, vmRestore("backup/100/qemu-2000"), { every: 3, restoreEvery: 10 });
   });
 
   it("is nothing but the store in a listing", { timeout }, async (context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     await playAttacks(site, listAll, { restoreEvery: 12 });
   });
 
   it("and written is nothing but the store where notes and protection change", { timeout }, async (context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     await playAttacks(site, attributes("backup/100/qemu-2000"), { every: 2, restoreEvery: 10 });
   });
 
   it("is nothing but the store by the command line's check", { timeout }, async (context) => {
-    await using site = await ShareSite.create(context, withTwoPoints);
+    await using site = await ShareSite.start(context, withTwoPoints);
     await playAttacks(site, checkBy(site), { every: 2, restoreEvery: 12 });
     expect(vi.isMockFunction(console.log)).toBe(false);
   });

@@ -4,7 +4,6 @@ import { writeFile } from "node:fs/promises";
 import { describe, expect, it, type TestContext } from "vitest";
 import type { NbdAddress } from "../../../src/nbd/address.ts";
 import { AllocationFlag, BASE_ALLOCATION, NbdConnection } from "../../../src/nbd/index.ts";
-import { listNbdExports } from "../../../src/nbd/listing.ts";
 import { failureOf, patience } from "../../support/nbd/nbd-client.ts";
 import { freePort, type NbdServer, scratchFolder, startNbdServer } from "../../support/nbd/nbd-servers.ts";
 import { requireTool } from "../../support/programs/tools.ts";
@@ -145,13 +144,11 @@ describe("nbdkit", () => {
     expect(await failureOf(open(kit))).toMatchObject({ code: "NOT_SUPPORTED" });
   });
 
-  it("lists several exports, and opens each", async (context) => {
+  it("opens one of several exports", async (context) => {
     await using folder = await scratchFolder();
     await writeFile(folder.file("a"), Buffer.alloc(512, 1));
     await writeFile(folder.file("b c"), Buffer.alloc(1024, 2));
     await using kit = await nbdkit(context, ["file", `dir=${folder.path}`]);
-    const list = await listNbdExports({ address: kit.address, signal: patience() });
-    expect(list.map(({ name }) => name).sort()).toEqual(["a", "b c"]);
     await using connection = await open(kit, "b c");
     const target = Buffer.alloc(1024);
     await connection.read(0, target, patience());

@@ -6,7 +6,6 @@ import { readFile, writeFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import type { NbdAddress } from "../../../src/nbd/address.ts";
 import { AllocationFlag, BASE_ALLOCATION, DirtyFlag, NbdConnection } from "../../../src/nbd/index.ts";
-import { listMetaContexts, listNbdExports } from "../../../src/nbd/listing.ts";
 import { failureOf, patience } from "../../support/nbd/nbd-client.ts";
 import { freePort, type NbdServer, scratchFolder, startNbdServer } from "../../support/nbd/nbd-servers.ts";
 import { requireTool } from "../../support/programs/tools.ts";
@@ -53,9 +52,6 @@ describe("qemu-nbd", () => {
     await using server = await startNbdServer(address, "qemu-nbd", [
       ...["-r", "-t", "-e", "8", "-f", "raw", "-x", "drive-scsi0", "-D", "a disk", "-k", address.path],
       folder.file("disk.raw"),
-    ]);
-    expect(await listNbdExports({ address, signal: patience() })).toEqual([
-      { name: "drive-scsi0", description: "a disk" },
     ]);
     await using connection = await open(server, "drive-scsi0", [BASE_ALLOCATION]);
     expect(connection).toMatchObject({ sizeBytes: image.length, isReadOnly: true });
@@ -113,10 +109,6 @@ describe("qemu-nbd", () => {
       disk,
     ]);
     const name = "qemu:dirty-bitmap:snapshot-access:store1";
-    expect(await listMetaContexts({ address, exportName: "d", signal: patience() })).toEqual([BASE_ALLOCATION, name]);
-    expect(
-      await listMetaContexts({ address, exportName: "d", queries: ["qemu:dirty-bitmap:"], signal: patience() }),
-    ).toEqual([name]);
     await using connection = await open(server, "d", [name, BASE_ALLOCATION, "qemu:dirty-bitmap:other"]);
     expect([...connection.metaContexts].sort()).toEqual([BASE_ALLOCATION, name]);
     const dirty = (await mapOf(connection, name)).filter(([, , flags]) => (flags & DirtyFlag.Dirty) !== 0);

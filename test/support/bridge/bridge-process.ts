@@ -5,8 +5,8 @@ import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import { PROTOCOL_VERSION } from "../../../bridge/dispatcher.ts";
 import type { LabBackup, LabGuest } from "../../../fixtures/lab/index.ts";
+import type { TestNode } from "../node/test-node.ts";
 import { type Bundle, buildProgram } from "../programs/bundle.ts";
-import type { TestNode } from "../vm/vm-job.ts";
 
 export type BridgeBundle = Bundle;
 

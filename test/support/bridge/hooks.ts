@@ -8,10 +8,10 @@ import { type LabBackup, until, vmVolumesOf } from "../../../fixtures/lab/index.
 import type { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
 import type { GuestType, HandleToOpen } from "../../../src/provider/index.ts";
 import { packTree, playArchiver } from "../container/archiver.ts";
+import type { TestNode } from "../node/test-node.ts";
 import { processesNaming } from "../programs/processes.ts";
 import type { ScriptOptions } from "../programs/scripted-pve.ts";
 import { PerlCalls } from "../provider/perl-calls.ts";
-import type { TestNode } from "../vm/vm-job.ts";
 import { never } from "../vm/vm-rules.ts";
 
 type Volumes = LabBackup["volumes"];

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // The archiver of a container's backup, which under PVE works in the container's user namespace; tools play it here.
 import { runTool } from "../../../fixtures/lab/index.ts";
-import { takeHandoff } from "../../../src/directory/container/container-handoff.ts";
 import type { HandleToOpen } from "../../../src/provider/index.ts";
+import { takeHandoff } from "./take-handoff.ts";
 
 const GUEST_CONFIG = "hostname: ct\n";
 

@@ -12,20 +12,19 @@ import {
   readdir,
   readFile,
   readlink,
-  rm,
   symlink,
   writeFile,
 } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
+import { TestNode } from "../node/test-node.ts";
 import { bundleInto } from "../programs/bundle.ts";
 import { type Program, startScript, watch } from "../programs/scripted-pve.ts";
 
 const run = promisify(execFile);
 const project = path.resolve(import.meta.dirname, "../../..");
 export const VMID = 101;
-const STOREID = "bk";
 
 /** What the kernel, tar and squashfs can all preserve; the owners are those of an unprivileged container. */
 const MAKE_CONTAINER = `
@@ -47,30 +46,21 @@ const FEW_EXCLUDES = ["/home/u/secret"];
 /** What the standard patterns and FEW_EXCLUDES leave out of the container above. */
 export const LEFT_OUT = ["home/u/secret", "lost+found", "tmp/junk", "var/tmp/junk"];
 
-export class ContainerNode implements AsyncDisposable {
-  readonly dir: string;
-  readonly storePath: string;
-  readonly root: string;
+export class ContainerNode extends TestNode {
   readonly containerRoot: string;
   readonly dataVolume: string;
-  readonly #scfg: Record<string, unknown>;
   #jobs = 0;
 
   private constructor(dir: string, scfg: Record<string, unknown>) {
-    this.dir = dir;
-    this.storePath = path.join(dir, "store");
-    this.root = path.join(dir, "root");
+    super(dir, scfg);
     this.containerRoot = path.join(dir, "ct/root");
     this.dataVolume = path.join(dir, "ct/data");
-    this.#scfg = scfg;
   }
 
-  static async create(scfg: Record<string, unknown> = {}): Promise<ContainerNode> {
+  static override async create(scfg: Record<string, unknown> = {}): Promise<ContainerNode> {
     const node = new ContainerNode(await mkdtemp(path.join(tmpdir(), "pbh-ct-")), scfg);
     await chmod(node.dir, 0o755); // the bundle is in it, and the container's root starts it
-    for (const name of ["store", "root/etc/pve/priv", "root/run", "log"]) {
-      await mkdir(path.join(node.dir, name), { recursive: true, mode: 0o700 });
-    }
+    await mkdir(path.join(node.dir, "log"), { mode: 0o700 });
     await run("bash", ["-c", MAKE_CONTAINER, "-", node.containerRoot, node.dataVolume]);
     await writeFile(path.join(node.dir, "101.conf"), "arch: amd64\nhostname: ct\nunprivileged: 1\n# \u00e4\n");
     await writeFile(path.join(node.dir, "101.fw"), "[OPTIONS]\nenable: 0\n");
@@ -114,7 +104,7 @@ export class ContainerNode implements AsyncDisposable {
     await mkdir(target, { recursive: true });
     await run("chown", ["100000:100000", target]);
     const jobFile = await this.#writeJob({ guests: [] });
-    const archive = `${STOREID}:${volname}`;
+    const archive = `${this.storeid}:${volname}`;
     return this.#start("pctrestore.pl", ["--job", jobFile, "--archive", archive, "--target", target, ...args], bundle);
   }
 
@@ -127,14 +117,13 @@ export class ContainerNode implements AsyncDisposable {
     return names.filter((name) => name.startsWith("lxc-")).map((name) => `backup/${VMID}/${name}`);
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    await rm(this.dir, { recursive: true, force: true });
-  }
-
   async #writeJob(job: Record<string, unknown>): Promise<string> {
     const file = path.join(this.dir, `job-${this.#jobs++}.json`);
-    const scfg = { path: this.storePath, content: "backup", ...this.#scfg };
-    await writeFile(file, JSON.stringify({ storeid: STOREID, scfg, "log-dir": path.join(this.dir, "log"), ...job }));
+    const scfg = { content: "backup", ...this.section };
+    await writeFile(
+      file,
+      JSON.stringify({ storeid: this.storeid, scfg, "log-dir": path.join(this.dir, "log"), ...job }),
+    );
     return file;
   }
 

@@ -3,7 +3,7 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { runTool, seededBytes } from "../../../fixtures/lab/index.ts";
-import type { TestNode } from "../vm/vm-job.ts";
+import type { TestNode } from "../node/test-node.ts";
 import { never } from "../vm/vm-rules.ts";
 import { packTree, playArchiver } from "./archiver.ts";
 

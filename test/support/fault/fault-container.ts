@@ -9,7 +9,7 @@ import path from "node:path";
 import { expect } from "vitest";
 import { runTool } from "../../../fixtures/lab/index.ts";
 import { handoffOf } from "../container/archiver.ts";
-import { takeHandoff } from "../../../src/directory/container/container-handoff.ts";
+import { takeHandoff } from "../container/take-handoff.ts";
 import { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
 import { leftBelow, MemoryFolder } from "./fault-folder.ts";
 import { expectSentence, sentenceOf } from "./fault-rules.ts";

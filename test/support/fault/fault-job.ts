@@ -10,7 +10,8 @@ import { expect } from "vitest";
 import { LabGuest, SeededRandom, compareImages, seededBytes, type LabBackup } from "../../../fixtures/lab/index.ts";
 import { age, leftBelow, MemoryFolder } from "./fault-folder.ts";
 import { sentenceOf } from "./fault-rules.ts";
-import { list, TestNode } from "../vm/vm-job.ts";
+import { list } from "../vm/vm-job.ts";
+import { TestNode } from "../node/test-node.ts";
 import { expectRestores, never } from "../vm/vm-rules.ts";
 
 const KIB = 1024;

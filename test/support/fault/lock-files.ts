@@ -3,7 +3,7 @@
 import { closeSync, futimesSync, openSync, readFileSync, writeFileSync, writeSync } from "node:fs";
 import { mkdir, readFile, rm } from "node:fs/promises";
 import path from "node:path";
-import type { TestNode } from "../vm/vm-job.ts";
+import type { TestNode } from "../node/test-node.ts";
 import { never } from "../vm/vm-rules.ts";
 
 export interface LockJson {

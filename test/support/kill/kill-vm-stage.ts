@@ -14,8 +14,9 @@ import {
   seededBytes,
 } from "../../../fixtures/lab/index.ts";
 import type { BridgeBundle } from "../bridge/bridge-process.ts";
+import { TestNode } from "../node/test-node.ts";
 import { type Program, startScript, watch } from "../programs/scripted-pve.ts";
-import { list, TestNode } from "../vm/vm-job.ts";
+import { list } from "../vm/vm-job.ts";
 import { DISK, DISK_BYTES, MIB, startGuest, untilCopying, VMID } from "../vm/vm-rules.ts";
 import { GuestStage } from "./guest-stage.ts";
 import { type Walk, walk } from "./kill-stage.ts";

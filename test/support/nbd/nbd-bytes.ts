@@ -23,10 +23,8 @@ export const REP_ERR_UNSUP = 0x80000001;
 export const REP_ERR_POLICY = 0x80000002;
 export const REP_ERR_UNKNOWN = 0x80000006;
 export const OPT_EXPORT_NAME = 1;
-export const OPT_LIST = 3;
 export const OPT_GO = 7;
 export const OPT_STRUCTURED_REPLY = 8;
-export const OPT_LIST_META_CONTEXT = 9;
 export const OPT_SET_META_CONTEXT = 10;
 export const CMD_READ = 0;
 export const CMD_WRITE = 1;
@@ -46,9 +44,6 @@ export const blockSizeInfo = (minimum: number, preferred: number, maximum: numbe
 export const contextReply = (option: number, id: number, name: string): Buffer =>
   optionReply(option, 4, u32(id) + text(name));
 /** NBD_REP_SERVER: name length u32, name, description. */
-export const serverReply = (name: string, description: string): Buffer =>
-  optionReply(OPT_LIST, 2, u32(textBytes(name)) + text(name) + text(description));
-
 /** Simple reply: magic, error, cookie. */
 export const simpleReply = (cookie: number | bigint, error = 0): Buffer => bytes("67446698", u32(error), u64(cookie));
 

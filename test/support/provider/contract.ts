@@ -5,8 +5,8 @@ import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type LabGuest, runTool, seededBytes } from "../../../fixtures/lab/index.ts";
+import { TestNode } from "../node/test-node.ts";
 import { type Bundle, buildProgram } from "../programs/bundle.ts";
-import { TestNode } from "../vm/vm-job.ts";
 import { DISK, MIB, startGuest, VMID } from "../vm/vm-rules.ts";
 import { PerlCalls } from "./perl-calls.ts";
 

@@ -6,9 +6,9 @@ import path from "node:path";
 import { expect } from "vitest";
 import { runTool, SeededRandom, seededBytes } from "../../../fixtures/lab/index.ts";
 import { EnvironmentError } from "../../../src/core/index.ts";
-import { takeHandoff } from "../../../src/directory/container/container-handoff.ts";
 import type { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
 import { handoffOf } from "../container/archiver.ts";
+import { takeHandoff } from "../container/take-handoff.ts";
 import type { NamedCall } from "../fault/fault-fs.ts";
 import { isFull } from "../fault/full-matrix.ts";
 import { type Attack, namesOf, PLANTS, ShareAttacker } from "./share-attacker.ts";
@@ -222,7 +222,7 @@ function attacksOn(site: ShareSite, calls: readonly NamedCall[], every: number):
   const random = new SeededRandom(Number(process.env.TEST_SEED ?? 16));
   for (const [call, named] of calls.entries()) {
     if (!isFull && call % every > 0) continue;
-    const names = namesOf(site.store, named);
+    const names = namesOf(site.storePath, named);
     const all = names.flatMap((_, name) => PLANTS.map((plant) => ({ call, name, plant })));
     for (const one of isFull ? all : [all[random.integer(0, all.length - 1)]]) {
       if (one !== undefined) attacks.push({ ...one, backAfter: RETURNS[random.integer(0, RETURNS.length - 1)] });
@@ -234,8 +234,8 @@ function attacksOn(site: ShareSite, calls: readonly NamedCall[], every: number):
 function describeAttack(site: ShareSite, calls: readonly NamedCall[], attack: Attack): string {
   const { call, plant, backAfter } = attack;
   const { kind = "none", paths = [] } = calls[call] ?? {};
-  const names = namesOf(site.store, { kind: "look", paths });
-  const short = (file = ""): string => file.replace(site.store, "");
+  const names = namesOf(site.storePath, { kind: "look", paths });
+  const short = (file = ""): string => file.replace(site.storePath, "");
   const back = backAfter === undefined ? "it stays" : `back ${backAfter} calls later`;
   return `call ${call}, ${kind} ${paths.map(short).join(" ")}: ${plant} as ${short(names[attack.name])}, ${back}`;
 }

@@ -20,9 +20,10 @@ import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, type TestContext } from "vitest";
 import { compareImages, runTool, seededBytes } from "../../../fixtures/lab/index.ts";
-import { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
+import type { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
 import type { VmVolume } from "../../../src/provider/index.ts";
 import { BareDisk } from "../vm/bare-disk.ts";
+import { TestNode } from "../node/test-node.ts";
 import { sentenceOf } from "../fault/fault-rules.ts";
 import { type Place, ShareAttacker } from "./share-attacker.ts";
 import { HostCanaries, SECRET } from "./share-host.ts";
@@ -46,11 +47,9 @@ export interface Outcome {
 
 export type Job = (provider: DirectoryProvider) => Promise<unknown>;
 
-export class ShareSite implements AsyncDisposable {
-  readonly dir: string;
+export class ShareSite extends TestNode {
   host: HostCanaries;
   readonly disk: BareDisk;
-  readonly log: string[] = [];
   /** What each point must restore to: a raw file, or the archive of a container. */
   readonly oracles = new Map<string, string>();
   /** The timing of the locks. */
@@ -59,13 +58,13 @@ export class ShareSite implements AsyncDisposable {
   reuse: VmVolume | undefined;
 
   private constructor(dir: string, disk: BareDisk) {
-    this.dir = dir;
+    super(dir, { "dir-compression": "none" });
     this.host = HostCanaries.none(path.join(dir, "host"));
     this.disk = disk;
   }
 
   /** @param prepare makes the points with which the store begins */
-  static async create(context: TestContext, prepare: (site: ShareSite) => Promise<void>): Promise<ShareSite> {
+  static async start(context: TestContext, prepare: (site: ShareSite) => Promise<void>): Promise<ShareSite> {
     requireTool(context, "mount", "umount", "mkfifo", "qemu-img", "qemu-storage-daemon");
     const dir = mkdtempSync(path.join(tmpdir(), "pbh-share-"));
     try {
@@ -76,15 +75,13 @@ export class ShareSite implements AsyncDisposable {
       console.info(`skipped: ${context.task.name}: needs to mount, which is not allowed here`);
       context.skip("needs to mount, which is not allowed here");
     }
-    for (const name of ["store", "root/etc/pve/priv", "root/etc/pve/qemu-server", "root/run", "aside"]) {
-      mkdirSync(path.join(dir, name), { recursive: true });
-    }
-    execFileSync("mkfifo", [path.join(dir, "pipe")]);
-    writeFileSync(path.join(dir, "root/etc/pve/qemu-server/100.conf"), guestConfig(0));
     const disk = await BareDisk.start(path.join(dir, "disk"), DISK, seededBytes("share", DISK_BYTES));
     await runTool("cp", [disk.file, path.join(dir, "oracle-1000.raw")]);
     const site = new ShareSite(dir, disk);
     try {
+      for (const name of ["root/etc/pve/qemu-server", "aside"]) mkdirSync(path.join(dir, name));
+      execFileSync("mkfifo", [path.join(dir, "pipe")]);
+      writeFileSync(path.join(dir, "root/etc/pve/qemu-server/100.conf"), guestConfig(0));
       await prepare(site);
       await site.#begin();
       return site;
@@ -101,27 +98,13 @@ export class ShareSite implements AsyncDisposable {
     this.restoreHost();
   }
 
-  get store(): string {
-    return path.join(this.dir, "store");
-  }
-
-  get root(): string {
-    return path.join(this.dir, "root");
-  }
-
   get place(): Place {
-    const { dir, host, store } = this;
+    const { dir, host, storePath: store } = this;
     return { store, host, aside: path.join(dir, "aside"), pipe: path.join(dir, "pipe") };
   }
 
-  provider(scfg: Record<string, unknown> = {}): DirectoryProvider {
-    const section = { path: this.store, "dir-compression": "none", "vm-backup-mode": "incremental" };
-    const log = (level: string, text: string): void => void this.log.push(`${level}: ${text}`);
-    const fileHandles = { nextDirtyRegions: () => Promise.reject(), deallocate: () => Promise.reject() };
-    const all = { ...section, "dir-device-view": "fuse", ...scfg };
-    const context = { storeid: "bk", scfg: all, nodename: "node1", log, fileHandles };
-    const timeouts = { connectTimeoutMs: 5_000, replyTimeoutMs: 5_000 };
-    return new DirectoryProvider(context, { root: this.root, timeouts, lockTiming: this.timing });
+  override provider(scfg: Record<string, unknown> = {}): DirectoryProvider {
+    return super.provider(scfg, { lockTiming: this.timing });
   }
 
   /** The store and its records as they were after `prepare`. */
@@ -152,7 +135,7 @@ export class ShareSite implements AsyncDisposable {
   /** One job under attack, with every check except that of the points. */
   async attack(job: Job, attacker: ShareAttacker, isUndone = false): Promise<Outcome> {
     this.host.look();
-    faultSwitch.arm([this.store]);
+    faultSwitch.arm([this.storePath]);
     attacker.start();
     let message: string | undefined;
     let output: unknown;
@@ -258,20 +241,20 @@ export class ShareSite implements AsyncDisposable {
 
   /** Bit for bit, by stock qemu-img on the store's own files. */
   async expectImage(volname: string): Promise<void> {
-    const image = path.join(this.store, volname.replace("backup/", ""), `${DISK}.qcow2`);
+    const image = path.join(this.storePath, volname.replace("backup/", ""), `${DISK}.qcow2`);
     expect(await compareImages(image, "qcow2", this.oracles.get(volname) ?? "", "raw")).toMatchObject({
       identical: true,
     });
   }
 
   /** Names in the guest's directory. */
-  names = (vmid: number, folder = ""): string[] => readdirSync(path.join(this.store, String(vmid), folder)).sort();
+  names = (vmid: number, folder = ""): string[] => readdirSync(path.join(this.storePath, String(vmid), folder)).sort();
 
-  async [Symbol.asyncDispose](): Promise<void> {
+  override async [Symbol.asyncDispose](): Promise<void> {
     faultSwitch.disarm();
     await this.disk[Symbol.asyncDispose]();
     await runTool("umount", ["--lazy", this.dir]);
-    rmSync(this.dir, { recursive: true, force: true });
+    await super[Symbol.asyncDispose]();
   }
 }
 

@@ -2,8 +2,8 @@
 // Where the jobs of pve-job.ts run: a node with a small VM and a container.
 import { expect } from "vitest";
 import type { LabGuest } from "../../../fixtures/lab/index.ts";
+import { TestNode } from "../node/test-node.ts";
 import { ModelContainer, ModelVm } from "./pve-job.ts";
-import { TestNode } from "./vm-job.ts";
 import { VmLedger } from "./vm-ledger.ts";
 import { DISK, MIB, startGuest } from "./vm-rules.ts";
 

@@ -7,7 +7,8 @@ import { expect } from "vitest";
 import { type LabBackup, type LabGuest, runTool } from "../../../fixtures/lab/index.ts";
 import type { GuestType } from "../../../src/provider/index.ts";
 import type { Hooks } from "../bridge/hooks.ts";
-import { list, type TestNode } from "./vm-job.ts";
+import type { TestNode } from "../node/test-node.ts";
+import { list } from "./vm-job.ts";
 import type { VmLedger } from "./vm-ledger.ts";
 import { MIB, untilCopying } from "./vm-rules.ts";
 

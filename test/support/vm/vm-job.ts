@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Plays vzdump and qmrestore on a provider in this process, in PVE's order, with a failure at any chosen place.
-import { execFile } from "node:child_process";
-import { mkdtemp, rename, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { writeFile } from "node:fs/promises";
 import path from "node:path";
-import { promisify } from "node:util";
 import type { LabBackup, LabGuest } from "../../../fixtures/lab/index.ts";
-import type { LogLevel } from "../../../src/core/index.ts";
-import { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
 import type { DirectoryProviderOptions } from "../../../src/directory/storage-access.ts";
+import type { TestNode } from "../node/test-node.ts";
 import type { HandedOver } from "./file-handles.ts";
 
-const run = promisify(execFile);
 const never = new AbortController().signal;
 
 /** Where a job can fail, in the order of PVE's calls. */
@@ -49,75 +44,6 @@ export interface JobResult {
   /** Raw copies of the disks at the time of the backup, if an oracleDir was given. */
   readonly oracles: ReadonlyMap<string, string>;
   readonly log: readonly string[];
-}
-
-/** A store, a fake root for /etc/pve, /run and /var/lib, and providers on them. */
-export class TestNode implements AsyncDisposable {
-  readonly dir: string;
-  /** Where the store is according to the storage's section; moveStore() changes it. */
-  storePath: string;
-  readonly root: string;
-  readonly storeid: string = "bk";
-  readonly log: string[] = [];
-  /** What the Perl side would hold open. */
-  handedOver: HandedOver | undefined;
-  readonly #scfg: Record<string, unknown>;
-
-  private constructor(dir: string, storePath: string, scfg: Record<string, unknown>) {
-    this.dir = dir;
-    this.root = path.join(dir, "root");
-    this.storePath = storePath;
-    this.#scfg = scfg;
-  }
-
-  static async create(scfg: Record<string, unknown> = {}): Promise<TestNode> {
-    const dir = await mkdtemp(path.join(tmpdir(), "pbh-node-"));
-    const node = new TestNode(dir, path.join(dir, "store"), scfg);
-    await run("mkdir", ["-p", node.storePath, path.join(node.root, "etc/pve/priv"), path.join(node.root, "run")]);
-    return node;
-  }
-
-  provider(
-    scfg: Record<string, unknown> = {},
-    options: DirectoryProviderOptions = {},
-    storeid = this.storeid,
-  ): DirectoryProvider {
-    const log = (level: LogLevel, message: string): void => void this.log.push(`${level}: ${message}`);
-    const perlSide = (): HandedOver => {
-      if (this.handedOver === undefined) throw new Error("no device is handed over as a file");
-      return this.handedOver;
-    };
-    return new DirectoryProvider(
-      {
-        storeid,
-        scfg: {
-          path: this.storePath,
-          "vm-backup-mode": "incremental",
-          "dir-device-view": "fuse",
-          ...this.#scfg,
-          ...scfg,
-        },
-        nodename: "node1",
-
-        log,
-        fileHandles: {
-          nextDirtyRegions: async (device, max, timeoutMs) => await perlSide().nextDirtyRegions(device, max, timeoutMs),
-          deallocate: async (device, ranges) => await perlSide().deallocate(device, ranges),
-        },
-      },
-      { root: this.root, timeouts: { connectTimeoutMs: 5_000, replyTimeoutMs: 5_000 }, ...options },
-    );
-  }
-
-  /** The administrator moves the directory, and then changes the storage's section accordingly. */
-  async moveStore(to: string): Promise<void> {
-    await rename(this.storePath, to);
-    this.storePath = to;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await rm(this.dir, { recursive: true, force: true });
-  }
 }
 
 class InjectedFailure extends Error {}

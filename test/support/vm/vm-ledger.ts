@@ -5,7 +5,8 @@ import { readdir } from "node:fs/promises";
 import path from "node:path";
 import { expect } from "vitest";
 import { compareImages, type LabGuest } from "../../../fixtures/lab/index.ts";
-import { list, type TestNode } from "./vm-job.ts";
+import type { TestNode } from "../node/test-node.ts";
+import { list } from "./vm-job.ts";
 import { expectRestores, modeOf, mustBackUp } from "./vm-rules.ts";
 
 type Oracles = ReadonlyMap<string, string>;

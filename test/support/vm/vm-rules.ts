@@ -15,7 +15,8 @@ import {
 } from "../../../fixtures/lab/index.ts";
 import type { HostError } from "../../../src/core/index.ts";
 import type { DirectoryProvider } from "../../../src/directory/directory-provider.ts";
-import { backUp, type JobOptions, type JobResult, restore, type TestNode } from "./vm-job.ts";
+import type { TestNode } from "../node/test-node.ts";
+import { backUp, type JobOptions, type JobResult, restore } from "./vm-job.ts";
 
 export const MIB = 2 ** 20;
 export const VMID = 100;

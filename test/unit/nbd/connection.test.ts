@@ -1,19 +1,15 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { describe, expect, it, onTestFinished, vi } from "vitest";
-import { listMetaContexts, listNbdExports } from "../../../src/nbd/listing.ts";
 import {
   bytes,
   contextReply,
   exportInfo,
   greeting,
   OPT_EXPORT_NAME,
-  OPT_LIST,
-  OPT_LIST_META_CONTEXT,
   OPT_SET_META_CONTEXT,
   optionReply,
   REP_ACK,
   REP_ERR_UNSUP,
-  serverReply,
   simpleReply,
   u16,
   u64,
@@ -143,35 +139,5 @@ describe("NbdConnection[Symbol.asyncDispose]()", () => {
     const outcome = failureOf(reading);
     await talk.connection[Symbol.asyncDispose]();
     expect(await outcome).toMatchObject({ name: "NbdConnectionError", message: expect.stringMatching(/closed here/) });
-  });
-});
-
-describe("listNbdExports() and listMetaContexts()", () => {
-  it("answer what the server lists, and say goodbye", async () => {
-    const seen: number[] = [];
-    await using server = await startFakeServer(async (peer) => {
-      peer.send(greeting());
-      await peer.take(4);
-      for (;;) {
-        const { option, data } = await peer.takeOption();
-        seen.push(option);
-        if (option === OPT_LIST) peer.send(serverReply("a", ""), serverReply("b", "the second"));
-        if (option === OPT_LIST_META_CONTEXT) {
-          expect(data.toString("latin1")).toBe("\0\0\0\x01d\0\0\0\x01\0\0\0\x05qemu:");
-          peer.send(contextReply(option, 0, "qemu:dirty-bitmap:x:y"));
-        }
-        peer.send(optionReply(option, REP_ACK));
-        if (option === 2) peer.socket.end();
-      }
-    });
-    const { address } = server;
-    expect(await listNbdExports({ address, signal: patience() })).toEqual([
-      { name: "a", description: "" },
-      { name: "b", description: "the second" },
-    ]);
-    expect(await listMetaContexts({ address, exportName: "d", queries: ["qemu:"], signal: patience() })).toEqual([
-      "qemu:dirty-bitmap:x:y",
-    ]);
-    await vi.waitFor(() => expect(seen).toEqual([3, 2, 8, 9, 2]));
   });
 });

@@ -6,7 +6,6 @@ import {
   decodeGreeting,
   decodeMetaContext,
   decodeOptionReplyHeader,
-  decodeServerEntry,
   encodeGoData,
   encodeGreeting,
   encodeMetaContextData,
@@ -75,15 +74,6 @@ describe("decodeMetaContext()", () => {
   });
   it("rejects one without a name", () => {
     expect(() => decodeMetaContext(hex("00000001"))).toThrow(/4 bytes/);
-  });
-});
-
-describe("decodeServerEntry()", () => {
-  it("reads name and description", () => {
-    expect(decodeServerEntry(hex("00000001", "61", "6263"))).toEqual({ name: "a", description: "bc" });
-  });
-  it.each([hex("0000"), hex("00000002", "61"), hex("ffffffff", "61")])("rejects %j, which is too short", (data) => {
-    expect(() => decodeServerEntry(data)).toThrow(/at least/);
   });
 });
 

@@ -19,14 +19,11 @@ import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import {
-  type HandoffChannel,
-  type HandoffMessage,
-  takeHandoff,
-} from "../../../../src/directory/container/container-handoff.ts";
+import type { HandoffChannel, HandoffMessage } from "../../../../src/directory/container/container-handoff.ts";
 import { DirectoryProvider } from "../../../../src/directory/directory-provider.ts";
 import type { ContainerOffer } from "../../../../src/provider/index.ts";
 import { handoffOf } from "../../../support/container/archiver.ts";
+import { takeHandoff } from "../../../support/container/take-handoff.ts";
 import { requireTool } from "../../../support/programs/tools.ts";
 
 const run = promisify(execFile);

@@ -6,7 +6,8 @@ import { connect, type Socket } from "node:net";
 import os from "node:os";
 import path from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { HandoffError, HandoffListener, takeHandoff } from "../../../../src/directory/container/container-handoff.ts";
+import { HandoffError, HandoffListener } from "../../../../src/directory/container/container-handoff.ts";
+import { takeHandoff } from "../../../support/container/take-handoff.ts";
 
 const never = new AbortController().signal;
 const unexpected = (message: string): void => expect.unreachable(message);
