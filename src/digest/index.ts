@@ -3,11 +3,9 @@
 // qcow2 knows in which order an image's bytes are digested; callers decide what is compared and what a mismatch means.
 export {
   type Digest,
-  type DigestAlgorithm,
   type Digester,
   loadDigestLibrary,
-  mustCreateDigester,
   preferredDigest,
   tryCreateDigester,
 } from "./digest.ts";
-export { digestFile } from "./digest-file.ts";
+export { digestFile, type FileRange, verifyFile } from "./digest-file.ts";

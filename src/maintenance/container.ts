@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What Proxmox VE requires of a container's backup before it restores one, and what a restore has to look at first.
-import { type ArchiveContents, inspectArchive, verifyArchive } from "../archive/index.ts";
+import { type ArchiveContents, inspectArchive } from "../archive/index.ts";
 import { ChildProcessError, RequestError, UnsupportedError } from "../core/index.ts";
+import { verifyFile } from "../digest/index.ts";
 import { type ManifestFile, type Point, PointDamagedError } from "../store/index.ts";
 
 /** A file of a point, open. */
@@ -54,7 +55,7 @@ export async function assertContainerRestorable(point: Point, file: PointFile, s
   }
   if (file.links === 1) return;
   const recorded = recordedDigest(point, name);
-  if (recorded !== undefined && (await verifyArchive(file, recorded, signal))) return;
+  if (recorded !== undefined && (await verifyFile(file, recorded, signal))) return;
   throw new PointDamagedError(
     `Cannot use "${file.path}": it has ${file.links} names (hard links) and is not the recorded archive`,
   );
@@ -85,7 +86,7 @@ export async function listArchive(file: PointFile, signal: AbortSignal): Promise
   } catch (error) {
     if (!(error instanceof ChildProcessError) || error.hint !== undefined || WAS_KILLED.test(error.message))
       throw error;
-    await verifyArchive(file, { algorithm: "sha256", value: "" }, signal); // reads it: what cannot be read is not damaged
+    await verifyFile(file, { algorithm: "sha256", value: "" }, signal); // reads it: what cannot be read is not damaged
     throw new PointDamagedError(error.message, { cause: error });
   }
 }

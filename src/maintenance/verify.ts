@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Finds out whether one backup can be restored, by reading all of it: every file of every chain.
 
-import { verifyArchive } from "../archive/index.ts";
+import { verifyFile } from "../digest/index.ts";
 import { parseArchiveName } from "../pve/index.ts";
-import { verifyDigest } from "../qcow2/index.ts";
+import { DIGEST_ORDER } from "../qcow2/index.ts";
 import { assertSound, type Point, PointDamagedError, type Store } from "../store/index.ts";
 import {
   containerArchiveOf,
@@ -68,7 +68,8 @@ async function verifyFiles(point: Point, signal: AbortSignal, report: Report): P
   for (const { name: device, file: fileName } of point.devices.values()) {
     await using file = await point.openFile(fileName);
     const recorded = recordedDigest(point, fileName);
-    if (recorded !== undefined && !(await verifyDigest(file, recorded, signal))) throw mismatch(file, recorded);
+    if (recorded !== undefined && !(await verifyFile(file, recorded, signal, DIGEST_ORDER)))
+      throw mismatch(file, recorded);
     await assertSound(`restore "${point.volname}"`, file, signal);
     await report({ kind: "image", archive: point.archive, device, algorithm: recorded?.algorithm });
   }
@@ -82,7 +83,7 @@ async function verifyContainer(point: Point, signal: AbortSignal, report: Report
   await using file = await point.openFile(name);
   const recorded = recordedDigest(point, name);
   const listed = recorded === undefined ? await listArchive(file, signal) : undefined;
-  if (recorded !== undefined && !(await verifyArchive(file, recorded, signal))) throw mismatch(file, recorded);
+  if (recorded !== undefined && !(await verifyFile(file, recorded, signal))) throw mismatch(file, recorded);
   const { archive } = point;
   await report({ kind: "archive", archive, file: name, algorithm: recorded?.algorithm, members: listed?.members });
   const contents = listed ?? point.manifest?.container;

@@ -5,7 +5,7 @@
 export { Qcow2Chain } from "./chain.ts";
 export { checkQcow2 } from "./check.ts";
 export { type ClusterCompressor, createCompressor } from "./compressor.ts";
-export { verifyDigest } from "./digest-file.ts";
+export { DIGEST_ORDER } from "./digest-order.ts";
 export { Qcow2FormatError } from "./errors.ts";
 export { decodeQcow2Header, isAppendedImage, type Qcow2Header } from "./header.ts";
 export type { Compression } from "./plan-shape.ts";

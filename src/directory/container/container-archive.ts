@@ -84,12 +84,7 @@ export class ContainerArchive implements AsyncDisposable {
   async digest(signal: AbortSignal): Promise<Digest | undefined> {
     const digester = tryCreateDigester(preferredDigest());
     if (digester === undefined) return undefined;
-    try {
-      return await digestFile(this.#handle, digester, signal);
-    } catch (error) {
-      signal.throwIfAborted();
-      throw environmentError("read", this.path, error);
-    }
+    return await digestFile({ handle: this.#handle, path: this.path }, digester, signal);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

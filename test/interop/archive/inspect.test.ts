@@ -16,10 +16,11 @@ import { join } from "node:path";
 import { Writable } from "node:stream";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { extractFile, listTar, type TarMember } from "../../../src/archive/browse.ts";
-import { inspectArchive, verifyArchive } from "../../../src/archive/index.ts";
+import { inspectArchive } from "../../../src/archive/index.ts";
 import { type ArchiveContents, inspectSquashfs, inspectTar } from "../../../src/archive/inspect.ts";
 import { CancelledError } from "../../../src/core/index.ts";
-import { digestFile, mustCreateDigester } from "../../../src/digest/index.ts";
+import { mustCreateDigester } from "../../../src/digest/digest.ts";
+import { digestFile, verifyFile } from "../../../src/digest/index.ts";
 import { openRegularFile } from "../../../src/host/index.ts";
 import { makeDifficultTree, makeWorkFolder, writeArchive } from "./support.ts";
 
@@ -167,7 +168,7 @@ describe("inspectSquashfs()", () => {
   });
 });
 
-describe("inspectArchive() and verifyArchive()", () => {
+describe("inspectArchive() and verifyFile()", () => {
   it.each([
     ["tar", "swapped-again.tar", tarOf("zstd"), tarOf("none")],
     ["squashfs", "swapped-again.sqfs", imageOf("zstd"), imageOf("none")],
@@ -175,13 +176,13 @@ describe("inspectArchive() and verifyArchive()", () => {
     const path = join(work.path, name);
     copyFileSync(original, path);
     await using file = await openRegularFile(path);
-    const digest = await digestFile(file.handle, mustCreateDigester("sha256", path), never);
+    const digest = await digestFile(file, mustCreateDigester("sha256", path), never);
     copyFileSync(other, `${path}.new`);
     renameSync(`${path}.new`, path);
-    expect(await verifyArchive(file, digest, never)).toBe(true);
+    expect(await verifyFile(file, digest, never)).toBe(true);
     writeFileSync(path, "somebody else's");
     expect((await inspectArchive(file, never)).members).toBe(truth().members);
-    expect(await verifyArchive(file, { ...digest, value: "00" }, never)).toBe(false);
+    expect(await verifyFile(file, { ...digest, value: "00" }, never)).toBe(false);
   });
 });
 

@@ -5,10 +5,12 @@ import { open, rm } from "node:fs/promises";
 import { CleanupStack } from "../../../src/core/index.ts";
 import { openRawView as openView, type RawView } from "../../../src/device/index.ts";
 import type { RawViewOptions } from "../../../src/device/view-options.ts";
+import { type DigestAlgorithm, mustCreateDigester } from "../../../src/digest/digest.ts";
+import { type Digest, digestFile, verifyFile } from "../../../src/digest/index.ts";
 import { type NewFile, openRegularFile, type RegularFile } from "../../../src/host/index.ts";
 import { type CheckOptions, checkQcow2 as checkFile } from "../../../src/qcow2/check.ts";
 import type { CheckReport } from "../../../src/qcow2/check-report.ts";
-import * as digests from "../../../src/qcow2/digest-file.ts";
+import { DIGEST_ORDER } from "../../../src/qcow2/digest-order.ts";
 import * as qcow2 from "../../../src/qcow2/index.ts";
 import { readQcow2Header as readHeader } from "../../../src/qcow2/read-header.ts";
 
@@ -42,23 +44,14 @@ export async function readQcow2Header(path: string): Promise<qcow2.Qcow2Header> 
   return await readHeader(file);
 }
 
-type DigestArgs = Parameters<typeof digests.digestQcow2File>;
-
-export async function digestQcow2File(
-  path: string,
-  ...args: DigestArgs extends [unknown, ...infer Rest] ? Rest : never
-) {
+export async function digestQcow2File(path: string, algorithm: DigestAlgorithm, signal: AbortSignal): Promise<Digest> {
   await using file = await openRegularFile(path);
-  return await digests.digestQcow2File(file, ...args);
+  return await digestFile(file, mustCreateDigester(algorithm, path), signal, DIGEST_ORDER);
 }
 
-export async function verifyDigest(
-  path: string,
-  expected: Parameters<typeof digests.verifyDigest>[1],
-  signal: AbortSignal,
-) {
+export async function verifyQcow2File(path: string, expected: Digest, signal: AbortSignal): Promise<boolean> {
   await using file = await openRegularFile(path);
-  return await digests.verifyDigest(file, expected, signal);
+  return await verifyFile(file, expected, signal, DIGEST_ORDER);
 }
 
 export function newFileAt(path: string): NewFile {

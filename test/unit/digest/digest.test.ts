@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { execFileSync } from "node:child_process";
 import { describe, expect, it } from "vitest";
-import { type DigestAlgorithm, tryCreateDigester } from "../../../src/digest/index.ts";
+import { type DigestAlgorithm, tryCreateDigester } from "../../../src/digest/digest.ts";
 import { requireTool } from "../../support/programs/tools.ts";
 
 const text = Buffer.from("Every listed backup restores bit for bit.\n".repeat(5000));

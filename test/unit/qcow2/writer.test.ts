@@ -6,7 +6,7 @@ import { AlignedPool } from "../../../src/block/index.ts";
 import { Qcow2Writer } from "../../../src/qcow2/index.ts";
 import type { Qcow2WriterOptions } from "../../../src/qcow2/writer.ts";
 import { requireTool } from "../../support/programs/tools.ts";
-import { digestQcow2File, newFileAt, verifyDigest } from "../../support/qcow2/open-images.ts";
+import { digestQcow2File, newFileAt, verifyQcow2File } from "../../support/qcow2/open-images.ts";
 import {
   MIB,
   openFiles,
@@ -168,7 +168,7 @@ describe("Qcow2Writer.writeData()", () => {
 });
 
 describe("Qcow2Writer.finish()", () => {
-  it("returns the digest that a shell computes, and verifyDigest() confirms it until a bit changes", async (context) => {
+  it("returns the digest that a shell computes, and verifyFile() confirms it until a bit changes", async (context) => {
     requireTool(context, "xxhsum");
     using dir = scratchDir();
     const path = dir.file("a");
@@ -176,14 +176,14 @@ describe("Qcow2Writer.finish()", () => {
     await writer.writeData(0, randomBytes(3 * MIB, 9));
     const { digest, fileBytes } = await writer.finish();
     expect(digest).toEqual({ algorithm: "xxh3-128", value: shellDigest(path) });
-    expect(await verifyDigest(path, digest, signal)).toBe(true);
+    expect(await verifyQcow2File(path, digest, signal)).toBe(true);
     for (const at of [30, 65536, fileBytes - 1]) {
       const [byte] = readFileSync(path).subarray(at);
       patchFile(path, at, Buffer.of((byte ?? 0) ^ 1));
-      expect(await verifyDigest(path, digest, signal)).toBe(false);
+      expect(await verifyQcow2File(path, digest, signal)).toBe(false);
       patchFile(path, at, Buffer.of(byte ?? 0));
     }
-    expect(await verifyDigest(path, digest, signal)).toBe(true);
+    expect(await verifyQcow2File(path, digest, signal)).toBe(true);
   });
 
   it("leaves no file that passes for an image until it is through", async () => {
