@@ -17,6 +17,8 @@ import { waitUntilServed } from "./wait-until-served.ts";
 /** Less than a reservation's 60 s: while qemu-nbd opens the images, nothing else shows that the node is taken. */
 const READY_TIMEOUT_MS = 30_000;
 const DISCONNECT_TIMEOUT_MS = 5_000;
+/** How long a qemu-nbd that has lost its node may take to end. */
+const DYING_MS = 2_000;
 const SECTOR_BYTES = 512;
 
 /** What qemu-nbd says when the kernel refuses a node because another process has it. */
@@ -68,7 +70,8 @@ async function connect(node: NbdReservation, options: NbdViewOptions): Promise<R
   const owned = stack.move();
   const findTrouble = async (): Promise<string | undefined> => {
     if ((await connectedBytes(host, node.index, server)) === sizeBytes) return undefined;
-    return server.hasExited ? `qemu-nbd ${server.describeExit()}` : `qemu-nbd has lost ${node.path}`;
+    const isDying = await server.endsWithin(DYING_MS); // the kernel frees the node first
+    return isDying ? `qemu-nbd ${server.describeExit()}` : `qemu-nbd has lost ${node.path}`;
   };
   return { path: node.path, sizeBytes, findTrouble, [Symbol.asyncDispose]: () => owned[Symbol.asyncDispose]() };
 }

@@ -130,6 +130,12 @@ export class ChildProcess implements AsyncDisposable {
     return true;
   }
 
+  /** Waits for its end, for a bounded time: a process that is dying closes its files before it is gone. */
+  async endsWithin(timeoutMs: number): Promise<boolean> {
+    await this.#waitForExit(timeoutMs);
+    return this.#hasExited;
+  }
+
   /** Stops (SIGSTOP) or continues (SIGCONT) the process. */
   send(signal: "SIGSTOP" | "SIGCONT"): void {
     if (!this.#hasExited) this.#child.kill(signal);
