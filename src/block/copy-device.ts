@@ -5,14 +5,13 @@ import { setMaxListeners } from "node:events";
 import type { LogFunction } from "../core/index.ts";
 import { MIB, orderedMap } from "../core/index.ts";
 import type { AlignedPool, Slot } from "./aligned-pool.ts";
+import { CLUSTER_BYTES, type CopyContent, type CopyPiece, PlainContent } from "./copy-content.ts";
 import { DiscardQueue } from "./discard-queue.ts";
-import { type Extent, endOf, type SourceExtent } from "./extents.ts";
+import type { Extent, SourceExtent } from "./extents.ts";
 import { type CopyCounters, ProgressReporter } from "./progress.ts";
 import { type CopyStep, planCopy } from "./read-plan.ts";
 import type { Throttle } from "./throttle.ts";
-import { zeroRuns } from "./zero.ts";
 
-export const CLUSTER_BYTES = 64 * 1024;
 /** Size of one read, and of one buffer. */
 export const READ_BYTES = MIB;
 export const READS_IN_FLIGHT = 16;
@@ -49,6 +48,8 @@ export interface CopyOptions {
   readonly source: CopySource;
   readonly target: CopyTarget;
   readonly base: BaseReader | undefined;
+  /** Default: everything that is read is written. */
+  readonly content?: CopyContent;
   readonly pool: AlignedPool;
   readonly throttle: Throttle;
   readonly log: LogFunction;
@@ -81,12 +82,16 @@ export async function copyDevice(options: CopyOptions): Promise<CopyResult> {
 interface ReadStep {
   readonly step: CopyStep;
   readonly slot: Slot | undefined;
+  readonly pieces: readonly CopyPiece[];
 }
 
 class DeviceCopy {
   readonly #options: CopyOptions;
   readonly #signal: AbortSignal;
-  readonly #counters: CopyCounters = { totalBytes: 0, doneBytes: 0, readBytes: 0, writtenBytes: 0, zeroBytes: 0 };
+  readonly #content: CopyContent;
+  readonly #counters: CopyCounters = {
+    ...{ totalBytes: 0, doneBytes: 0, readBytes: 0, zeroBytes: 0, sameBytes: 0, writtenBytes: 0 },
+  };
   readonly #writes = new Set<Promise<void>>();
   readonly #discards: DiscardQueue;
   readonly #slots = new Set<Slot>();
@@ -95,6 +100,7 @@ class DeviceCopy {
 
   constructor(options: CopyOptions, signal: AbortSignal, abort: (error: unknown) => void) {
     this.#options = options;
+    this.#content = options.content ?? new PlainContent();
     this.#signal = signal;
     this.#abort = abort;
     this.#discards = new DiscardQueue(options, signal);
@@ -149,13 +155,22 @@ class DeviceCopy {
   }
 
   async #read(step: CopyStep): Promise<ReadStep> {
-    if (step.kind === "zero") return { step, slot: undefined };
+    if (step.kind === "zero") return { step, slot: undefined, pieces: await this.#split(step, undefined) };
     const slot = await this.#options.pool.acquire(this.#signal);
     this.#slots.add(slot);
     try {
       if (step.kind === "partial") await this.#readPartial(step, slot.bytes);
       else await this.#readPiece(step, slot.bytes, 0);
-      return { step, slot };
+      return { step, slot, pieces: await this.#split(step, slot.bytes.subarray(0, step.length)) };
+    } catch (error) {
+      this.#abort(error);
+      throw error;
+    }
+  }
+
+  async #split(step: CopyStep, bytes: Buffer | undefined): Promise<readonly CopyPiece[]> {
+    try {
+      return await this.#content.split(step, bytes);
     } catch (error) {
       this.#abort(error);
       throw error;
@@ -180,27 +195,28 @@ class DeviceCopy {
     }
   }
 
-  #write({ step, slot }: ReadStep): void {
+  #write({ step, slot, pieces }: ReadStep): void {
     const { target } = this.#options;
     this.#counters.doneBytes +=
       step.kind === "partial" ? step.extents.reduce((sum, { length }) => sum + length, 0) : step.length;
-    if (slot === undefined) {
-      this.#counters.zeroBytes += step.length;
-      this.#track([target.writeZero(step.offset, step.length)], undefined);
-    } else {
-      const writes: Promise<void>[] = [];
-      for (const run of zeroRuns(slot.bytes.subarray(0, step.length), CLUSTER_BYTES)) {
-        const offset = step.offset + run.offset;
-        if (run.zero) {
-          this.#counters.zeroBytes += run.length;
-          writes.push(target.writeZero(offset, run.length));
-        } else {
-          writes.push(target.writeData(offset, slot.bytes.subarray(run.offset, endOf(run))));
-        }
-      }
-      this.#track(writes, slot);
-    }
     this.#discards.add(step.kind === "partial" ? step.extents : [step]);
+    const writes: Promise<void>[] = [];
+    for (const piece of pieces) {
+      const { offset, length, kind } = piece;
+      if (kind === "zero") this.#counters.zeroBytes += length;
+      if (kind === "same") {
+        this.#counters.sameBytes += length;
+        continue;
+      }
+      this.#discards.hold(piece);
+      writes.push(this.#content.record(piece));
+      if (kind === "zero") writes.push(target.writeZero(offset, length));
+      else if (slot !== undefined) {
+        const at = offset - step.offset;
+        writes.push(target.writeData(offset, slot.bytes.subarray(at, at + length)));
+      }
+    }
+    this.#track(writes, slot);
   }
 
   /** The slot is free again when everything made from it is in the file or has failed. */

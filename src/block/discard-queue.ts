@@ -15,11 +15,13 @@ interface DiscardOptions {
   readonly log: LogFunction;
 }
 
-/** Ranges that were passed to the target; they are discarded in batches once the target has written them. */
+/** Ranges that were copied; they are discarded in batches once they are safe. */
 export class DiscardQueue {
   readonly #options: DiscardOptions;
   readonly #signal: AbortSignal;
   readonly #queue: Extent[] = [];
+  /** What the target has not written yet, ascending. */
+  readonly #held: Extent[] = [];
   #pendingBytes = 0;
   #isOn: boolean;
 
@@ -42,20 +44,40 @@ export class DiscardQueue {
     }
   }
 
-  /** Discards what lies below `watermark` if it is worth a request. Never makes the copy fail. */
+  /** A range that the target writes: it is safe only below the watermark. Calls come in guest order. */
+  hold(range: Extent): void {
+    if (this.#isOn) this.#held.push(range);
+  }
+
+  /**
+   * Discards what is safe, if it is worth a request: what lies below `watermark`, and what is not written at all
+   * because the base has it. Never makes the copy fail.
+   */
   async advance(watermark: number): Promise<void> {
+    while (this.#isOn && this.#held[0] !== undefined && endOf(this.#held[0]) <= watermark) this.#held.shift();
     if (!this.#isOn || this.#pendingBytes < DISCARD_BATCH_BYTES) return;
-    while (this.#isOn) {
-      const first = this.#queue[0];
-      if (first === undefined || first.offset >= watermark) return;
-      const length = Math.min(endOf(first), watermark) - first.offset;
-      const isWhole = length === first.length;
+    for (let index = 0; this.#isOn; ) {
+      const range = this.#queue[index];
+      if (range === undefined) return;
+      const held = this.#held.find((one) => endOf(one) > range.offset);
+      const safeEnd = held === undefined ? endOf(range) : Math.max(held.offset, watermark);
+      const length = Math.min(endOf(range), safeEnd) - range.offset;
+      const isWhole = length === range.length;
       // The head of a long range waits until it is long enough by itself.
-      if (!isWhole && length < DISCARD_BATCH_BYTES) return;
-      if (isWhole) this.#queue.shift();
-      else this.#queue[0] = { offset: first.offset + length, length: first.length - length };
-      this.#pendingBytes -= length;
-      await this.#discard({ offset: first.offset, length });
+      if (isWhole || length >= DISCARD_BATCH_BYTES) {
+        if (isWhole) this.#queue.splice(index, 1);
+        else this.#queue[index] = { offset: range.offset + length, length: range.length - length };
+        this.#pendingBytes -= length;
+        await this.#discard({ offset: range.offset, length });
+        continue;
+      }
+      // What is held may wait for long; much that is safe behind it does not wait with it.
+      const behind = held === undefined ? 0 : endOf(range) - endOf(held);
+      if (held !== undefined && behind >= DISCARD_BATCH_BYTES) {
+        const head = { offset: range.offset, length: range.length - behind };
+        this.#queue.splice(index, 1, head, { offset: endOf(held), length: behind });
+      }
+      index++;
     }
   }
 

@@ -12,6 +12,8 @@ export interface CopyCounters {
   /** Bytes added to the archive: after zero detection and compression. */
   writtenBytes: number;
   zeroBytes: number;
+  /** Read, and found to be what the base has. */
+  sameBytes: number;
 }
 
 const FIRST_LINE_MS = 3_000;
@@ -75,8 +77,9 @@ export class ProgressReporter {
   }
 }
 
-function amounts({ readBytes, zeroBytes, writtenBytes }: CopyCounters): string {
-  return `read: ${formatBytes(readBytes)}, zero: ${formatBytes(zeroBytes)}, written: ${formatBytes(writtenBytes)}`;
+function amounts({ readBytes, zeroBytes, sameBytes, writtenBytes }: CopyCounters): string {
+  const same = sameBytes === 0 ? "" : `unchanged: ${formatBytes(sameBytes)}, `;
+  return `read: ${formatBytes(readBytes)}, zero: ${formatBytes(zeroBytes)}, ${same}written: ${formatBytes(writtenBytes)}`;
 }
 
 /** 100 only when everything is done: a copy at 99.9% is not finished. */

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // One VM backup: from the question which disks may be incremental, to the committed point.
-import { AlignedPool, type CopySource, copyDevice, POOL_SLOTS, READ_BYTES, Throttle } from "../block/index.ts";
-import type { LogFunction } from "../core/index.ts";
+import { AlignedPool, POOL_SLOTS, READ_BYTES, Throttle } from "../block/index.ts";
 import { CleanupStack, formatBytes, messageOf, RequestError } from "../core/index.ts";
-import type { FileHandleCalls, VmBackupInfo, VmVolume } from "../provider/index.ts";
+import type { Digest } from "../digest/index.ts";
+import type { VmBackupInfo, VmVolume } from "../provider/index.ts";
 import {
   checkDeviceName,
   type GuestIdentity,
@@ -11,13 +11,10 @@ import {
   readGuestIdentity,
   readGuestProcess,
 } from "../pve/index.ts";
-import { type ClusterCompressor, type Compression, Qcow2Chain, Qcow2Writer } from "../qcow2/index.ts";
-import { explainLoss, FileHandleSource, NbdSource, type NbdTimeouts } from "../source/index.ts";
+import { Qcow2Chain } from "../qcow2/index.ts";
+import { explainLoss } from "../source/index.ts";
 import {
-  assertSound,
   type Base,
-  backingFileName,
-  deviceFileName,
   FIREWALL_CONFIG_FILE,
   GUEST_CONFIG_FILE,
   type GuestLock,
@@ -27,25 +24,13 @@ import {
   type StagedPoint,
   type Store,
 } from "../store/index.ts";
+import { backUpDevice, type Decision, type DeviceEnvironment } from "./device-backup.ts";
 
-interface VmBackupEnvironment {
+interface VmBackupEnvironment extends DeviceEnvironment {
   readonly store: Store;
-  readonly storeid: string;
   readonly root: string;
   readonly mode: "full" | "incremental";
-  readonly compression: Compression;
-  /** Started with the job; undefined for compression "none". */
-  readonly compressor: ClusterCompressor | undefined;
-  readonly timeouts: NbdTimeouts;
-  /** Present where a Perl side can be asked about its file handles. */
-  readonly fileHandles: FileHandleCalls | undefined;
-  readonly log: LogFunction;
 }
-
-/** How a device is backed up now. */
-type Decision =
-  | { readonly mode: "incremental"; readonly base: Point; readonly chain: Qcow2Chain }
-  | { readonly mode: "full"; readonly reason: string };
 
 /** Owned by the provider from backup_init to backup_cleanup. */
 export class VmBackup implements AsyncDisposable {
@@ -160,16 +145,18 @@ export class VmBackup implements AsyncDisposable {
     using pool = new AlignedPool(READ_BYTES, POOL_SLOTS);
     const throttle = new Throttle(info.bandwidthLimit);
     const devices: StagedDevice[] = [];
+    const digests = new Map<string, Digest>();
     for (const [device, volume] of [...volumes].sort(([a], [b]) => (a < b ? -1 : 1))) {
       const decision = this.#decide(device, volume);
-      const job = { device, volume, decision, pool, throttle, signal };
-      devices.push(
-        await this.#backUpDevice(job).catch((error: unknown) => {
-          throw explainLoss(this.vmid, device, error);
-        }),
-      );
+      const job = { device, volume, decision, pool, throttle, staged: this.#staged, signal };
+      const done = await backUpDevice(this.#environment, job).catch((error: unknown) => {
+        throw explainLoss(this.vmid, device, error);
+      });
+      devices.push(done.image);
+      if (done.digests !== undefined) digests.set(done.digests.name, done.digests.digest);
     }
-    const point = await this.#staged.commit({ devices, base: this.#base, process: guest.process }, signal);
+    const parts = { devices, base: this.#base, process: guest.process, digests };
+    const point = await this.#staged.commit(parts, signal);
     this.#point = point;
     log("info", `backup "${point.volname}" is complete: ${formatBytes(point.occupiedBytes)} on the storage`);
     // Notes, protection and retention come next, without our lock. The backup is safe: nothing may fail it now.
@@ -193,10 +180,11 @@ export class VmBackup implements AsyncDisposable {
     const chain = this.#readers.get(device);
     if (bitmapMode === "reuse") {
       const base = this.#base?.point;
-      if (base === undefined || chain === undefined) {
+      const open = this.#base?.chains.get(device);
+      if (base === undefined || chain === undefined || open === undefined) {
         throw new RequestError(`Cannot back up "${device}": PVE reuses a bitmap that this storage did not ask for`);
       }
-      return { mode: "incremental", base, chain };
+      return { mode: "incremental", base, chain, open };
     }
     if (this.#environment.mode === "full") return { mode: "full", reason: "vm-backup-mode is full" };
     if (chain !== undefined) return { mode: "full", reason: "QEMU has no bitmap of it, or started a new one" };
@@ -204,73 +192,8 @@ export class VmBackup implements AsyncDisposable {
     if (reason === undefined) return { mode: "full", reason: "PVE did not ask for an incremental backup of it" };
     return { mode: "full", reason };
   }
-
-  async #backUpDevice(job: DeviceJob): Promise<StagedDevice> {
-    const { compression, compressor, log } = this.#environment;
-    const { decision, device, signal, volume } = job;
-    await using stack = new CleanupStack();
-    const source = stack.use(await this.#openSource(device, volume, signal));
-    const below = decision.mode === "incremental" ? decision : undefined;
-    const backing: { file: string; format: "qcow2" } | undefined =
-      below === undefined ? undefined : { file: backingFileName(below.base.folderName, device), format: "qcow2" };
-    const file = this.#staged.newFile(deviceFileName(device));
-    const target = stack.use(
-      await Qcow2Writer.create({ file, virtualBytes: volume.size, backing, compression, compressor, signal }),
-    );
-    const copied = await copyDevice({
-      device,
-      source,
-      target,
-      base: below?.chain,
-      pool: job.pool,
-      throttle: job.throttle,
-      log,
-      onStart: (totalBytes) => log("info", describe(device, volume, decision, totalBytes)),
-      signal,
-    });
-    const image = await target.finish();
-    log("info", copied.summary);
-    await using written = await this.#staged.openFile(deviceFileName(device));
-    await assertSound(`commit "${device}"`, written, signal); // read back
-    return {
-      name: device,
-      virtualBytes: volume.size,
-      reason: decision.mode === "full" ? decision.reason : "",
-      isIncremental: below !== undefined,
-      compression,
-      readBytes: copied.readBytes,
-      writtenBytes: image.fileBytes,
-      zeroBytes: copied.zeroBytes,
-      fileBytes: image.fileBytes,
-      digest: image.digest,
-    };
-  }
-
-  async #openSource(device: string, volume: VmVolume, signal: AbortSignal): Promise<CopySource & AsyncDisposable> {
-    const { fileHandles: calls, log, storeid, timeouts } = this.#environment;
-    const { fileHandle: handle } = volume;
-    if (handle === undefined) return await NbdSource.open(device, volume, timeouts, signal);
-    if (calls === undefined) throw new RequestError(`Cannot back up "${device}": its dirty regions cannot be queried`);
-    return await FileHandleSource.open({ device, volume, handle, storeid, calls, timeouts, log }, signal);
-  }
 }
 
 /** The default is that of the upstream example: an administrator who expects increments must be told. */
 const FULL_MODE_HINT =
   'backing up in full: set "vm-backup-mode incremental" for this storage in storage.cfg to back up only what changed';
-
-interface DeviceJob {
-  readonly device: string;
-  readonly volume: VmVolume;
-  readonly decision: Decision;
-  readonly pool: AlignedPool;
-  readonly throttle: Throttle;
-  readonly signal: AbortSignal;
-}
-
-function describe(device: string, volume: VmVolume, decision: Decision, totalBytes: number): string {
-  const size = formatBytes(volume.size);
-  return decision.mode === "incremental"
-    ? `${device}: incremental backup (${formatBytes(totalBytes)} of ${size} changed since "${decision.base.volname}")`
-    : `${device}: full backup of ${size} (${decision.reason})`;
-}

@@ -8,7 +8,13 @@ import { archiveProblem } from "./archive-shape.ts";
 import { checkAvailable, type StoreContext } from "./context.ts";
 import { PointDamagedError, StoreUnavailableError } from "./errors.ts";
 import { MAX_JSON_BYTES, NewerFormatProblem } from "./format/json.ts";
-import { ATTRIBUTES_FILE, deviceFileName, GUEST_CONFIG_FILE, MANIFEST_FILE } from "./format/layout.ts";
+import {
+  ATTRIBUTES_FILE,
+  deviceFileName,
+  GUEST_CONFIG_FILE,
+  isDigestsFileName,
+  MANIFEST_FILE,
+} from "./format/layout.ts";
 import { isOwnImage, judgeLegacy } from "./format/legacy.ts";
 import { type Manifest, parseManifest } from "./format/manifest.ts";
 import { openImageFile } from "./image-file.ts";
@@ -159,6 +165,7 @@ function checkManifestAgainst(name: ArchiveName, manifest: Manifest, files: File
     throw new FileProblem(`its manifest is of another point (${manifest.vmid}/${manifest.type}-${manifest.epoch})`);
   }
   for (const file of manifest.files) {
+    if (isDigestsFileName(file.name)) continue; // a disk can be restored without them
     const found = files.get(file.name);
     if (found === undefined) throw new FileProblem(`its file ${file.name} is missing`);
     if (found.kind !== "file") throw new FileProblem(`its file ${file.name} is not a regular file`);

@@ -6,7 +6,7 @@ import { type Folder, isSameFile, type RegularFile } from "../host/index.ts";
 import { type ArchiveName, parseArchiveName } from "../pve/index.ts";
 import type { Qcow2Header } from "../qcow2/index.ts";
 import { PointDamagedError } from "./errors.ts";
-import { backingFileName, deviceFileName } from "./format/layout.ts";
+import { backingFileName, deviceFileName, digestsFileName } from "./format/layout.ts";
 import { isOwnImage, parseLegacyBacking } from "./format/legacy.ts";
 import type { ManifestBase, ManifestDevice } from "./format/manifest.ts";
 import type { GuestPoints } from "./guest-points.ts";
@@ -31,6 +31,18 @@ interface Link {
   /** The point's directory; borrowed. */
   readonly folder: Folder;
   readonly fileName: string;
+  /** Its file of block digests; undefined if the point has none. */
+  readonly digests?: RecordedDigests | undefined;
+}
+
+/** A file of block digests, as the manifest of its point records it. */
+export interface RecordedDigests {
+  /** The point's directory; borrowed. */
+  readonly folder: Folder;
+  readonly name: string;
+  readonly sizeBytes: number;
+  /** Of the point. */
+  readonly uuid: string;
 }
 
 /** The images behind one device, open: what was checked is what is read. */
@@ -59,6 +71,11 @@ export class OpenChain implements AsyncDisposable {
   /** What was read when the images were opened. */
   get headers(): Qcow2Header[] {
     return this.#links.map(({ image }) => image.header);
+  }
+
+  /** The block digests of the images, in the same order. */
+  get digests(): Array<RecordedDigests | undefined> {
+    return this.#links.map(({ digests }) => digests);
   }
 
   /** The points that hold the images, in the same order. */
@@ -140,10 +157,17 @@ function recordedStep(points: GuestPoints, point: Point, device: string): Step {
     const folder = await points.folder(point);
     const image = owned.use(await openImageFile(folder, record.file));
     checkRecorded(image, record, point);
-    const link = { image, point, folder, fileName: record.file };
+    const link = { image, point, folder, fileName: record.file, digests: recordedDigests(point, folder, device) };
     if (record.base === undefined) return { link, next: undefined };
     return { link, next: recordedStep(points, await baseOf(points, point, record.base), device) };
   };
+}
+
+function recordedDigests({ manifest }: Point, folder: Folder, device: string): RecordedDigests | undefined {
+  const name = digestsFileName(device);
+  const sizeBytes = manifest?.files.find((file) => file.name === name)?.sizeBytes;
+  if (manifest === undefined || sizeBytes === undefined) return undefined;
+  return { folder, name, sizeBytes, uuid: manifest.uuid };
 }
 
 function checkRecorded(image: ImageFile, record: ManifestDevice, point: Point): void {

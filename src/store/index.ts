@@ -4,9 +4,16 @@
 // what Proxmox VE asks of it, and in which order.
 export type { Base } from "./base.ts";
 export type { OpenChain } from "./chain.ts";
+export { openChainContent } from "./chain-content.ts";
 export type { StagedDevice } from "./commit.ts";
 export { PointDamagedError } from "./errors.ts";
-export { backingFileName, deviceFileName, FIREWALL_CONFIG_FILE, GUEST_CONFIG_FILE } from "./format/layout.ts";
+export {
+  backingFileName,
+  deviceFileName,
+  digestsFileName,
+  FIREWALL_CONFIG_FILE,
+  GUEST_CONFIG_FILE,
+} from "./format/layout.ts";
 export type { ManifestContainer, ManifestFile } from "./format/manifest.ts";
 export type { GuestPoints } from "./guest-points.ts";
 export type { HeldChains } from "./held-chains.ts";

@@ -37,6 +37,15 @@ export function deviceFileName(device: string): string {
   return `${checkDeviceName(device)}.qcow2`;
 }
 
+/** The block digests of an image. */
+export function digestsFileName(device: string): string {
+  return `${checkDeviceName(device)}.digests`;
+}
+
+export function isDigestsFileName(name: string): boolean {
+  return name.endsWith(".digests");
+}
+
 /** What the header of an incremental image names: a relative path, so the store can move. */
 export function backingFileName(baseFolderName: string, device: string): string {
   return `../${baseFolderName}/${deviceFileName(device)}`;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { CLUSTER_BYTES, copyDevice, POOL_SLOTS, READ_BYTES, READS_IN_FLIGHT } from "../../../src/block/copy-device.ts";
+import { CLUSTER_BYTES } from "../../../src/block/copy-content.ts";
+import { copyDevice, POOL_SLOTS, READ_BYTES, READS_IN_FLIGHT } from "../../../src/block/copy-device.ts";
 import { endOf } from "../../../src/block/index.ts";
 import { FakeSource, fakeCopy, freeSlots, KIB, MIB } from "../source/fakes.ts";
 

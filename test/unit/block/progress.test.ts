@@ -9,6 +9,7 @@ const counters = (doneBytes: number): CopyCounters => ({
   readBytes: doneBytes / 2,
   writtenBytes: doneBytes / 4,
   zeroBytes: doneBytes / 2,
+  sameBytes: 0,
 });
 
 describe("ProgressReporter", () => {
@@ -42,8 +43,15 @@ describe("ProgressReporter", () => {
     expect(reporter.update(counters(8 * GIB - 1), 5000)).toContain(" 99% ");
   });
 
+  it("says what the base has already, where there is some", () => {
+    const same = { ...counters(8 * GIB), sameBytes: 3 * GIB };
+    expect(new ProgressReporter("d", 8 * GIB, 0).finish(same, 1000)).toContain(
+      "read: 4.0 GiB, zero: 4.0 GiB, unchanged: 3.0 GiB, written: 2.0 GiB",
+    );
+  });
+
   it("takes an empty map for done", () => {
-    const nothing = { totalBytes: 0, doneBytes: 0, readBytes: 0, writtenBytes: 0, zeroBytes: 0 };
+    const nothing = { totalBytes: 0, doneBytes: 0, readBytes: 0, writtenBytes: 0, zeroBytes: 0, sameBytes: 0 };
     expect(new ProgressReporter("d", 8 * GIB, 0).finish(nothing, 1000)).toBe("d: nothing changed");
   });
 });
