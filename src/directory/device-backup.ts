@@ -10,6 +10,7 @@ import { FileHandleSource, NbdSource, type NbdTimeouts } from "../source/index.t
 import {
   assertSound,
   backingFileName,
+  type ChainContent,
   deviceFileName,
   digestsFileName,
   type OpenChain,
@@ -33,7 +34,14 @@ export interface DeviceEnvironment {
 
 /** How a device is backed up now. */
 export type Decision =
-  | { readonly mode: "incremental"; readonly base: Point; readonly chain: Qcow2Chain; readonly open: OpenChain }
+  | {
+      readonly mode: "incremental";
+      readonly base: Point;
+      readonly chain: Qcow2Chain;
+      readonly open: OpenChain;
+      /** Why everything is read, and compared with the base; undefined: only what the bitmap calls dirty. */
+      readonly readAll: string | undefined;
+    }
   | { readonly mode: "full"; readonly reason: string };
 
 interface DeviceJob {
@@ -55,9 +63,10 @@ interface DeviceBackup {
 /** @throws EnvironmentError, the errors of a source, PointDamagedError; the reason of the job's signal */
 export async function backUpDevice(environment: DeviceEnvironment, job: DeviceJob): Promise<DeviceBackup> {
   const { compression, compressor, log } = environment;
-  const { decision, device, signal, staged, volume } = job;
+  const { device, signal, staged, volume } = job;
   await using stack = new CleanupStack();
   const source = stack.use(await openSource(environment, job));
+  const { decision, base } = await openBase(job, log, stack);
   const below = decision.mode === "incremental" ? decision : undefined;
   const backing: { file: string; format: "qcow2" } | undefined =
     below === undefined ? undefined : { file: backingFileName(below.base.folderName, device), format: "qcow2" };
@@ -65,7 +74,7 @@ export async function backUpDevice(environment: DeviceEnvironment, job: DeviceJo
   const target = stack.use(
     await Qcow2Writer.create({ file, virtualBytes: volume.size, backing, compression, compressor, signal }),
   );
-  const content = await openContent(environment, job, stack);
+  const content = await openContent(base, job, log, stack);
   const copied = await copyDevice({
     ...{ device, source, target, base: below?.chain, pool: job.pool, throttle: job.throttle, log, signal },
     ...(content === undefined ? {} : { content: content.compared }),
@@ -80,7 +89,7 @@ export async function backUpDevice(environment: DeviceEnvironment, job: DeviceJo
     image: {
       name: device,
       virtualBytes: volume.size,
-      reason: decision.mode === "full" ? decision.reason : "",
+      reason: decision.mode === "full" ? decision.reason : (decision.readAll ?? ""),
       isIncremental: below !== undefined,
       compression,
       readBytes: copied.readBytes,
@@ -98,15 +107,26 @@ interface OpenContent {
   readonly writer: BlockDigestWriter;
 }
 
+/** The base that is compared with. Without digests of it, everything that is read is stored: that is a full backup. */
+async function openBase(
+  { decision }: DeviceJob,
+  log: LogFunction,
+  stack: CleanupStack,
+): Promise<{ readonly decision: Decision; readonly base: ChainContent | undefined }> {
+  if (decision.mode === "full") return { decision, base: undefined };
+  const base = await openChainContent(decision.open, (message) => log("warn", message));
+  if (base !== undefined) return { decision, base: stack.use(base) };
+  const { readAll } = decision;
+  return { decision: readAll === undefined ? decision : { mode: "full", reason: readAll }, base };
+}
+
 /** @param stack owns what is opened. @returns undefined where this system has no libxxhash */
 async function openContent(
-  { log }: DeviceEnvironment,
-  { decision, device, staged, volume }: DeviceJob,
+  base: ChainContent | undefined,
+  { device, staged, volume }: DeviceJob,
+  log: LogFunction,
   stack: CleanupStack,
 ): Promise<OpenContent | undefined> {
-  const warn = (message: string): void => log("warn", message);
-  const base = decision.mode === "incremental" ? await openChainContent(decision.open, warn) : undefined;
-  if (base !== undefined) stack.use(base);
   const secret = base?.secret ?? randomBytes(SECRET_BYTES);
   const digester = createClusterDigester(secret);
   if (digester === undefined) {
@@ -131,7 +151,9 @@ async function openSource(
 
 function describe(device: string, volume: VmVolume, decision: Decision, totalBytes: number): string {
   const size = formatBytes(volume.size);
-  return decision.mode === "incremental"
-    ? `${device}: incremental backup (${formatBytes(totalBytes)} of ${size} changed since "${decision.base.volname}")`
-    : `${device}: full backup of ${size} (${decision.reason})`;
+  if (decision.mode === "full") return `${device}: full backup of ${size} (${decision.reason})`;
+  const { volname } = decision.base;
+  return decision.readAll === undefined
+    ? `${device}: incremental backup (${formatBytes(totalBytes)} of ${size} changed since "${volname}")`
+    : `${device}: incremental backup since "${volname}", all of ${size} is read (${decision.readAll})`;
 }

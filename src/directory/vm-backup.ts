@@ -81,7 +81,7 @@ export class VmBackup implements AsyncDisposable {
     return this.#point;
   }
 
-  /** Rule: nothing in mode full; per device "use" where a usable base exists, else "new". */
+  /** Rule: nothing in mode full; per device "use" where its bitmap tells what changed since the base, else "new". */
   async queryIncremental(
     volumes: ReadonlyMap<string, { readonly size: number }>,
     signal: AbortSignal,
@@ -97,7 +97,8 @@ export class VmBackup implements AsyncDisposable {
     const { base, reasons } = await store.findBase({ vmid: this.vmid, devices: volumes, guest, signal }, check);
     if (base !== undefined) this.#base = this.#owned.use(base);
     this.#reasons = reasons;
-    return new Map([...volumes.keys()].map((device) => [device, base?.chains.has(device) === true ? "use" : "new"]));
+    const canUse = (device: string): boolean => base?.distrust === undefined && base?.chains.has(device) === true;
+    return new Map([...volumes.keys()].map((device) => [device, canUse(device) ? "use" : "new"]));
   }
 
   /** A base must be sound all the way down and readable; otherwise it is not a base. */
@@ -177,17 +178,21 @@ export class VmBackup implements AsyncDisposable {
   }
 
   #decide(device: string, { bitmapMode }: VmVolume): Decision {
+    const base = this.#base?.point;
     const chain = this.#readers.get(device);
+    const open = this.#base?.chains.get(device);
+    const isHeld = base !== undefined && chain !== undefined && open !== undefined;
     if (bitmapMode === "reuse") {
-      const base = this.#base?.point;
-      const open = this.#base?.chains.get(device);
-      if (base === undefined || chain === undefined || open === undefined) {
+      if (!isHeld || this.#base?.distrust !== undefined) {
         throw new RequestError(`Cannot back up "${device}": PVE reuses a bitmap that this storage did not ask for`);
       }
-      return { mode: "incremental", base, chain, open };
+      return { mode: "incremental", base, chain, open, readAll: undefined };
     }
     if (this.#environment.mode === "full") return { mode: "full", reason: "vm-backup-mode is full" };
-    if (chain !== undefined) return { mode: "full", reason: "QEMU has no bitmap of it, or started a new one" };
+    if (isHeld) {
+      const reason = this.#base?.distrust ?? "QEMU has no bitmap of it, or started a new one";
+      return open.hasDigests ? { mode: "incremental", base, chain, open, readAll: reason } : { mode: "full", reason };
+    }
     const reason = this.#reasons.get(device);
     if (reason === undefined) return { mode: "full", reason: "PVE did not ask for an incremental backup of it" };
     return { mode: "full", reason };

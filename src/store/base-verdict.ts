@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Whether the newest point may be built on, as far as names, records and witnesses tell. No file of a chain is opened.
+// Which point is the newest, and whether QEMU's bitmaps tell what changed since it, as far as names, records and
+// witnesses tell. No file of a chain is opened.
 import { isSameProcess } from "../host/index.ts";
 import type { GuestIdentity } from "../pve/index.ts";
 import type { CatalogEntry, CompleteEntry } from "./catalog.ts";
@@ -7,7 +8,7 @@ import type { StoreContext } from "./context.ts";
 import type { Memories } from "./snapshot.ts";
 import type { WitnessRecord } from "./witness.ts";
 
-/** Why a backup cannot build on anything: the end of the line "full backup: ...". */
+/** Why everything is read: the end of the line "full backup of ...", or of "... is read". */
 export class NotUsable extends Error {}
 
 export interface Verdict {
@@ -35,6 +36,15 @@ export function judgeAll(...asked: Parameters<typeof judge>): Verdict {
   const verdict = judge(...asked);
   checkForeign(asked[1], verdict.record);
   return verdict;
+}
+
+/**
+ * The newest point of this storage, whatever the records say of its bitmap: a backup that reads everything can build on
+ * it by comparing content. Undefined if there is none, or two claim to be the newest.
+ */
+export function newestOf({ storeid }: StoreContext, entries: readonly CatalogEntry[]): CompleteEntry | undefined {
+  const [first, second] = ownPoints(entries, storeid).sort((a, b) => b.manifest.sequence - a.manifest.sequence);
+  return first?.manifest.sequence === second?.manifest.sequence ? undefined : first;
 }
 
 /** Complete points of this storage id: only these say anything about its bitmap. */
@@ -71,7 +81,8 @@ function checkNewest(entries: readonly CatalogEntry[], record: WitnessRecord, st
 }
 
 /** Compares names with the list at the last commit; no clock is involved. */
-export function checkForeign(entries: readonly CatalogEntry[], record: WitnessRecord): void {
+export function checkForeign(entries: readonly CatalogEntry[], record: WitnessRecord | undefined): void {
+  if (record === undefined) return; // nothing is believed anyway
   for (const entry of entries) {
     if (entry.kind === "complete" || record.foreign.includes(entry.name.folderName)) continue;
     if (entry.kind === "damaged") {

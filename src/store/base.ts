@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// Full or incremental: decides whether a backup may build on the newest point of a guest. Both witnesses, the one
-// outside the store and the store's own, must agree with the store. Any doubt makes the backup a full one, and the
-// log says why.
+// What a backup builds on: the newest point of a guest, if it is sound. QEMU's bitmaps are believed only if both
+// witnesses, the one outside the store and the store's own, agree with the store. Any doubt makes the backup read
+// everything and compare it with the digests of that point, or store all of it where there are none.
 import { CleanupStack, formatBytes, HostError } from "../core/index.ts";
 import { checkDeviceName, checkVmid, type GuestIdentity } from "../pve/index.ts";
-import { checkForeign, judge, judgeAll, NotUsable, type Verdict } from "./base-verdict.ts";
-import type { CatalogEntry } from "./catalog.ts";
+import { checkForeign, judge, judgeAll, NotUsable, newestOf, type Verdict } from "./base-verdict.ts";
+import type { CatalogEntry, CompleteEntry } from "./catalog.ts";
 import { MAX_CHAIN_LENGTH, type OpenChain, openChain } from "./chain.ts";
 import type { StoreContext } from "./context.ts";
 import { BaseUnusableError } from "./errors.ts";
@@ -13,6 +13,7 @@ import { HeldChains } from "./held-chains.ts";
 import type { Unchanged } from "./image-file.ts";
 import { completePoint, type Point } from "./point.ts";
 import { type GuestSnapshot, readMemories, takeSnapshot } from "./snapshot.ts";
+import type { WitnessRecord } from "./witness.ts";
 
 export interface BaseQuestion {
   readonly vmid: number;
@@ -36,12 +37,19 @@ export class Base implements AsyncDisposable {
   readonly point: Point;
   /** The chains of the devices that can build on it. */
   readonly chains: ReadonlyMap<string, OpenChain>;
+  /** Why QEMU's bitmaps do not tell what changed since it: everything must be read. Undefined if they do. */
+  readonly distrust: string | undefined;
   readonly #context: StoreContext;
   readonly #snapshot: GuestSnapshot;
   readonly #held: HeldChains;
   readonly #owned: CleanupStack;
 
-  constructor(context: StoreContext, snapshot: GuestSnapshot, held: HeldChains, owned: CleanupStack) {
+  constructor(
+    context: StoreContext,
+    { snapshot, held, distrust }: { snapshot: GuestSnapshot; held: HeldChains; distrust: string | undefined },
+    owned: CleanupStack,
+  ) {
+    this.distrust = distrust;
     this.point = held.point;
     this.chains = held.chains;
     this.#context = context;
@@ -117,7 +125,7 @@ async function insist(sentence: string, signal: AbortSignal, work: () => Promise
     if (!(error instanceof NotUsable || error instanceof Changed || error instanceof HostError)) throw error;
     throw new BaseUnusableError(`${sentence}: ${error.message}`, {
       cause: error,
-      hint: "nothing is lost: the next backup is a full one",
+      hint: "nothing is lost: the next backup reads everything",
     });
   }
 }
@@ -128,7 +136,7 @@ const uuidOf = (entry: CatalogEntry | undefined): string | undefined =>
 export interface BaseAnswer {
   /** The caller disposes it; undefined if no device can build on anything. */
   readonly base: Base | undefined;
-  /** Why each device that the base has no chain for is backed up in full. Ends the line "full backup: ...". */
+  /** Why each device that the base has no chain for is backed up in full. Ends the line "full backup of ...". */
   readonly reasons: ReadonlyMap<string, string>;
 }
 
@@ -145,7 +153,7 @@ export async function findBase(context: StoreContext, question: BaseQuestion, ch
   const reasons = new Map<string, string>();
   const snapshot = owned.use(await takeSnapshot(context, vmid, signal));
   try {
-    const { newest, record } = judge(context, snapshot.entries, snapshot, guest);
+    const { newest, record, ...judged } = choose(context, snapshot, guest);
     const point = completePoint(context, newest.name, newest.manifest, newest.occupiedBytes);
     const chains = new Map<string, OpenChain>();
     for (const [device, { size }] of devices) {
@@ -154,7 +162,9 @@ export async function findBase(context: StoreContext, question: BaseQuestion, ch
       else chains.set(device, owned.use(chain));
     }
     if (chains.size === 0) return { base: undefined, reasons };
-    checkForeign(snapshot.entries, record);
+    const distrust = judged.distrust ?? reasonOf(() => checkForeign(snapshot.entries, record));
+    if (distrust !== undefined) refuseWithoutDigests(chains, reasons, distrust);
+    if (chains.size === 0) return { base: undefined, reasons };
     const held = owned.use(await HeldChains.hold(context, snapshot.points, point, chains, "required", signal));
     for (const [device, chain] of chains) {
       const reason = await check(point, device, chain).then(
@@ -166,12 +176,48 @@ export async function findBase(context: StoreContext, question: BaseQuestion, ch
       reasons.set(device, reason);
       chains.delete(device);
     }
-    return { base: chains.size === 0 ? undefined : new Base(context, snapshot, held, owned.move()), reasons };
+    if (chains.size === 0) return { base: undefined, reasons };
+    return { base: new Base(context, { snapshot, held, distrust }, owned.move()), reasons };
   } catch (error) {
     signal.throwIfAborted();
     const reason = toReason(unusable(error));
     for (const device of devices.keys()) reasons.set(device, reasons.get(device) ?? reason);
     return { base: undefined, reasons };
+  }
+}
+
+interface Choice {
+  readonly newest: CompleteEntry;
+  readonly record: WitnessRecord | undefined;
+  readonly distrust: string | undefined;
+}
+
+/** The newest point, and whether the bitmaps began with it. @throws NotUsable if there is nothing to build on */
+function choose(context: StoreContext, snapshot: GuestSnapshot, guest: GuestIdentity): Choice {
+  try {
+    return { ...judge(context, snapshot.entries, snapshot, guest), distrust: undefined };
+  } catch (error) {
+    const newest = newestOf(context, snapshot.entries);
+    if (!(error instanceof NotUsable) || newest === undefined) throw error;
+    return { newest, record: undefined, distrust: error.message };
+  }
+}
+
+/** What cannot be compared is stored in full. */
+function refuseWithoutDigests(chains: Map<string, OpenChain>, reasons: Map<string, string>, distrust: string): void {
+  for (const [device, chain] of chains) {
+    if (chain.hasDigests) continue;
+    reasons.set(device, distrust);
+    chains.delete(device);
+  }
+}
+
+function reasonOf(check: () => void): string | undefined {
+  try {
+    check();
+    return undefined;
+  } catch (error) {
+    return toReason(error);
   }
 }
 

@@ -8,7 +8,7 @@ import type { OpenChain, RecordedDigests } from "./chain.ts";
 import { unreadableFile } from "./image-file.ts";
 
 /** Open until it is disposed. */
-interface ChainContent extends AsyncDisposable {
+export interface ChainContent extends AsyncDisposable {
   readonly digests: ChainDigests;
   /** Of the topmost image; an image on top of it has the same. */
   readonly secret: Buffer;

@@ -78,6 +78,11 @@ export class OpenChain implements AsyncDisposable {
     return this.#links.map(({ digests }) => digests);
   }
 
+  /** True if all images have them: then the content of the disk is known. */
+  get hasDigests(): boolean {
+    return this.#links.every(({ digests }) => digests !== undefined);
+  }
+
   /** The points that hold the images, in the same order. */
   get points(): ArchiveName[] {
     return this.#links.map(({ point }) => point);

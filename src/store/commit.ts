@@ -34,7 +34,7 @@ export interface StagedDevice {
   readonly virtualBytes: number;
   /** Whether it builds on the base of the job. */
   readonly isIncremental: boolean;
-  /** Why it is full; empty for an incremental one. */
+  /** Why all of it was read; empty if only what changed was. */
   readonly reason: string;
   readonly compression: string;
   readonly readBytes: number;

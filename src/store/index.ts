@@ -4,7 +4,7 @@
 // what Proxmox VE asks of it, and in which order.
 export type { Base } from "./base.ts";
 export type { OpenChain } from "./chain.ts";
-export { openChainContent } from "./chain-content.ts";
+export { type ChainContent, openChainContent } from "./chain-content.ts";
 export type { StagedDevice } from "./commit.ts";
 export { PointDamagedError } from "./errors.ts";
 export {

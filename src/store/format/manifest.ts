@@ -33,7 +33,7 @@ export interface ManifestDevice {
   readonly file: string;
   readonly virtualBytes: number;
   readonly mode: DeviceMode;
-  /** Why the device is full; empty for an incremental one. */
+  /** Why all of the device was read; empty if only what changed was. */
   readonly reason: string;
   readonly base?: ManifestBase;
   readonly compression: string;

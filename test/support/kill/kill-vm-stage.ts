@@ -146,7 +146,9 @@ export class VmStage extends GuestStage<KilledJob> {
     expect(output).toContain(`using backup mechanism '${this.#mechanism}'`);
     await this.expectRight(volname);
     expect(await this.leftovers()).toEqual([]);
-    const full = /^INFO: drive-scsi0: full backup of [^(]* \((.*)\)$/m.exec(output)?.[1];
+    const full =
+      /^INFO: drive-scsi0: full backup of [^(]* \((.*)\)$/m.exec(output)?.[1] ??
+      /^INFO: drive-scsi0: incremental backup since "[^"]*", all of .* is read \((.*)\)$/m.exec(output)?.[1];
     const base = /^INFO: drive-scsi0: incremental backup \(.* changed since "(.*)"\)$/m.exec(output)?.[1];
     return full === undefined ? `incremental since ${base}` : `full: ${full}`;
   }

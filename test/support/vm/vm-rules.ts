@@ -66,11 +66,18 @@ export async function expectRestores(node: TestNode, ...points: ReadonlyArray<Om
   }
 }
 
-/** "full: <reason>" or "incremental since <volname>", as the job's log says it about one device. */
+/**
+ * As the job's log says it about one device: "incremental since <volname>", or "full: <reason>" where everything was
+ * read, whether all of it was stored or only what differs from the base.
+ */
 export function modeOf(job: Pick<JobResult, "log">, device = DISK): string {
   for (const line of job.log) {
     const full = line.match(new RegExp(`^info: ${device}: full backup of [^(]* \\((.*)\\)$`));
     if (full !== null) return `full: ${full[1]}`;
+    const all = line.match(
+      new RegExp(`^info: ${device}: incremental backup since "[^"]*", all of .* is read \\((.*)\\)$`),
+    );
+    if (all !== null) return `full: ${all[1]}`;
     const base = line.match(new RegExp(`^info: ${device}: incremental backup \\(.* changed since "(.*)"\\)$`));
     if (base !== null) return `incremental since ${base[1]}`;
   }

@@ -162,7 +162,7 @@ export async function holdBase(store: Store, { archive, vmid }: Point): Promise<
   const snapshot = owned.use(await takeSnapshot(context, vmid, NEVER));
   const point = await snapshot.points.point(parseArchiveName(archive));
   const held = owned.use(await HeldChains.open(context, snapshot.points, point, "required", NEVER));
-  return new Base(context, snapshot, held, owned.move());
+  return new Base(context, { snapshot, held, distrust: undefined }, owned.move());
 }
 
 /** A point as a reader holds it. */
@@ -195,6 +195,7 @@ export async function decide(
   const question = { vmid: 100, devices, guest: { vmgenid: VMGENID }, signal: NEVER, ...rest };
   const { base: found, reasons } = await store.findBase(question, async () => undefined);
   await using base = found;
+  if (base?.distrust !== undefined) return `compare with ${base.point.archive}: ${base.distrust}`;
   return base?.chains.has(device) === true ? `use ${base.point.archive}` : (reasons.get(device) ?? "no reason");
 }
 
