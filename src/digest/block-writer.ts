@@ -79,11 +79,13 @@ export class BlockDigestWriter implements AsyncDisposable {
     this.#seal(true);
     this.#queueChunk();
     await this.#written;
-    await this.#handle.sync().catch((error: unknown) => {
+    try {
+      await this.#handle.sync();
+      await this.#handle.close(); // some file systems report a full disk only now
+    } catch (error) {
       throw environmentError("write", this.#file.path, error);
-    });
+    }
     this.#isOver = true;
-    await this.#handle.close();
     return { fileBytes: this.#position, digest: this.#fileDigester.finish() };
   }
 
@@ -92,8 +94,12 @@ export class BlockDigestWriter implements AsyncDisposable {
     this.#isOver = true;
     await this.#written.catch(() => undefined);
     this.#fileDigester.finish(); // frees its state
-    await this.#handle.close();
-    await this.#file.remove();
+    // Unlink first: that works on an open file, and a failing close must not leave the partial file behind.
+    try {
+      await this.#file.remove();
+    } finally {
+      await this.#handle.close();
+    }
   }
 
   #accept(cluster: number, count: number): void {

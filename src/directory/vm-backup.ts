@@ -189,10 +189,11 @@ export class VmBackup implements AsyncDisposable {
       return { mode: "incremental", base, chain, open, readAll: undefined };
     }
     if (this.#environment.mode === "full") return { mode: "full", reason: "vm-backup-mode is full" };
-    if (isHeld) {
-      const reason = this.#base?.distrust ?? "QEMU has no bitmap of it, or started a new one";
-      return open.hasDigests ? { mode: "incremental", base, chain, open, readAll: reason } : { mode: "full", reason };
+    if (isHeld && open.hasDigests) {
+      const readAll = this.#base?.distrust ?? "QEMU has no bitmap of it, or started a new one";
+      return { mode: "incremental", base, chain, open, readAll };
     }
+    if (isHeld) return { mode: "full", reason: "QEMU has no bitmap of it, or started a new one" };
     const reason = this.#reasons.get(device);
     if (reason === undefined) return { mode: "full", reason: "PVE did not ask for an incremental backup of it" };
     return { mode: "full", reason };

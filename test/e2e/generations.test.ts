@@ -195,7 +195,9 @@ describe("every listed backup", () => {
       expect(history.jobsByFile > GENERATIONS / 5).toBe(mechanisms !== "nbd");
       // Without incrementals, or without fulls, the test would prove nothing.
       expect(node.log.filter((line) => line.includes(": incremental backup")).length).toBeGreaterThan(GENERATIONS / 4);
-      expect(node.log.filter((line) => line.includes(": full backup")).length).toBeGreaterThan(GENERATIONS / 7);
+      const readsAll = node.log.filter((line) => /: full backup of |, all of .* is read \(/.test(line));
+      expect(readsAll.length).toBeGreaterThan(GENERATIONS / 7);
+      expect(readsAll.filter((line) => line.includes("is read (")).length).toBeGreaterThan(0);
 
       for (const volname of listed) {
         const oracles = history.expected.get(volname) ?? new Map<string, string>();
