@@ -12,6 +12,8 @@ export interface DirectoryConfig {
   readonly deviceView: "auto" | "fuse" | "nbd";
   /** Longest silence of a VM's NBD server. */
   readonly nbdTimeoutSeconds: number;
+  /** Whether a restore compares what it reads with the recorded checksums. */
+  readonly isRestoreVerified: boolean;
 }
 
 /** Option name and its possible values; the first one is the default. */
@@ -24,6 +26,7 @@ const CHOICES = {
 } as const;
 type Choice = keyof typeof CHOICES;
 
+const VERIFY_RESTORE = "dir-verify-restore";
 const NBD_TIMEOUT = "dir-nbd-timeout";
 const NBD_TIMEOUT_SECONDS = { min: 5, max: 3600, default: 300 } as const;
 
@@ -49,8 +52,8 @@ const PVE_OPTIONS = new Set([
  */
 export function parseConfig(scfg: Readonly<Record<string, unknown>>): DirectoryConfig {
   for (const name of Object.keys(scfg)) {
-    if (!PVE_OPTIONS.has(name) && !Object.hasOwn(CHOICES, name) && name !== NBD_TIMEOUT) {
-      const known = [...Object.keys(CHOICES), NBD_TIMEOUT].join(", ");
+    if (!PVE_OPTIONS.has(name) && !Object.hasOwn(CHOICES, name) && name !== NBD_TIMEOUT && name !== VERIFY_RESTORE) {
+      const known = [...Object.keys(CHOICES), NBD_TIMEOUT, VERIFY_RESTORE].join(", ");
       throw new RequestError(`Cannot use option "${name}" of the storage: it is unknown, expected one of ${known}`);
     }
   }
@@ -66,6 +69,7 @@ export function parseConfig(scfg: Readonly<Record<string, unknown>>): DirectoryC
     compression: choose(scfg, "dir-compression"),
     deviceView: choose(scfg, "dir-device-view"),
     nbdTimeoutSeconds: nbdTimeout(scfg),
+    isRestoreVerified: verifyRestore(scfg),
   };
 }
 
@@ -78,6 +82,17 @@ function choose<C extends Choice>(scfg: Readonly<Record<string, unknown>>, optio
     );
   }
   return value as (typeof CHOICES)[C][number];
+}
+
+/** PVE passes a boolean as 1 or 0, and as text where it has not parsed it. */
+function verifyRestore(scfg: Readonly<Record<string, unknown>>): boolean {
+  const value = scfg[VERIFY_RESTORE] ?? 1;
+  if (value !== 1 && value !== 0 && value !== "1" && value !== "0") {
+    throw new RequestError(
+      `Cannot use "${VERIFY_RESTORE}" of the storage: its value is ${JSON.stringify(value)}, expected 0 or 1`,
+    );
+  }
+  return Number(value) === 1;
 }
 
 /** PVE passes the numbers in its configuration as text. */

@@ -43,6 +43,7 @@ export class DirectoryRestoreHooks implements RestoreHooks, AsyncDisposable {
       runDir: this.#access.runDir,
       host: nbdHost(this.#access.root),
       deviceView: this.#access.config.deviceView,
+      isVerified: this.#access.config.isRestoreVerified,
       warn: this.#access.warn,
     };
     const points = await this.#points.pointsOf(environment.store, volname);
@@ -73,7 +74,12 @@ export class DirectoryRestoreHooks implements RestoreHooks, AsyncDisposable {
 
   async restoreContainerInit(volname: string, signal: AbortSignal): Promise<ContainerOffer> {
     await this.#takeContainerRestore(volname)?.[Symbol.asyncDispose](); // a second init of the same backup starts afresh
-    const environment = { store: await this.#access.openStore(), runDir: this.#access.runDir, warn: this.#access.warn };
+    const environment = {
+      store: await this.#access.openStore(),
+      runDir: this.#access.runDir,
+      isVerified: this.#access.config.isRestoreVerified,
+      warn: this.#access.warn,
+    };
     const points = await this.#points.pointsOf(environment.store, volname);
     const restore = await ContainerRestore.open(environment, points, volname, signal);
     this.#containerRestores.set(volname, restore);

@@ -3,8 +3,10 @@
 import { CleanupStack, RequestError } from "../core/index.ts";
 import { type NbdHost, openRawView, type RawView, type RawViewMechanism, sweepRawViews } from "../device/index.ts";
 import { parseArchiveName } from "../pve/index.ts";
+import { DIGEST_ORDER } from "../qcow2/index.ts";
 import { assertSound, type GuestPoints, type HeldChains, type Store } from "../store/index.ts";
 import { describeTellingKeys } from "./config-warnings.ts";
+import { ContentCheck, notVerified } from "./content-check.ts";
 import { assertStillServed } from "./still-served.ts";
 
 interface RestoreEnvironment {
@@ -14,6 +16,8 @@ interface RestoreEnvironment {
   readonly host: NbdHost;
   /** How a disk is offered. */
   readonly deviceView: RawViewMechanism;
+  /** Whether what is read is compared with the recorded checksums. */
+  readonly isVerified: boolean;
   readonly warn: (message: string) => void;
 }
 
@@ -24,6 +28,7 @@ export class RestoreSession implements AsyncDisposable {
   readonly #held: HeldChains;
   readonly #owned: CleanupStack;
   readonly #views = new Map<string, RawView>();
+  readonly #checks = new Map<string, ContentCheck>();
 
   private constructor(environment: RestoreEnvironment, held: HeldChains, owned: CleanupStack) {
     this.#environment = environment;
@@ -38,7 +43,7 @@ export class RestoreSession implements AsyncDisposable {
     volname: string,
     signal: AbortSignal,
   ): Promise<RestoreSession> {
-    const { store, runDir, host, warn } = environment;
+    const { store, runDir, host, isVerified, warn } = environment;
     await sweepRawViews(runDir, warn, host);
     const point = await points.point(parseArchiveName(volname));
     if (point.type !== "qemu") {
@@ -52,6 +57,7 @@ export class RestoreSession implements AsyncDisposable {
     }
     const warning = describeTellingKeys(point.volname, "qemu", await point.guestConfig());
     if (warning !== undefined) warn(warning);
+    if (!isVerified) warn(notVerified(point.volname));
     return new RestoreSession(environment, held, stack.move());
   }
 
@@ -78,21 +84,28 @@ export class RestoreSession implements AsyncDisposable {
     await chain.assertUnchanged("everything"); // QEMU read the headers itself: they are those that were checked
     stack.move();
     this.#views.set(device, view);
+    if (this.#environment.isVerified) {
+      const { checksums } = chain;
+      const recorded = files.map((file, at) => ({ file, digest: checksums[at], order: DIGEST_ORDER }));
+      this.#checks.set(device, new ContentCheck(device, recorded, warn));
+    }
     return view.path;
   }
 
   /**
    * Takes a raw view back. A disk that is not offered is not an error: cleanup also follows failures.
    *
-   * @throws ChildProcessError if the disk was no longer served; LockedError, PointDamagedError if what was read may
-   *   have been changed
+   * @throws ChildProcessError if the disk was no longer served; PointDamagedError if a file is not what was written;
+   *   LockedError, PointDamagedError if what was read may have been changed
    */
   async withdraw(device: string): Promise<void> {
     const view = this.#views.get(device);
     if (view === undefined) return;
     this.#views.delete(device);
     await using _view = view;
+    await using _check = this.#checks.get(device);
     await assertStillServed(device, view);
+    await this.#checks.get(device)?.finish();
     await this.#held.assertHeld();
     await this.#held.chains.get(device)?.assertUnchanged("content");
   }
@@ -101,6 +114,7 @@ export class RestoreSession implements AsyncDisposable {
     await using stack = new CleanupStack();
     stack.use(this.#owned);
     for (const view of this.#views.values()) stack.use(view);
+    for (const check of this.#checks.values()) stack.use(check);
     this.#views.clear();
   }
 }

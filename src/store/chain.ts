@@ -2,6 +2,7 @@
 // The chain of images behind one device of a point, checked before anything is read from it. What a header names is
 // compared, never followed.
 import { CleanupStack, NotFoundError, quote } from "../core/index.ts";
+import type { Digest } from "../digest/index.ts";
 import { type Folder, isSameFile, type RegularFile } from "../host/index.ts";
 import { type ArchiveName, parseArchiveName } from "../pve/index.ts";
 import type { Qcow2Header } from "../qcow2/index.ts";
@@ -31,6 +32,8 @@ interface Link {
   /** The point's directory; borrowed. */
   readonly folder: Folder;
   readonly fileName: string;
+  /** Of the image, as its point records it; legacy points record none. */
+  readonly checksum?: Digest | undefined;
   /** Its file of block digests; undefined if the point has none. */
   readonly digests?: RecordedDigests | undefined;
 }
@@ -66,6 +69,11 @@ export class OpenChain implements AsyncDisposable {
   /** The same for a reader of the disk. */
   get files(): RegularFile[] {
     return this.#links.map(({ image }) => image.file);
+  }
+
+  /** What is recorded of the images' content, in the same order. */
+  get checksums(): Array<Digest | undefined> {
+    return this.#links.map(({ checksum }) => checksum);
   }
 
   /** What was read when the images were opened. */
@@ -162,7 +170,9 @@ function recordedStep(points: GuestPoints, point: Point, device: string): Step {
     const folder = await points.folder(point);
     const image = owned.use(await openImageFile(folder, record.file));
     checkRecorded(image, record, point);
-    const link = { image, point, folder, fileName: record.file, digests: recordedDigests(point, folder, device) };
+    const checksum = point.manifest?.files.find((file) => file.name === record.file)?.digest;
+    const digests = recordedDigests(point, folder, device);
+    const link = { image, point, folder, fileName: record.file, checksum, digests };
     if (record.base === undefined) return { link, next: undefined };
     return { link, next: recordedStep(points, await baseOf(points, point, record.base), device) };
   };

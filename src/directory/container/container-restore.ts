@@ -10,12 +10,15 @@ import type { ContainerOffer } from "../../provider/index.ts";
 import { parseArchiveName } from "../../pve/index.ts";
 import { assertUnchanged, type GuestPoints, type HeldChains, type Point, type Store } from "../../store/index.ts";
 import { describeTellingKeys } from "../config-warnings.ts";
+import { ContentCheck, notVerified } from "../content-check.ts";
 import { assertStillServed } from "../still-served.ts";
 
 interface ContainerRestoreEnvironment {
   readonly store: Store;
   /** Directory for mounts; what killed processes left in it is swept first. */
   readonly runDir: string;
+  /** Whether what is read is compared with the recorded checksum. */
+  readonly isVerified: boolean;
   readonly warn: (message: string) => void;
 }
 
@@ -24,6 +27,14 @@ interface Archive {
   readonly file: RegularFile;
   /** As it was before the check. */
   readonly stamp: FileStamp;
+}
+
+interface RestoreParts {
+  readonly offer: ContainerOffer;
+  readonly archive: Archive;
+  readonly held: HeldChains;
+  readonly view?: DirectoryView;
+  readonly check: ContentCheck | undefined;
 }
 
 /** Decides from the store alone: every process gives the same answer. @throws RequestError if there is no archive */
@@ -40,25 +51,20 @@ export class ContainerRestore implements AsyncDisposable {
   readonly #owned: CleanupStack;
   /** Undefined for an archive that PVE reads itself. */
   readonly #view: DirectoryView | undefined;
+  readonly #check: ContentCheck | undefined;
 
-  private constructor(
-    volname: string,
-    offer: ContainerOffer,
-    archive: Archive,
-    held: HeldChains,
-    owned: CleanupStack,
-    view: DirectoryView | undefined,
-  ) {
-    this.offer = offer;
+  private constructor(volname: string, parts: RestoreParts, owned: CleanupStack) {
+    this.offer = parts.offer;
     this.#volname = volname;
-    this.#archive = archive;
-    this.#held = held;
+    this.#archive = parts.archive;
+    this.#held = parts.held;
     this.#owned = owned;
-    this.#view = view;
+    this.#view = parts.view;
+    this.#check = parts.check;
   }
 
   static async open(
-    { store, runDir, warn }: ContainerRestoreEnvironment,
+    { store, runDir, isVerified, warn }: ContainerRestoreEnvironment,
     points: GuestPoints,
     volname: string,
     signal: AbortSignal,
@@ -73,26 +79,35 @@ export class ContainerRestore implements AsyncDisposable {
     await assertContainerRestorable(point, file, signal);
     const warning = describeTellingKeys(point.volname, "lxc", await point.guestConfig());
     if (warning !== undefined) warn(warning);
+    if (!isVerified) warn(notVerified(point.volname));
+    const compare = (): ContentCheck | undefined => {
+      const digest = point.manifest?.files.find(({ name }) => name === containerArchiveOf(point))?.digest;
+      return isVerified ? stack.use(new ContentCheck(volname, [{ file, digest }], warn)) : undefined;
+    };
     if (mechanism === "tar") {
       const folder = stack.use(await ViewFolder.create(runDir));
       const tarPath = await linkTo(file, folder);
-      return new ContainerRestore(volname, { tarPath }, archive, held, stack.move(), undefined);
+      const parts = { offer: { tarPath }, archive, held, check: compare() };
+      return new ContainerRestore(volname, parts, stack.move());
     }
     const view = stack.use(await mountSquashfs({ image: file, runDir, signal }));
     if (view.fallbackReason !== undefined) warn(describeFallback(volname, view.fallbackReason));
-    return new ContainerRestore(volname, { archiveDirectory: view.path }, archive, held, stack.move(), view);
+    const parts = { offer: { archiveDirectory: view.path }, archive, held, view, check: compare() };
+    return new ContainerRestore(volname, parts, stack.move());
   }
 
   /**
    * Takes back what was on offer.
    *
-   * @throws ChildProcessError if the directory was no longer served; LockedError, PointDamagedError if what was read may
+   * @throws ChildProcessError if the directory was no longer served; PointDamagedError if the archive is not what was
+   *   written; LockedError, PointDamagedError if what was read may
    *   have been changed or removed meanwhile
    */
   async withdraw(): Promise<void> {
     await using stack = new CleanupStack();
     stack.use(this);
     await assertStillServed(this.#volname, this.#view);
+    await this.#check?.finish();
     await this.#held.assertHeld();
     await assertUnchanged(this.#archive, "content");
   }

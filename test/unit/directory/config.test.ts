@@ -15,6 +15,7 @@ describe("parseConfig()", () => {
       compression: "zstd",
       deviceView: "auto",
       nbdTimeoutSeconds: 300,
+      isRestoreVerified: true,
     });
   });
 
@@ -54,6 +55,21 @@ describe("parseConfig()", () => {
     ["0060", 60],
   ])("takes dir-nbd-timeout %j, a number or its text", (value, seconds) => {
     expect(parseConfig({ path, "dir-nbd-timeout": value }).nbdTimeoutSeconds).toBe(seconds);
+  });
+
+  it.each([
+    [undefined, true],
+    [1, true],
+    ["1", true],
+    [0, false],
+    ["0", false],
+  ])("takes dir-verify-restore %j", (value, isVerified) => {
+    const section = value === undefined ? { path } : { path, "dir-verify-restore": value };
+    expect(parseConfig(section).isRestoreVerified).toBe(isVerified);
+  });
+
+  it.each([2, "yes", "", true])("refuses dir-verify-restore %j", (value) => {
+    expect(() => parseConfig({ path, "dir-verify-restore": value })).toThrow(/"dir-verify-restore".*expected 0 or 1$/);
   });
 
   it.each([4, 3601, 5.5, -300, "", "5s", "1e3", "0x10", true, [300]])("refuses dir-nbd-timeout %j", (value) => {

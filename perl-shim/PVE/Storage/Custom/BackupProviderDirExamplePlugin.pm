@@ -64,6 +64,12 @@ sub properties {
             default => 300,
             optional => 1,
         },
+        'dir-verify-restore' => {
+            description => "Compare what a restore reads with the checksums of the backup.",
+            type => 'boolean',
+            default => 1,
+            optional => 1,
+        },
     };
 }
 
@@ -84,6 +90,7 @@ sub options {
         'dir-compression' => { optional => 1 },
         'dir-device-view' => { optional => 1 },
         'dir-nbd-timeout' => { optional => 1 },
+        'dir-verify-restore' => { optional => 1 },
     };
 }
 
