@@ -36,10 +36,12 @@ export const TransmissionFlag = {
 export const OptionType = {
   ExportName: 1,
   Abort: 2,
+  List: 3,
   StartTls: 5,
   Info: 6,
   Go: 7,
   StructuredReply: 8,
+  ListMetaContext: 9,
   SetMetaContext: 10,
 } as const;
 export type OptionType = (typeof OptionType)[keyof typeof OptionType];
@@ -47,6 +49,7 @@ export type OptionType = (typeof OptionType)[keyof typeof OptionType];
 /** "Option reply types". */
 export const OptionReplyType = {
   Ack: 1,
+  Server: 2,
   Info: 3,
   MetaContext: 4,
   ErrUnsup: 0x80000001,
@@ -85,6 +88,9 @@ export const CommandType = {
 } as const;
 export type CommandType = (typeof CommandType)[keyof typeof CommandType];
 
+/** "Command flags", u16. */
+export const CommandFlag = { Fua: 1 << 0, NoHole: 1 << 1, Df: 1 << 2, ReqOne: 1 << 3, FastZero: 1 << 4 } as const;
+
 /** "Structured reply flags", "Structured reply types" and "Error chunk types". */
 export const ChunkFlag = { Done: 1 << 0 } as const;
 export const ChunkType = {
@@ -98,7 +104,9 @@ export const ChunkType = {
 /** Bit 15 marks every error chunk, including types that this table has no name for. */
 export const isErrorChunk = (type: number): boolean => (type & 0x8000) !== 0;
 
-/** "Error values". */
+/** "Error values": those that this server answers. */
+export const ErrorValue = { Eperm: 1, Eio: 5, Einval: 22 } as const;
+/** "Error values", by number. */
 const ERRNO_NAMES: Readonly<Record<number, string>> = {
   1: "EPERM",
   5: "EIO",
@@ -119,7 +127,7 @@ export const DEFAULT_BLOCK_SIZE = { minimum: 1, preferred: 4096, maximum: 32 * 1
 /** "Block size constraints": the minimum is a power of two up to this. */
 export const MAX_MINIMUM_BLOCK_BYTES = 64 * 1024;
 
-// Limits of this client. A peer that goes beyond them is not trusted.
+// Limits of this client and this server. A peer that goes beyond them is not trusted.
 
 /** Payload of one READ or WRITE; every server accepts this without block size information. */
 export const MAX_PAYLOAD_BYTES = DEFAULT_BLOCK_SIZE.maximum;
@@ -137,5 +145,10 @@ export const MAX_STATUS_EXTENTS = 1024 * 1024;
 export const MAX_ERROR_CHUNK_BYTES = 4 * MAX_STRING_BYTES;
 /** Separate pieces of one READ that may stand alone before their neighbours arrive. */
 export const MAX_READ_PIECES = 8192;
-/** How much of a server's error text goes into our message, in characters. */
+/** How much of an error text goes into a message or a reply, in characters. */
 export const MAX_QUOTED_TEXT = 300;
+
+// Limits of this server. A peer that goes beyond them is disconnected.
+
+/** Data of one option: a name and several metadata contexts of full length. */
+export const MAX_OPTION_BYTES = 32 * 1024;

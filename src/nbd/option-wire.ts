@@ -6,6 +6,7 @@ import {
   INIT_MAGIC,
   MAX_MINIMUM_BLOCK_BYTES,
   MAX_PAYLOAD_BYTES,
+  MAX_STRING_BYTES,
   OLDSTYLE_MAGIC,
   OPTION_MAGIC,
   OPTION_REPLY_MAGIC,
@@ -14,6 +15,8 @@ import {
 import { NbdProtocolError } from "./errors.ts";
 
 export const GREETING_BYTES = 18;
+export const CLIENT_FLAGS_BYTES = 4;
+export const OPTION_HEADER_BYTES = 16;
 export const OPTION_REPLY_HEADER_BYTES = 20;
 export const EXPORT_INFO_BYTES = 10;
 const BLOCK_SIZE_INFO_BYTES = 12;
@@ -56,18 +59,30 @@ export function decodeGreeting(bytes: Buffer): number {
 
 /** Client flags u32; 4 bytes. */
 export function encodeClientFlags(flags: number): Buffer {
-  const bytes = Buffer.alloc(4);
+  const bytes = Buffer.alloc(CLIENT_FLAGS_BYTES);
   bytes.writeUInt32BE(flags, 0);
   return bytes;
 }
 
 /** "IHAVEOPT" u64 | option u32 | data length u32 | data. */
 export function encodeOption(option: OptionType, data: Buffer): Buffer {
-  const header = Buffer.alloc(16);
+  const header = Buffer.alloc(OPTION_HEADER_BYTES);
   header.writeBigUInt64BE(OPTION_MAGIC, 0);
   header.writeUInt32BE(option, 8);
   header.writeUInt32BE(data.length, 12);
   return Buffer.concat([header, data]);
+}
+
+interface OptionHeader {
+  /** A value of OptionType, or one that this server does not know. */
+  readonly option: number;
+  readonly dataBytes: number;
+}
+
+/** The header that encodeOption() puts before the data; undefined if the magic number is wrong. */
+export function decodeOptionHeader(bytes: Buffer): OptionHeader | undefined {
+  if (bytes.readBigUInt64BE(0) !== OPTION_MAGIC) return undefined;
+  return { option: bytes.readUInt32BE(8), dataBytes: bytes.readUInt32BE(12) };
 }
 
 interface OptionReplyHeader {
@@ -99,9 +114,21 @@ export function decodeOptionReplyHeader(bytes: Buffer): OptionReplyHeader {
 /** length u32 | bytes: the form of names in options. */
 function encodeString(text: string): Buffer {
   const bytes = Buffer.from(text);
-  const length = Buffer.alloc(4);
-  length.writeUInt32BE(bytes.length, 0);
-  return Buffer.concat([length, bytes]);
+  return Buffer.concat([u32(bytes.length), bytes]);
+}
+
+interface DecodedString {
+  readonly text: string;
+  /** Where the next field starts. */
+  readonly end: number;
+}
+
+/** Inverse of encodeString(); undefined if `bytes` ends inside it, or it is longer than the protocol allows. */
+function decodeString(bytes: Buffer, at: number): DecodedString | undefined {
+  if (bytes.length < at + 4) return undefined;
+  const end = at + 4 + bytes.readUInt32BE(at);
+  if (end > bytes.length || end - at - 4 > MAX_STRING_BYTES) return undefined;
+  return { text: bytes.toString("utf8", at + 4, end), end };
 }
 
 /** NBD_OPT_GO: export name | number of information requests u16 | each u16. */
@@ -114,14 +141,53 @@ export function encodeGoData(exportName: string, infoTypes: readonly number[]): 
   return Buffer.concat([encodeString(exportName), requests]);
 }
 
-/** NBD_OPT_SET_META_CONTEXT and _LIST_: export name | number of queries u32 | each a string. */
-export function encodeMetaContextData(exportName: string, queries: readonly string[]): Buffer {
-  const count = Buffer.alloc(4);
-  count.writeUInt32BE(queries.length, 0);
-  return Buffer.concat([encodeString(exportName), count, ...queries.map(encodeString)]);
+interface GoData {
+  readonly exportName: string;
+  readonly infoTypes: ReadonlySet<number>;
 }
 
-/** NBD_REP_META_CONTEXT: context id u32 | name, up to the end. */
+/** Inverse of encodeGoData(), also for NBD_OPT_INFO; undefined unless `data` is exactly that. */
+export function decodeGoData(data: Buffer): GoData | undefined {
+  const name = decodeString(data, 0);
+  if (name === undefined || data.length < name.end + 2) return undefined;
+  const count = data.readUInt16BE(name.end);
+  if (data.length !== name.end + 2 + 2 * count) return undefined;
+  const infoTypes = new Set<number>();
+  for (let at = name.end + 2; at < data.length; at += 2) infoTypes.add(data.readUInt16BE(at));
+  return { exportName: name.text, infoTypes };
+}
+
+/** NBD_OPT_SET_META_CONTEXT and _LIST_: export name | number of queries u32 | each a string. */
+export function encodeMetaContextData(exportName: string, queries: readonly string[]): Buffer {
+  return Buffer.concat([encodeString(exportName), u32(queries.length), ...queries.map(encodeString)]);
+}
+
+interface MetaContextData {
+  readonly exportName: string;
+  readonly queries: readonly string[];
+}
+
+/** Inverse of encodeMetaContextData(); undefined unless `data` is exactly that. */
+export function decodeMetaContextData(data: Buffer): MetaContextData | undefined {
+  const name = decodeString(data, 0);
+  if (name === undefined || data.length < name.end + 4) return undefined;
+  const queries: string[] = [];
+  let at = name.end + 4;
+  for (let left = data.readUInt32BE(name.end); left > 0; left--) {
+    const query = decodeString(data, at);
+    if (query === undefined) return undefined;
+    queries.push(query.text);
+    at = query.end;
+  }
+  return at === data.length ? { exportName: name.text, queries } : undefined;
+}
+
+/** context id u32 | name: the data of NBD_REP_META_CONTEXT. */
+export function encodeMetaContext(id: number, name: string): Buffer {
+  return Buffer.concat([u32(id), Buffer.from(name)]);
+}
+
+/** Inverse of encodeMetaContext(). NBD_REP_META_CONTEXT: context id u32 | name, up to the end. */
 export function decodeMetaContext(data: Buffer): { id: number; name: string } {
   if (data.length < 5) {
     throw new NbdProtocolError(
@@ -131,9 +197,22 @@ export function decodeMetaContext(data: Buffer): { id: number; name: string } {
   return { id: data.readUInt32BE(0), name: data.toString("utf8", 4) };
 }
 
+/** name length u32 | name | description: the data of NBD_REP_SERVER. */
+export function encodeServer(name: string, description: string): Buffer {
+  return Buffer.concat([encodeString(name), Buffer.from(description)]);
+}
+
 export interface ExportInfo {
   readonly sizeBytes: number;
   readonly transmissionFlags: number;
+}
+
+/** Export size u64 | transmission flags u16; 10 bytes. */
+export function encodeExportInfo(info: ExportInfo): Buffer {
+  const bytes = Buffer.alloc(EXPORT_INFO_BYTES);
+  bytes.writeBigUInt64BE(BigInt(info.sizeBytes), 0);
+  bytes.writeUInt16BE(info.transmissionFlags, 8);
+  return bytes;
 }
 
 /**
@@ -157,6 +236,11 @@ export interface BlockSize {
   readonly minimum: number;
   readonly preferred: number;
   readonly maximum: number;
+}
+
+/** minimum u32 | preferred u32 | maximum u32; 12 bytes. */
+export function encodeBlockSize({ minimum, preferred, maximum }: BlockSize): Buffer {
+  return Buffer.concat([u32(minimum), u32(preferred), u32(maximum)]);
 }
 
 /**
@@ -183,4 +267,10 @@ function checkInfoBytes(what: string, bytes: Buffer, wanted: number): void {
   if (bytes.length !== wanted) {
     throw new NbdProtocolError(`Cannot read NBD ${what} information: it has ${bytes.length} bytes, expected ${wanted}`);
   }
+}
+
+function u32(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32BE(value, 0);
+  return bytes;
 }

@@ -3,23 +3,20 @@
 // beside its encoder. replies.ts decides whether a message fits the conversation.
 
 import { toSafeNumber } from "../core/index.ts";
-import {
-  type CommandType,
-  MAX_STATUS_EXTENTS,
-  REQUEST_MAGIC,
-  SIMPLE_REPLY_MAGIC,
-  STRUCTURED_REPLY_MAGIC,
-} from "./constants.ts";
+import { MAX_STATUS_EXTENTS, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC } from "./constants.ts";
 import { NbdProtocolError } from "./errors.ts";
 
-const REQUEST_BYTES = 28;
+export const REQUEST_BYTES = 28;
 export const SIMPLE_REPLY_BYTES = 16;
 export const CHUNK_HEADER_BYTES = 20;
+/** The offset in front of the data of a chunk. */
+export const DATA_OFFSET_BYTES = 8;
 export const HOLE_CHUNK_BYTES = 12;
-const STATUS_ENTRY_BYTES = 8;
+export const STATUS_ENTRY_BYTES = 8;
 
 export interface NbdRequest {
-  readonly type: CommandType;
+  /** A value of CommandType, or one that this server does not know. */
+  readonly type: number;
   readonly flags: number;
   readonly cookie: bigint;
   /** Bytes from the start of the export. */
@@ -40,6 +37,22 @@ export function encodeRequest(request: NbdRequest): Buffer {
   return bytes;
 }
 
+/**
+ * Inverse of encodeRequest(); undefined if the magic number is wrong, and then nothing after it can be read.
+ * An offset beyond 2^53 is rounded, but not to one that lies in an export. `bytes` is borrowed; it must hold at
+ * least 28 bytes.
+ */
+export function decodeRequest(bytes: Buffer): NbdRequest | undefined {
+  if (bytes.readUInt32BE(0) !== REQUEST_MAGIC) return undefined;
+  return {
+    flags: bytes.readUInt16BE(4),
+    type: bytes.readUInt16BE(6),
+    cookie: bytes.readBigUInt64BE(8),
+    offset: Number(bytes.readBigUInt64BE(16)),
+    length: bytes.readUInt32BE(24),
+  };
+}
+
 interface SimpleReply {
   /** 0 or an error value. */
   readonly error: number;
@@ -48,11 +61,16 @@ interface SimpleReply {
 
 /** magic u32 | error u32 | cookie u64; 16 bytes. The payload of a READ follows without a length. */
 export function encodeSimpleReply(reply: SimpleReply): Buffer {
-  const bytes = Buffer.alloc(SIMPLE_REPLY_BYTES);
-  bytes.writeUInt32BE(SIMPLE_REPLY_MAGIC, 0);
-  bytes.writeUInt32BE(reply.error, 4);
-  bytes.writeBigUInt64BE(reply.cookie, 8);
+  const bytes = Buffer.allocUnsafe(SIMPLE_REPLY_BYTES);
+  putSimpleReply(bytes, 0, reply);
   return bytes;
+}
+
+/** encodeSimpleReply() in front of a payload that is in `bytes` already. */
+export function putSimpleReply(bytes: Buffer, at: number, reply: SimpleReply): void {
+  bytes.writeUInt32BE(SIMPLE_REPLY_MAGIC, at);
+  bytes.writeUInt32BE(reply.error, at + 4);
+  bytes.writeBigUInt64BE(reply.cookie, at + 8);
 }
 
 /** Inverse of encodeSimpleReply(). `bytes` is borrowed; it must hold at least 16 bytes. */
@@ -71,13 +89,18 @@ export interface ChunkHeader {
 
 /** magic u32 | flags u16 | type u16 | cookie u64 | payload length u32; 20 bytes. */
 export function encodeChunkHeader(header: ChunkHeader): Buffer {
-  const bytes = Buffer.alloc(CHUNK_HEADER_BYTES);
-  bytes.writeUInt32BE(STRUCTURED_REPLY_MAGIC, 0);
-  bytes.writeUInt16BE(header.flags, 4);
-  bytes.writeUInt16BE(header.type, 6);
-  bytes.writeBigUInt64BE(header.cookie, 8);
-  bytes.writeUInt32BE(header.payloadBytes, 16);
+  const bytes = Buffer.allocUnsafe(CHUNK_HEADER_BYTES);
+  putChunkHeader(bytes, 0, header);
   return bytes;
+}
+
+/** encodeChunkHeader() in front of a payload that is in `bytes` already. */
+export function putChunkHeader(bytes: Buffer, at: number, header: ChunkHeader): void {
+  bytes.writeUInt32BE(STRUCTURED_REPLY_MAGIC, at);
+  bytes.writeUInt16BE(header.flags, at + 4);
+  bytes.writeUInt16BE(header.type, at + 6);
+  bytes.writeBigUInt64BE(header.cookie, at + 8);
+  bytes.writeUInt32BE(header.payloadBytes, at + 16);
 }
 
 /** Inverse of encodeChunkHeader(). `bytes` is borrowed; it must hold at least 20 bytes. */

@@ -30,6 +30,7 @@ const USERS: Readonly<Record<string, string>> = {
   "src/directory/container/container-restore.ts": "the folder for mounts",
   "src/cli/backup-name.ts": "a path on the command line: made a name, never opened",
   "src/cli/output.ts": "standard output and standard error",
+  "src/nbd/server.ts": "the folder for its socket",
   "src/source/fuse-file.ts": "/proc/PID/fd: a file of nbdfuse",
 };
 

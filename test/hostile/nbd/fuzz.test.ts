@@ -7,8 +7,8 @@ import { HostError } from "../../../src/core/index.ts";
 import { CommandTable, PendingCommand } from "../../../src/nbd/command.ts";
 import { type Negotiated, negotiate } from "../../../src/nbd/handshake.ts";
 import { NbdConnection } from "../../../src/nbd/index.ts";
-import type { Receiver } from "../../../src/nbd/receiver.ts";
 import { receiveReplies } from "../../../src/nbd/replies.ts";
+import { feed } from "../../support/nbd/feed-receiver.ts";
 import {
   blockSizeInfo,
   bytes,
@@ -34,31 +34,6 @@ import { byteEdits, CASES, CASES_TIMEOUT_MS, editBytes, expectHostError, must, T
 const MIB = 2 ** 20;
 const REQUEST = { flags: 0, offset: 8, length: 16 };
 const CONTEXTS = new Map([[1, "base:allocation"]]);
-
-interface Fed<T> {
-  readonly result?: T;
-  readonly thrown?: unknown;
-  /** The largest buffer that was asked for. */
-  readonly largestBytes: number;
-  /** True if the bytes ended first. */
-  readonly isHungry: boolean;
-}
-
-/** Feeds a receiver until it ends, throws or the bytes do. */
-function feed<T>(receiver: Receiver<T>, input: Buffer): Fed<T> {
-  let largestBytes = 0;
-  try {
-    let at = 0;
-    for (let step = receiver.next(); ; step = receiver.next()) {
-      if (step.done === true) return { result: step.value, largestBytes, isHungry: false };
-      largestBytes = Math.max(largestBytes, step.value.length);
-      if (at + step.value.length > input.length) return { largestBytes, isHungry: true };
-      at += input.copy(step.value, 0, at, at + step.value.length);
-    }
-  } catch (thrown) {
-    return { thrown, largestBytes, isHungry: false };
-  }
-}
 
 // --- Replies ---------------------------------------------------------------------------------------------------
 

@@ -3,14 +3,21 @@ import { describe, expect, it } from "vitest";
 import {
   decodeBlockSize,
   decodeExportInfo,
+  decodeGoData,
   decodeGreeting,
   decodeMetaContext,
+  decodeMetaContextData,
+  decodeOptionHeader,
   decodeOptionReplyHeader,
+  encodeBlockSize,
+  encodeExportInfo,
   encodeGoData,
   encodeGreeting,
+  encodeMetaContext,
   encodeMetaContextData,
   encodeOption,
   encodeOptionReplyHeader,
+  encodeServer,
 } from "../../../src/nbd/option-wire.ts";
 
 const hex = (...fields: string[]): Buffer => Buffer.from(fields.join(""), "hex");
@@ -119,5 +126,43 @@ describe("decodeBlockSize()", () => {
   });
   it("rejects another length", () => {
     expect(() => decodeBlockSize(Buffer.alloc(11))).toThrow(/11 bytes, expected 12/);
+  });
+});
+
+describe("what a server reads", () => {
+  const go = hex("00000003", "64c3a4", "0002", "0003", "0001"); // dä, NBD_INFO_BLOCK_SIZE, NBD_INFO_NAME
+  const contexts = hex("00000000", "00000002", "00000005", "626173653a", "00000001", "78"); // "", "base:", "x"
+
+  it("is the header of an option", () => {
+    const bytes = hex("49484156454f5054", "00000007", "fffffff0");
+    expect(decodeOptionHeader(bytes)).toEqual({ option: 7, dataBytes: 0xfffffff0 });
+    expect(decodeOptionHeader(hex("4e42444d41474943", "00000007", "00000000"))).toBeUndefined();
+  });
+  it("is the data of NBD_OPT_GO", () => {
+    expect(decodeGoData(go)).toEqual({ exportName: "dä", infoTypes: new Set([3, 1]) });
+  });
+  it("is the data of NBD_OPT_SET_META_CONTEXT", () => {
+    expect(decodeMetaContextData(contexts)).toEqual({ exportName: "", queries: ["base:", "x"] });
+  });
+  it("must be neither shorter nor longer", () => {
+    for (let end = 0; end < go.length; end++) expect(decodeGoData(go.subarray(0, end))).toBeUndefined();
+    expect(decodeGoData(Buffer.concat([go, hex("00")]))).toBeUndefined();
+    for (let end = 0; end < contexts.length; end++) {
+      expect(decodeMetaContextData(contexts.subarray(0, end))).toBeUndefined();
+    }
+    expect(decodeMetaContextData(Buffer.concat([contexts, hex("00")]))).toBeUndefined();
+  });
+});
+
+describe("what a server says", () => {
+  it("is written as the specification has it", () => {
+    expect(encodeServer("ab", "c")).toEqual(hex("00000002", "6162", "63"));
+    expect(encodeMetaContext(7, "base:x")).toEqual(hex("00000007", "626173653a78"));
+    expect(encodeExportInfo({ sizeBytes: 2 ** 40 + 512, transmissionFlags: 0x183 })).toEqual(
+      hex("0000010000000200", "0183"),
+    );
+    expect(encodeBlockSize({ minimum: 1, preferred: 4096, maximum: 2 ** 25 })).toEqual(
+      hex("00000001", "00001000", "02000000"),
+    );
   });
 });

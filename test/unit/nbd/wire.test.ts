@@ -4,6 +4,7 @@ import {
   checkStatusPayloadBytes,
   decodeChunkHeader,
   decodeErrorPayload,
+  decodeRequest,
   decodeSimpleReply,
   decodeStatusPayload,
   encodeChunkHeader,
@@ -27,6 +28,20 @@ const REQUEST_BYTES = hex(
 describe("encodeRequest()", () => {
   it("writes the 28 bytes of the specification", () => {
     expect(encodeRequest(REQUEST)).toEqual(REQUEST_BYTES);
+  });
+});
+
+describe("decodeRequest()", () => {
+  it("reads what encodeRequest() wrote", () => {
+    expect(decodeRequest(REQUEST_BYTES)).toEqual(REQUEST);
+  });
+  it("reads an offset beyond 2^53 as one that no export has", () => {
+    const bytes = Buffer.from(REQUEST_BYTES);
+    bytes.writeBigUInt64BE(0xffffffffffffffffn, 16);
+    expect(decodeRequest(bytes)?.offset).toBe(2 ** 64);
+  });
+  it("knows another magic", () => {
+    expect(decodeRequest(hex("25609514", "00".repeat(24)))).toBeUndefined();
   });
 });
 
