@@ -10,7 +10,7 @@ import { clientFlags, contextOption, goOption, OPT_GO, OPT_SET_META_CONTEXT, opt
 import { scratchFolder } from "./nbd-servers.ts";
 import { SocketBytes } from "./socket-bytes.ts";
 
-interface Served extends AsyncDisposable {
+export interface Served extends AsyncDisposable {
   readonly path: string;
   readonly address: NbdAddress;
   readonly server: NbdServer;
