@@ -16,7 +16,10 @@ export interface ZeroExtent {
   readonly isZero: boolean;
 }
 
-/** A read-only disk. The server asks many things at once, in any order. */
+/**
+ * A read-only disk. The server asks many things at once, in any order. `signal` is one for everything that a client
+ * asks, for as long as it is connected: listeners must be removed when a promise settles.
+ */
 export interface NbdExport {
   /** E.g. "drive-scsi0"; at most 4096 bytes of UTF-8. */
   readonly name: string;

@@ -87,6 +87,19 @@ describe("ServerBuffers", () => {
     expect(order).toEqual(["other", "full"]);
   });
 
+  it("serves all for whom one release makes room", () => {
+    const buffers = new ServerBuffers(8 * LARGE, 3);
+    const [large, first, second] = [share(), share(), share()];
+    const held = takeAll(buffers, large, LARGE);
+    for (const one of [first, second]) takeAll(buffers, one, SMALL);
+    const order: string[] = [];
+    buffers.wait(first, SMALL, () => order.push("first"));
+    buffers.wait(second, SMALL, () => order.push("second"));
+    expect(order).toEqual([]);
+    buffers.release(large, held[0] as Buffer);
+    expect(order).toEqual(["first", "second"]);
+  });
+
   it("serves all that can be served when a taker takes and waits again", () => {
     const buffers = new ServerBuffers(2 * LARGE, 2);
     const [first, second] = [share(), share()];

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // What the server answers to requests, in bytes; test/unit/nbd/server-options.test.ts has the handshake.
+import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { MemoryExport } from "../../support/nbd/memory-export.ts";
 import {
@@ -224,6 +225,15 @@ describe("BLOCK_STATUS", () => {
     expect(await client.takeChunk()).toEqual(statusChunk(2n, DONE, 1, [[2047, 3]]));
   });
 
+  it("with REQ_ONE tells the whole of it, though the export answers in steps", async () => {
+    const disk = holed();
+    disk.extents = async (offset) => [{ length: 512, isZero: offset < 2048 }];
+    await using served = await serve([disk]);
+    using client = await RawClient.open(served.path, "disk", true);
+    client.send(request(CMD_BLOCK_STATUS, 4, 0, 8192, CMD_FLAG_REQ_ONE));
+    expect(await client.takeChunk()).toEqual(statusChunk(4n, DONE, 1, [[2048, 3]]));
+  });
+
   it("tells at most 4096 extents", async () => {
     const zeroes = Array.from({ length: 8192 }, (_, index) => ({ offset: index * 1024, length: 512 }));
     await using served = await serve([new MemoryExport({ bytes: Buffer.alloc(8 * MIB), zeroes })]);
@@ -335,6 +345,27 @@ describe("a read that fails", () => {
     await simple.take(16 + 2 * MIB);
     await simple.hungUp();
     expect(served.errors).toHaveLength(2);
+  });
+
+  it("is answered when the other ranges of the request have settled: only then is their buffer free", async () => {
+    let letGo: () => void = () => undefined;
+    const disk = new MemoryExport({
+      bytes: pattern(8 * KIB),
+      zeroes: [{ offset: 2 * KIB, length: 2 * KIB }],
+      onRead: async ({ offset }) => {
+        if (offset === 0) throw new Error("no");
+        await new Promise<void>((resolve) => {
+          letGo = resolve;
+        });
+      },
+    });
+    await using served = await serve([disk]);
+    using client = await RawClient.open(served.path, "disk", true);
+    client.send(request(CMD_READ, 1, 0, 8192));
+    const reply = client.takeChunk();
+    expect(await Promise.race([reply, sleep(100, "waits")])).toBe("waits");
+    letGo();
+    expect(await reply).toEqual(errorChunk(1n, DONE, EIO, "no"));
   });
 
   it("is reported once though several of its ranges failed", async () => {
