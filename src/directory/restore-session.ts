@@ -105,9 +105,9 @@ export class RestoreSession implements AsyncDisposable {
     await using _view = view;
     await using _check = this.#checks.get(device);
     await assertStillServed(device, view);
-    await this.#checks.get(device)?.finish();
     await this.#held.assertHeld();
     await this.#held.chains.get(device)?.assertUnchanged("content");
+    await this.#checks.get(device)?.finish();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -61,7 +61,7 @@ async function record(storePath: string, work: () => Promise<void>): Promise<Ask
 
 /** One more incremental backup of `disks` disks on a chain of `length`, and the restore of it. */
 async function measure(disks: number, length: number): Promise<{ backup: Asked; restored: Asked }> {
-  await using node = await TestNode.create();
+  await using node = await TestNode.create({ "dir-verify-restore": 0 });
   const devices = Array.from({ length: disks }, (_, index) => `drive-scsi${index}`);
   await using guest = await LabGuest.start({
     ...{ dir: `${node.dir}/vm`, root: node.root, vmid: VMID, storeid: node.storeid },

@@ -107,9 +107,9 @@ export class ContainerRestore implements AsyncDisposable {
     await using stack = new CleanupStack();
     stack.use(this);
     await assertStillServed(this.#volname, this.#view);
-    await this.#check?.finish();
     await this.#held.assertHeld();
     await assertUnchanged(this.#archive, "content");
+    await this.#check?.finish();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
