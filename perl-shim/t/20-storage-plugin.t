@@ -50,6 +50,7 @@ like(BridgeTest::failure(sub { $check->(path => '/a;b') }), qr/^Cannot use the p
 like(BridgeTest::failure(sub { $check->('vm-backup-mode' => 'x') }), qr/vm-backup-mode/, 'an unknown value is refused');
 is($check->('dir-device-view' => 'nbd')->{ids}->{bk}->{'dir-device-view'}, 'nbd', 'dir-device-view is kept');
 like(BridgeTest::failure(sub { $check->('dir-device-view' => 'nbdfuse') }), qr/dir-device-view/, 'and has three values');
+is($check->('dir-full-read-every' => 0)->{ids}->{bk}->{'dir-full-read-every'}, 0, 'dir-full-read-every is kept');
 is($check->('dir-verify-restore' => 0)->{ids}->{bk}->{'dir-verify-restore'}, 0, 'dir-verify-restore is kept');
 is($check->('dir-nbd-timeout' => 60)->{ids}->{bk}->{'dir-nbd-timeout'}, 60, 'dir-nbd-timeout is kept');
 for my $bad (4, 3601, 'long', '1.5', '') {

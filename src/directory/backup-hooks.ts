@@ -80,6 +80,7 @@ export class DirectoryBackupHooks implements BackupHooks, AsyncDisposable {
       storeid: this.#access.context.storeid,
       root: this.#access.root,
       mode: this.#access.config.vmMode,
+      fullReadEveryDays: this.#access.config.fullReadEveryDays,
       compression: this.#access.config.compression,
       compressor: await this.#startCompressor(),
       timeouts: this.#access.timeouts,

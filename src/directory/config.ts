@@ -12,6 +12,8 @@ export interface DirectoryConfig {
   readonly deviceView: "auto" | "fuse" | "nbd";
   /** Longest silence of a VM's NBD server. */
   readonly nbdTimeoutSeconds: number;
+  /** After so many days all of a disk is read, and compared, once more; 0: never. */
+  readonly fullReadEveryDays: number;
   /** Whether a restore compares what it reads with the recorded checksums. */
   readonly isRestoreVerified: boolean;
 }
@@ -27,8 +29,12 @@ const CHOICES = {
 type Choice = keyof typeof CHOICES;
 
 const VERIFY_RESTORE = "dir-verify-restore";
-const NBD_TIMEOUT = "dir-nbd-timeout";
-const NBD_TIMEOUT_SECONDS = { min: 5, max: 3600, default: 300 } as const;
+const NUMBERS = {
+  "dir-nbd-timeout": { min: 5, max: 3600, unit: "seconds", default: 300 },
+  "dir-full-read-every": { min: 0, max: 3650, unit: "days", default: 30 },
+} as const;
+/** Options that this provider knows. */
+const OWN_OPTIONS: readonly string[] = [...Object.keys(CHOICES), ...Object.keys(NUMBERS), VERIFY_RESTORE];
 
 /** PVE's own options that come with the section; the shim or PVE acts on them. */
 const PVE_OPTIONS = new Set([
@@ -52,8 +58,8 @@ const PVE_OPTIONS = new Set([
  */
 export function parseConfig(scfg: Readonly<Record<string, unknown>>): DirectoryConfig {
   for (const name of Object.keys(scfg)) {
-    if (!PVE_OPTIONS.has(name) && !Object.hasOwn(CHOICES, name) && name !== NBD_TIMEOUT && name !== VERIFY_RESTORE) {
-      const known = [...Object.keys(CHOICES), NBD_TIMEOUT, VERIFY_RESTORE].join(", ");
+    if (!PVE_OPTIONS.has(name) && !OWN_OPTIONS.includes(name)) {
+      const known = OWN_OPTIONS.join(", ");
       throw new RequestError(`Cannot use option "${name}" of the storage: it is unknown, expected one of ${known}`);
     }
   }
@@ -68,7 +74,8 @@ export function parseConfig(scfg: Readonly<Record<string, unknown>>): DirectoryC
     lxcMode: choose(scfg, "lxc-backup-mode"),
     compression: choose(scfg, "dir-compression"),
     deviceView: choose(scfg, "dir-device-view"),
-    nbdTimeoutSeconds: nbdTimeout(scfg),
+    nbdTimeoutSeconds: integer(scfg, "dir-nbd-timeout"),
+    fullReadEveryDays: integer(scfg, "dir-full-read-every"),
     isRestoreVerified: verifyRestore(scfg),
   };
 }
@@ -96,14 +103,14 @@ function verifyRestore(scfg: Readonly<Record<string, unknown>>): boolean {
 }
 
 /** PVE passes the numbers in its configuration as text. */
-function nbdTimeout(scfg: Readonly<Record<string, unknown>>): number {
-  const { min, max } = NBD_TIMEOUT_SECONDS;
-  const value = scfg[NBD_TIMEOUT] ?? NBD_TIMEOUT_SECONDS.default;
-  const seconds = typeof value === "string" && /^[0-9]{1,9}$/.test(value) ? Number(value) : value;
-  if (typeof seconds !== "number" || !Number.isInteger(seconds) || seconds < min || seconds > max) {
+function integer(scfg: Readonly<Record<string, unknown>>, option: keyof typeof NUMBERS): number {
+  const { min, max, unit, default: usual } = NUMBERS[option];
+  const value = scfg[option] ?? usual;
+  const number = typeof value === "string" && /^[0-9]{1,9}$/.test(value) ? Number(value) : value;
+  if (typeof number !== "number" || !Number.isInteger(number) || number < min || number > max) {
     throw new RequestError(
-      `Cannot use "${NBD_TIMEOUT}" of the storage: its value is ${JSON.stringify(value)}, expected a number of seconds from ${min} to ${max}`,
+      `Cannot use "${option}" of the storage: its value is ${JSON.stringify(value)}, expected a number of ${unit} from ${min} to ${max}`,
     );
   }
-  return seconds;
+  return number;
 }

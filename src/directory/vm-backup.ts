@@ -30,7 +30,11 @@ interface VmBackupEnvironment extends DeviceEnvironment {
   readonly store: Store;
   readonly root: string;
   readonly mode: "full" | "incremental";
+  /** After so many days everything is read, and compared, once more; 0: never. */
+  readonly fullReadEveryDays: number;
 }
+
+const DAY_SECONDS = 86_400;
 
 /** Owned by the provider from backup_init to backup_cleanup. */
 export class VmBackup implements AsyncDisposable {
@@ -43,6 +47,8 @@ export class VmBackup implements AsyncDisposable {
   #base: Base | undefined;
   /** Readers of the base by device: the backup builds on exactly what was checked at the question. */
   readonly #readers = new Map<string, Qcow2Chain>();
+  /** Why devices are read in full although their bitmap could be believed. */
+  readonly #due = new Map<string, { readonly readAll: string }>();
   /** Why devices that were asked for are backed up in full. */
   #reasons: ReadonlyMap<string, string> = new Map();
   #point: Point | undefined;
@@ -92,13 +98,28 @@ export class VmBackup implements AsyncDisposable {
     await this.#base?.[Symbol.asyncDispose]();
     this.#base = undefined;
     this.#readers.clear();
+    this.#due.clear();
     const guest = await readGuestIdentity(this.vmid, root);
     const check = (base: Point, device: string, chain: OpenChain) => this.#check(base, device, chain, signal);
     const { base, reasons } = await store.findBase({ vmid: this.vmid, devices: volumes, guest, signal }, check);
     if (base !== undefined) this.#base = this.#owned.use(base);
     this.#reasons = reasons;
-    const canUse = (device: string): boolean => base?.distrust === undefined && base?.chains.has(device) === true;
+    if (base !== undefined && base.distrust === undefined) this.#findDue(base);
+    const canUse = (device: string): boolean =>
+      base?.distrust === undefined && base?.chains.has(device) === true && !this.#due.has(device);
     return new Map([...volumes.keys()].map((device) => [device, canUse(device) ? "use" : "new"]));
+  }
+
+  /** A bitmap that lies is found only by reading everything; without digests that would cost a full image. */
+  #findDue(base: Base): void {
+    const days = this.#environment.fullReadEveryDays;
+    if (days === 0) return;
+    for (const [device, { hasDigests, lastReadAll }] of base.chains) {
+      if (!hasDigests || lastReadAll === undefined) continue;
+      const age = Math.floor((this.#staged.name.epoch - lastReadAll) / DAY_SECONDS);
+      if (age >= days)
+        this.#due.set(device, { readAll: `all of it was last read ${age} days ago, see dir-full-read-every` });
+    }
   }
 
   /** A base must be sound all the way down and readable; otherwise it is not a base. */
@@ -183,14 +204,15 @@ export class VmBackup implements AsyncDisposable {
     const open = this.#base?.chains.get(device);
     const isHeld = base !== undefined && chain !== undefined && open !== undefined;
     if (bitmapMode === "reuse") {
-      if (!isHeld || this.#base?.distrust !== undefined) {
+      if (!isHeld || this.#base?.distrust !== undefined || this.#due.has(device)) {
         throw new RequestError(`Cannot back up "${device}": PVE reuses a bitmap that this storage did not ask for`);
       }
       return { mode: "incremental", base, chain, open, readAll: undefined };
     }
     if (this.#environment.mode === "full") return { mode: "full", reason: "vm-backup-mode is full" };
     if (isHeld && open.hasDigests) {
-      const readAll = this.#base?.distrust ?? "QEMU has no bitmap of it, or started a new one";
+      const due = this.#due.get(device);
+      const readAll = due?.readAll ?? this.#base?.distrust ?? "QEMU has no bitmap of it, or started a new one";
       return { mode: "incremental", base, chain, open, readAll };
     }
     if (isHeld) return { mode: "full", reason: "QEMU has no bitmap of it, or started a new one" };

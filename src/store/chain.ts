@@ -32,6 +32,8 @@ interface Link {
   /** The point's directory; borrowed. */
   readonly folder: Folder;
   readonly fileName: string;
+  /** Whether all of the device was read for it, whatever a bitmap said. */
+  readonly isReadAll?: boolean;
   /** Of the image, as its point records it; legacy points record none. */
   readonly checksum?: Digest | undefined;
   /** Its file of block digests; undefined if the point has none. */
@@ -89,6 +91,11 @@ export class OpenChain implements AsyncDisposable {
   /** True if all images have them: then the content of the disk is known. */
   get hasDigests(): boolean {
     return this.#links.every(({ digests }) => digests !== undefined);
+  }
+
+  /** Unix time of the newest backup for which all of the device was read; undefined for legacy points. */
+  get lastReadAll(): number | undefined {
+    return this.#links.find(({ isReadAll }) => isReadAll === true)?.point.epoch;
   }
 
   /** The points that hold the images, in the same order. */
@@ -172,7 +179,8 @@ function recordedStep(points: GuestPoints, point: Point, device: string): Step {
     checkRecorded(image, record, point);
     const checksum = point.manifest?.files.find((file) => file.name === record.file)?.digest;
     const digests = recordedDigests(point, folder, device);
-    const link = { image, point, folder, fileName: record.file, checksum, digests };
+    const isReadAll = record.reason !== "";
+    const link = { image, point, folder, fileName: record.file, isReadAll, checksum, digests };
     if (record.base === undefined) return { link, next: undefined };
     return { link, next: recordedStep(points, await baseOf(points, point, record.base), device) };
   };

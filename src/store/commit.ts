@@ -146,7 +146,7 @@ async function checkDevice(staged: Staged, device: StagedDevice, base: Base | un
     file,
     virtualBytes,
     mode: below === undefined ? "full" : "incremental",
-    reason: below === undefined ? cutLine(reason) : "",
+    reason: cutLine(reason),
     ...(below?.uuid === undefined ? {} : { base: { folder: below.folderName, uuid: below.uuid } }),
     compression,
     readBytes,

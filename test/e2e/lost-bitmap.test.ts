@@ -72,6 +72,37 @@ describe("a lost bitmap costs time, not space", () => {
   });
 });
 
+describe("dir-full-read-every", () => {
+  const DAY = 86_400;
+
+  it("finds what a lying bitmap hid, after so many days and not before", async () => {
+    await using node = await TestNode.create({ "dir-compression": "none", "dir-full-read-every": 7 });
+    await using guest = await startGuest(node);
+    const points = [await mustBackUp(node, guest, { epoch: 10 * DAY })];
+    await guest.write(DISK, 9 * MIB, seededBytes("hidden", 64 * 1024));
+    await guest.clearBitmap(DISK);
+    const before = await mustBackUp(node, guest, { epoch: 17 * DAY - 1 });
+    expect(lineOf(before.job.log)).toMatch(/incremental backup \(0 B of .* changed since/);
+    const due = await mustBackUp(node, guest, { epoch: 17 * DAY });
+    expect([...due.job.modes.values()]).toEqual(["new"]);
+    expect(lineOf(due.job.log)).toMatch(
+      /all of .* is read \(all of it was last read 7 days ago, see dir-full-read-every\)$/,
+    );
+    expect((await stat(imageOf(node, 17 * DAY))).size).toBeLessThan(MIB);
+    points.push(due);
+    const next = await mustBackUp(node, guest, { epoch: 18 * DAY });
+    expect([...next.job.modes.values()]).toEqual(["use"]); // the newest full read counts
+    await expectRestores(node, ...points, next);
+  });
+
+  it("never reads everything where it is 0", async () => {
+    await using node = await TestNode.create({ "dir-full-read-every": "0" });
+    await using guest = await startGuest(node);
+    await mustBackUp(node, guest, { epoch: 1000 });
+    expect([...(await mustBackUp(node, guest, { epoch: 5000 * DAY })).job.modes.values()]).toEqual(["use"]);
+  });
+});
+
 describe("a full image is written", () => {
   it("where the newest backup has no digests", async () => {
     await using node = await TestNode.create({ "dir-compression": "none" });

@@ -102,6 +102,7 @@ export function findFullReasons(): string[] {
   };
   const visit = (node: ts.Node): void => {
     if (ts.isNewExpression(node) && node.expression.getText() === "NotUsable") add(node.arguments?.[0]);
+    if (ts.isPropertyAssignment(node) && node.name.getText() === "readAll") add(node.initializer);
     if (ts.isPropertyAssignment(node) && node.name.getText() === "reason" && /"full"/.test(node.parent.getText())) {
       add(node.initializer);
     }

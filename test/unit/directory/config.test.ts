@@ -15,6 +15,7 @@ describe("parseConfig()", () => {
       compression: "zstd",
       deviceView: "auto",
       nbdTimeoutSeconds: 300,
+      fullReadEveryDays: 30,
       isRestoreVerified: true,
     });
   });

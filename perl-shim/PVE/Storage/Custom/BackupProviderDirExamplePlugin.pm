@@ -64,6 +64,15 @@ sub properties {
             default => 300,
             optional => 1,
         },
+        'dir-full-read-every' => {
+            description => "After how many days all of a virtual machine's disks is read again, whatever QEMU says"
+                . " has changed; 0 for never.",
+            type => 'integer',
+            minimum => 0,
+            maximum => 3650,
+            default => 30,
+            optional => 1,
+        },
         'dir-verify-restore' => {
             description => "Compare what a restore reads with the checksums of the backup.",
             type => 'boolean',
@@ -90,6 +99,7 @@ sub options {
         'dir-compression' => { optional => 1 },
         'dir-device-view' => { optional => 1 },
         'dir-nbd-timeout' => { optional => 1 },
+        'dir-full-read-every' => { optional => 1 },
         'dir-verify-restore' => { optional => 1 },
     };
 }
