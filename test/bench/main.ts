@@ -6,6 +6,7 @@ import { parseArgs } from "node:util";
 import type { Bench } from "./bench.ts";
 import { measureCompressed } from "./compressed.ts";
 import { measureContainer } from "./container.ts";
+import { measureContent } from "./content.ts";
 import { measureDirtyMap } from "./dirty-map.ts";
 import { measureFileHandle } from "./file-handle.ts";
 import { measureFull } from "./full.ts";
@@ -22,6 +23,7 @@ const PARTS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   "file-handle": measureFileHandle,
   compressed: measureCompressed,
   incremental: measureIncremental,
+  content: measureContent,
   "dirty-map": measureDirtyMap,
   memory: measureMemory,
   shim: measureShim,
