@@ -15,7 +15,10 @@ const plugin = JSON.parse(
   execFileSync("perl", ["-T", "-Iperl-shim", "-Ifixtures/pve/lib", "-e", program], { cwd: root, encoding: "utf8" }),
 ) as {
   options: Record<string, { fixed?: number; optional?: number }>;
-  properties: Record<string, { enum?: string[]; minimum?: number; maximum?: number; default: string | number }>;
+  properties: Record<
+    string,
+    { type: string; description: string; enum?: string[]; minimum?: number; maximum?: number; default: string | number }
+  >;
 };
 
 describe("docs/storage-cfg.md", () => {
@@ -27,8 +30,10 @@ describe("docs/storage-cfg.md", () => {
   });
 
   it.each(Object.entries(plugin.properties))("names values and default of %s", (name, property) => {
-    const { enum: words, minimum, maximum } = property;
-    const values = words?.map((value) => `\`${value}\``).join(", ") ?? `seconds, \`${minimum}\` to \`${maximum}\``;
+    const { enum: words, minimum, maximum, type, description } = property;
+    const chosen = type === "boolean" ? ["0", "1"] : words;
+    const unit = description.includes("days") ? "days" : "seconds";
+    const values = chosen?.map((value) => `\`${value}\``).join(", ") ?? `${unit}, \`${minimum}\` to \`${maximum}\``;
     expect(page).toContain(`| [\`${name}\`](#${name}) | ${values} | \`${property.default}\` |`);
   });
 
