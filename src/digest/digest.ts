@@ -60,22 +60,29 @@ function createSha256(): Digester {
   };
 }
 
+interface Xxh3Hash {
+  readonly low64: bigint | number;
+  readonly high64: bigint | number;
+}
+
 interface Xxh3Library {
   readonly createState: () => unknown;
   readonly freeState: (state: unknown) => number;
   readonly reset: (state: unknown) => number;
   readonly update: (state: unknown, bytes: Uint8Array, length: number) => number;
-  readonly digest: (state: unknown) => { low64: bigint | number; high64: bigint | number };
+  readonly digest: (state: unknown) => Xxh3Hash;
+  readonly withSecret: (bytes: Uint8Array, length: number, secret: Uint8Array, secretLength: number) => Xxh3Hash;
 }
 
 let xxh3: Xxh3Library | null | undefined;
 
-function loadXxh3(): Xxh3Library | undefined {
+/** @returns undefined if this system has no libxxhash */
+export function loadXxh3(): Xxh3Library | undefined {
   if (xxh3 === undefined) xxh3 = bindXxh3() ?? null;
   return xxh3 ?? undefined;
 }
 
-/** Source: xxhash.h, "XXH3 128-bit streaming". */
+/** Source: xxhash.h, "XXH3 128-bit streaming" and XXH3_128bits_withSecret(). */
 function bindXxh3(): Xxh3Library | undefined {
   const library = loadNativeLibrary("libxxhash.so.0");
   const koffi = loadKoffi();
@@ -87,6 +94,9 @@ function bindXxh3(): Xxh3Library | undefined {
     reset: library.func("int XXH3_128bits_reset(void *state)"),
     update: library.func("int XXH3_128bits_update(void *state, const void *bytes, size_t length)"),
     digest: library.func("XXH128_hash_t XXH3_128bits_digest(const void *state)"),
+    withSecret: library.func(
+      "XXH128_hash_t XXH3_128bits_withSecret(const void *bytes, size_t length, const void *secret, size_t secretLength)",
+    ),
   } as unknown as Xxh3Library;
 }
 

@@ -47,7 +47,7 @@ export class VmBackup implements AsyncDisposable {
   #base: Base | undefined;
   /** Readers of the base by device: the backup builds on exactly what was checked at the question. */
   readonly #readers = new Map<string, Qcow2Chain>();
-  /** Why devices are read in full although their bitmap could be believed. */
+  /** Why devices are read in full although their bitmap can be trusted. */
   readonly #due = new Map<string, { readonly readAll: string }>();
   /** Why devices that were asked for are backed up in full. */
   #reasons: ReadonlyMap<string, string> = new Map();

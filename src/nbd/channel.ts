@@ -7,7 +7,7 @@ import { connect, type NetConnectOpts, type Socket } from "node:net";
 import { errnoOf, messageOf } from "../core/index.ts";
 import { describeAddress, type NbdAddress } from "./address.ts";
 import { NbdConnectionError } from "./errors.ts";
-import type { Receiver, Send } from "./receiver.ts";
+import { nextBuffer, type Receiver, type Send } from "./receiver.ts";
 
 /** How long a farewell may take before the socket is closed forcibly. */
 const CLOSE_TIMEOUT_MS = 2_000;
@@ -118,10 +118,7 @@ export class NbdChannel {
   /** Lets the receiver use what it has, and gets the next buffer to fill from it. */
   #advance(): void {
     this.#filledBytes = 0;
-    do {
-      const step = this.#receiver.next();
-      this.#wanted = step.done === true ? undefined : step.value;
-    } while (this.#wanted?.length === 0);
+    this.#wanted = nextBuffer(this.#receiver);
   }
 
   #lost(error: Error): NbdConnectionError {

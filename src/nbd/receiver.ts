@@ -5,6 +5,15 @@
 /** Yields buffers to be filled completely; a zero-length one counts as full at once. */
 export type Receiver<T> = Generator<Buffer, T, undefined>;
 
+/** Lets a receiver use the buffer it has, and returns the next one to fill; undefined once it has ended. */
+export function nextBuffer(receiver: Receiver<void>): Buffer | undefined {
+  for (;;) {
+    const step = receiver.next();
+    if (step.done === true) return undefined;
+    if (step.value.length > 0) return step.value;
+  }
+}
+
 /** Queues bytes for the server. */
 export type Send = (bytes: Buffer) => void;
 

@@ -6,7 +6,7 @@ import { setMaxListeners } from "node:events";
 import type { Socket } from "node:net";
 import { CancelledError, messageOf } from "../core/index.ts";
 import { CommandType, ErrorValue } from "./constants.ts";
-import type { Receiver } from "./receiver.ts";
+import { nextBuffer, type Receiver } from "./receiver.ts";
 import type { BufferShare, ServerBuffers } from "./server-buffers.ts";
 import { ExportFailure, type NbdExport } from "./server-export.ts";
 import { type ChosenExport, serveHandshake } from "./server-options.ts";
@@ -111,10 +111,7 @@ export class ServerConnection {
   /** Lets the receiver use what it has, and gets the next buffer to fill from it. */
   #advance(): void {
     this.#filledBytes = 0;
-    do {
-      const step = this.#receiver.next();
-      this.#wanted = step.done === true ? undefined : step.value;
-    } while (this.#wanted?.length === 0);
+    this.#wanted = nextBuffer(this.#receiver);
     if (this.#wanted === undefined) this.#endIfDone();
   }
 

@@ -10,7 +10,7 @@ class SourceReadError extends HostError {
 
 /**
  * When QEMU cannot keep a block's old content, it breaks the backup's snapshot, not the guest: every read from then on
- * fails with EACCES. NBD has no number for that, so it arrives as EINVAL. Other causes of EINVAL are ruled out: no
+ * fails with EACCES. NBD defines no such error, so the client sees EINVAL. Other causes of EINVAL are ruled out: no
  * request is outside the disk, unaligned to its block size, or outside the dirty ranges.
  * Source: QEMU block/copy-before-write.c, on-cbw-error; nbd/server.c, system_errno_to_nbd_errno().
  */

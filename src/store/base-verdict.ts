@@ -82,7 +82,7 @@ function checkNewest(entries: readonly CatalogEntry[], record: WitnessRecord, st
 
 /** Compares names with the list at the last commit; no clock is involved. */
 export function checkForeign(entries: readonly CatalogEntry[], record: WitnessRecord | undefined): void {
-  if (record === undefined) return; // nothing is believed anyway
+  if (record === undefined) return; // no bitmap is trusted anyway
   for (const entry of entries) {
     if (entry.kind === "complete" || record.foreign.includes(entry.name.folderName)) continue;
     if (entry.kind === "damaged") {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
-// What a backup builds on: the newest point of a guest, if it is sound. QEMU's bitmaps are believed only if both
+// What a backup builds on: the newest point of a guest, if it is sound. QEMU's bitmaps are trusted only if both
 // witnesses, the one outside the store and the store's own, agree with the store. Any doubt makes the backup read
 // everything and compare it with the digests of that point, or store all of it where there are none.
 import { CleanupStack, formatBytes, HostError } from "../core/index.ts";

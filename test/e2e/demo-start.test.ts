@@ -45,7 +45,7 @@ describe("the demo", () => {
       [missing, "no such file or directory (ENOENT)"],
       [file, "a part of the path is not a directory (ENOTDIR)"],
     ] as const) {
-      const text = `The demo failed: Cannot make a folder in "${parent}": ${state}; set TMPDIR to another folder`;
+      const text = `The demo failed: Cannot create a directory in "${parent}": ${state}; set TMPDIR to another directory`;
       expect(await start(parent)).toEqual({ exitCode: 1, text });
     }
     await rm(file);
@@ -56,7 +56,7 @@ describe("the demo", () => {
     await mkdir(small);
     execFileSync("mount", ["-t", "tmpfs", "-o", "size=8m", "tmpfs", small]);
     try {
-      const text = `The demo failed: "${small}" has 8.0 MiB free, 2.0 GiB are needed; set TMPDIR to another folder`;
+      const text = `The demo failed: "${small}" has 8.0 MiB free, 2.0 GiB are needed; set TMPDIR to another directory`;
       expect(await start(small)).toEqual({ exitCode: 1, text });
       expect(readdirSync(small)).toEqual([]);
     } finally {

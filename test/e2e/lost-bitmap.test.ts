@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: AGPL-3.0-or-later
 // Where QEMU's bitmap tells nothing, all of the disk is read, and what differs from the newest backup is stored. No
-// record is believed for that: content is compared.
+// record is trusted for that: content is compared.
 import { readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it } from "vitest";

@@ -131,7 +131,7 @@ describe("digests of the base that tell nothing", () => {
     ["were never made", forget, undefined],
   ];
 
-  it.each(spoils)("that %s are not believed: all of the granule is stored", async (_why, spoil, said) => {
+  it.each(spoils)("that %s are not trusted: all of the granule is stored", async (_why, spoil, said) => {
     await using node = await TestNode.create({ "dir-compression": "none" });
     await using guest = await startGuest(node);
     await mustBackUp(node, guest, { epoch: 900 });
